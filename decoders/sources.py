@@ -1,0 +1,85 @@
+"""Where a decoder's files are: a local folder or a Hub repository. Knows files and JSON; does not know models."""
+
+import json
+from pathlib import Path
+
+
+def local_folder(source: str) -> Path | None:
+    """The folder that `source` names, or None where it can only be a Hub repository."""
+    folder = Path(source).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def read_json(source: str, filename: str, revision: str | None = None) -> dict:
+    """Read one JSON file of a decoder; of a Hub repository this one file is downloaded, never the weights.
+
+    Raises:
+        OSError: the source or the file does not exist, or the file is not a JSON object.
+    """
+    folder = local_folder(source)
+    path = folder / filename if folder else _download(source, filename, revision)
+    if not path.is_file():
+        raise OSError(
+            f"The decoder folder {folder} has no {filename}. "
+            "Copy the whole folder that `save_pretrained` or `hf download` made."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError(f"{path} is not valid JSON ({error}). Restore it from where it came.") from error
+    if not isinstance(content, dict):
+        raise OSError(f"{path} holds a {type(content).__name__}, expected a JSON object. Restore it from where it came.")
+    return content
+
+
+def _download(source: str, filename: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(source, filename, revision=revision))
+    except (OSError, EntryNotFoundError, HFValidationError) as error:
+        raise OSError(unreachable(source, revision, filename, error)) from error
+
+
+def unreachable(source: str, revision: str | None, wanted: str, error: Exception) -> str:
+    """What to tell a user whose `source` is no folder and could not be had from the Hub either."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    at = f" at revision {revision}" if revision else ""
+    return (
+        f"No {wanted} for the decoder '{source}'{at}: no such folder, and the Hub did not give it ({reason}). "
+        f"Correct the path, or run `hf download {source}` where there is a network."
+    )
+
+
+def check_components(folder: Path, index: dict, unused: set[str]) -> None:
+    """Check that every part that `model_index.json` lists is in `folder`, its weights as safetensors.
+
+    Args:
+        index: the content of `model_index.json`: part name → [library, class name].
+        unused: parts that will not be loaded and may be absent.
+
+    Raises:
+        OSError: names the first part that is missing or not loadable, and what to do.
+    """
+    for name, entry in index.items():
+        if name in unused or not isinstance(entry, list) or entry[-1] is None:
+            continue
+        part = folder / name
+        if not any(part.glob("*.json")):
+            raise OSError(
+                f"The decoder folder {folder} lacks its part '{name}' ({entry[-1]}): expected {part} with its "
+                "configuration. Copy the whole folder that `save_pretrained` or `hf download` made."
+            )
+        # Of the parts, only models have a plain config.json; schedulers and tokenizers keep other names.
+        if not (part / "config.json").is_file() or any(part.glob("*.safetensors")):
+            continue
+        if any(part.glob("*.bin")):
+            raise OSError(
+                f"{part} has its weights as .bin only, a pickle, which is never executed here. Expected .safetensors: "
+                "use a revision that has them, or convert the folder once with diffusers' `save_pretrained`."
+            )
+        raise OSError(
+            f"{part} has a configuration but no weights. Expected .safetensors files beside its config.json: "
+            "put them there, or name the complete repository or folder as the source."
+        )

@@ -1,0 +1,43 @@
+"""Clips by Zeroscope and its like. Knows how diffusers' pipeline is called; all else is in base.py."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from nextgpt.decoders.base import Decoder, encode_images
+from nextgpt.decoders.media import Video
+
+
+class TextToVideoDecoder(Decoder):
+    """Conditioning: the CLIP text encoder's last hidden state, 77 × 1024 for Zeroscope.
+
+    The pipeline hands the scheduler all frames of a batch as one, with one generator for each item: only schedulers
+    that draw no noise of their own (DDIM, DPM-Solver++, ...) serve batches.
+    """
+
+    kind = "text-to-video"
+    modality = "video"
+    pipeline_class = "TextToVideoSDPipeline"
+    # The size of Zeroscope v2 576w; steps, guidance and 8 frames per second as diffusers' pipeline has them.
+    defaults = {
+        "num_inference_steps": 50,
+        "guidance_scale": 9.0,
+        "height": 320,
+        "width": 576,
+        "num_frames": 24,
+        "fps": 8,
+    }
+
+    def _run(self, pipeline, after_step: Callable[[int, torch.Tensor], None], options: dict, arguments: dict) -> list[Video]:
+        fps = options.pop("fps")
+        clips = pipeline(**arguments, **options, callback=lambda index, _, latents: after_step(index, latents)).frames
+        return [Video(np.rint(clip * 255).astype(np.uint8), fps) for clip in clips]  # clips: [N, T, H, W, 3] in [0, 1]
+
+    def _encode_media(self, pipeline, media: Sequence[Video], options: dict) -> torch.Tensor:
+        lengths = {len(video.frames) for video in media}
+        if len(lengths) > 1:
+            raise ValueError(f"Clips of {sorted(lengths)} frames do not fit in one batch: give each the same number.")
+        latents = [encode_images(pipeline, [Image.fromarray(frame) for frame in video.frames], options) for video in media]
+        return torch.stack(latents).transpose(1, 2)  # [N, T, channels, h, w] -> [N, channels, T, h, w]

@@ -1,0 +1,1 @@
+"""The chat in the browser. It talks to the pipeline only."""

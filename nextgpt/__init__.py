@@ -1,0 +1,33 @@
+"""NExT-GPT: any mix of text, images, audio and video in, any mix out."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+# In a plain clone the sub-packages stand beside this folder; installed, setuptools has mapped them inside it.
+_parent = Path(__file__).resolve().parent.parent
+if (_parent / "encoders" / "__init__.py").is_file() and str(_parent) not in __path__:
+    __path__.append(str(_parent))
+
+# Imported on first use, so that `nextgpt --help` need not wait for torch.
+_PUBLIC = {
+    "NextGPTConfig": "nextgpt.configuration_nextgpt",
+    "NextGPTModel": "nextgpt.modeling_nextgpt",
+    "NextGPTPipeline": "nextgpt.pipeline",
+    "NextGPTProcessor": "nextgpt.processing_nextgpt",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

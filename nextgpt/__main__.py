@@ -1,0 +1,267 @@
+"""The command line: what the options are called and how results are printed. The work is done elsewhere.
+
+It is the one door that reaches up to `demo`. Every command imports what it needs itself, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nextgpt import __version__
+from nextgpt.errors import NextGPTError, UserInputError
+
+DEFAULT_OUT = "nextgpt-out"
+INPUT_MODALITIES = ("image", "audio", "video")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 0, 2 for what the user can mend, 1 for a defect, 130 for Ctrl-C."""
+    options = build_parser().parse_args(arguments, argparse.Namespace(debug=False))
+    try:
+        return options.command(options) or 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `nextgpt … | head` has read enough
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        if options.debug:
+            raise
+        if isinstance(error, NextGPTError):
+            print(f"nextgpt: error: {error}", file=sys.stderr)
+            return 2
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        print(f"nextgpt: unexpected {type(error).__name__}: {reason} (run with --debug)", file=sys.stderr)
+        return 1
+
+
+# ---------------------------------------------------------------------- options
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    debug = argparse.ArgumentParser(add_help=False)  # taken before and after the command; hence no default of its own
+    debug.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+    parser = argparse.ArgumentParser(
+        prog="nextgpt", description="Any mix of text, images, audio and video in, any mix out.", parents=[debug]
+    )
+    parser.add_argument("--version", action="version", version=f"nextgpt {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_add_chat, _add_generate, _add_demo, _add_params, _add_info):
+        add(commands, debug)
+    return parser
+
+
+def _add_command(commands, name: str, function, summary: str, debug, **details) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary, parents=[debug], **details)
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="nano", help="preset, folder or Hub repository (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="e.g. cpu, mps (default: an accelerator if there is one)")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: by the device)")
+
+
+def _add_answer_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, help="of the first piece of media; the next takes one more (default: random)")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="length of an answer (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="diffusion steps of each piece of media (default: the decoder's own)")
+    parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance (default: the decoder's own)")
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path(DEFAULT_OUT), help="folder for the media (default: ./%(default)s)"
+    )
+
+
+def _add_chat(commands, debug) -> None:
+    parser = _add_command(commands, "chat", chat, "talk to the assistant in the terminal", debug)
+    _add_model_options(parser)
+    _add_answer_options(parser)
+
+
+def _add_generate(commands, debug) -> None:
+    parser = _add_command(commands, "generate", generate, "one request, one answer", debug)
+    parser.add_argument("prompt", help='what to ask, e.g. "draw a red car"')
+    for modality in INPUT_MODALITIES:
+        parser.add_argument(
+            f"--{modality}", action="append", default=[], metavar="FILE", help=f"{modality} to attach; repeatable"
+        )
+    _add_model_options(parser)
+    _add_answer_options(parser)
+    parser.add_argument(
+        "--require",
+        action="append",
+        default=[],
+        metavar="KIND=N",
+        help="the answer must hold exactly N of KIND; repeatable",
+    )
+    parser.add_argument("--only", metavar="KINDS", help="kinds the answer may hold, e.g. text,image")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: text, files, seeds, timings")
+
+
+def _add_demo(commands, debug) -> None:
+    parser = _add_command(commands, "demo", demo, "open the chat in the browser", debug)
+    _add_model_options(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--share", action="store_true", help="make a public link through Gradio's servers")
+
+
+def _add_params(commands, debug) -> None:
+    parser = _add_command(commands, "params", params, "count a model's parameters, part by part", debug)
+    parser.add_argument("model", nargs="?", default="7b", help="preset, folder or Hub repository (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_info(commands, debug) -> None:
+    parser = _add_command(commands, "info", info, "show versions, devices and what a model is made of", debug)
+    parser.add_argument("model", nargs="?", default="nano", help="preset, folder or Hub repository (default: %(default)s)")
+
+
+# ---------------------------------------------------------------------- commands
+
+
+def chat(options: argparse.Namespace) -> None:
+    """A conversation in the terminal, or of the lines of standard input."""
+    from nextgpt.terminal import Chat, check_folder
+
+    check_folder(options.out)
+    Chat(_load_pipeline(options), options.out, _answer_options(options)).run()
+
+
+def generate(options: argparse.Namespace) -> None:
+    """One answer: its text and the paths of its media, as they come, or one JSON object at the end."""
+    from nextgpt.terminal import AnswerPrinter, check_folder
+
+    answer_options = _answer_options(options) | _contract(options)
+    message = {"role": "user", "content": _content(options)}
+    check_folder(options.out)
+    pipeline = _load_pipeline(options)
+    printer = AnswerPrinter(options.out, quiet=options.json)
+    reply = printer.print(pipeline.stream([message], **answer_options))
+    if options.json:
+        record = {
+            "text": reply.text,
+            "files": [str(path) for path in printer.files],
+            "seeds": [part["seed"] for part in reply.message["content"] if part["type"] != "text"],
+            "finished": reply.finished,
+            "timings": vars(reply.timings),
+        }
+        print(json.dumps(record, indent=2, ensure_ascii=False))
+
+
+def demo(options: argparse.Namespace) -> None:
+    """Serves the page until Ctrl-C."""
+    from nextgpt.demo.app import launch
+
+    launch(
+        _load_pipeline(options),
+        host=options.host,
+        port=options.port,
+        share=options.share,
+        on_ready=lambda address: print(f"NExT-GPT is ready at {address} (Ctrl-C stops it)", flush=True),
+    )
+
+
+def params(options: argparse.Namespace) -> None:
+    """The table of a model's parts."""
+    from nextgpt.params import count_parameters
+
+    table = count_parameters(options.model)
+    if options.json:
+        print(json.dumps(table.to_dict(), indent=2, ensure_ascii=False))
+        return
+    rows = [("part", "model", "parameters", "trained", "licence of the weights")]
+    for part in table.parts:
+        trained = "yes" if part.trained else "no"
+        rows.append((part.name, part.description, f"{part.parameters:,}", trained, part.license or "–"))
+        if len(part.breakdown) > 1:
+            rows += [(f"  {name}", "", f"{size:,}", "", "") for name, size in part.breakdown.items()]
+    print(_aligned(rows, right=2))
+    print(f"\ntrained {table.trained:,} of {table.total:,} parameters: {table.trained_share:.2%}")
+    restricted = [f"{part.name} ({part.license})" for part in table.parts if part.is_non_commercial]
+    if restricted:
+        print("\nThe licences of these weights forbid commercial use: " + ", ".join(restricted) + ".")
+        print("NExT-GPT's code is Apache-2.0; a commercial user must put other weights in their place.")
+
+
+def info(options: argparse.Namespace) -> None:
+    """Versions, devices, and the parts of a model; no weights are loaded."""
+    from nextgpt.info import describe_environment, describe_model
+
+    environment, model = describe_environment(), describe_model(options.model)
+    print(_aligned(environment), _aligned(model), sep="\n\n")
+
+
+# ---------------------------------------------------------------------- options → arguments
+
+
+def _load_pipeline(options: argparse.Namespace):
+    if not options.debug:
+        _quiet_libraries()
+    from nextgpt.pipeline import NextGPTPipeline
+
+    return NextGPTPipeline.from_pretrained(options.model, device=options.device, dtype=options.dtype)
+
+
+def _quiet_libraries() -> None:
+    """What libraries say to programmers is not for users; their progress bars are for terminals."""
+    import warnings
+
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    warnings.simplefilter("ignore", FutureWarning)
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        if not sys.stderr.isatty():
+            library.utils.logging.disable_progress_bar()
+
+
+def _answer_options(options: argparse.Namespace) -> dict:
+    media = {"num_inference_steps": options.steps, "guidance_scale": options.guidance_scale}
+    return {
+        "seed": options.seed,
+        "max_new_tokens": options.max_new_tokens,
+        **{modality: dict(media) for modality in INPUT_MODALITIES},
+    }
+
+
+def _contract(options: argparse.Namespace) -> dict:
+    """`--only` and `--require` as the pipeline takes them."""
+    require = {}
+    for given in options.require:
+        kind, separator, number = given.partition("=")
+        if not separator or not number.isdecimal():
+            raise UserInputError(f"--require {given}: expected KIND=N, e.g. --require image=1")
+        require[kind] = int(number)
+    only = [kind.strip() for kind in options.only.split(",")] if options.only else None
+    return {"output_modalities": only, "require": require or None}
+
+
+def _content(options: argparse.Namespace) -> list[dict]:
+    """Attached media first, in the order of their kinds, then the words."""
+    media = [{"type": modality, "path": path} for modality in INPUT_MODALITIES for path in getattr(options, modality)]
+    return [*media, {"type": "text", "text": options.prompt}]
+
+
+def _aligned(rows: Sequence[Sequence[str]], right: int | None = None) -> str:
+    """Rows as columns of even width; column `right` is flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if i == right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""The configuration of a NExT-GPT model: which frozen parts it joins and how large the trained bridges are.
+
+It names the frozen parts; their own configurations are read from them (never written twice).
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from nextgpt import decoders as decoder_room
+from nextgpt import encoders as encoder_room
+from nextgpt.encoders.loading import ENCODERS
+from nextgpt.errors import ModelLoadError
+from nextgpt.parts import FrozenPart, first_line, resolve_model
+from nextgpt.signals import MODALITIES
+
+LORA_DEFAULTS = {"r": 32, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+PROJECTION_DEFAULTS = {"hidden_size": 512, "num_layers": 4, "num_heads": 4}
+SIGNAL_DEFAULTS = {"image": 4, "audio": 8, "video": 24}
+LOSS_DEFAULTS = {"text": 1.0, "conditioning": 1.0, "denoising": 1.0}
+
+
+class NextGPTConfig(PreTrainedConfig):
+    """Configuration of [`NextGPTModel`].
+
+    Args:
+        language_model, encoder: the frozen LLM and media encoder, as [`FrozenPart`] fields.
+        decoders: output modality → its frozen diffusion decoder, as [`FrozenPart`] fields with a `kind`.
+        signal_tokens: output modality → signal tokens a run has; by default 4 image, 8 audio, 24 video tokens for the
+            modalities that have a decoder.
+        input_modalities: what may stand in a prompt; by default what the encoder takes.
+        output_projection: size of the output projections' transformer.
+        lora: fields of peft's `LoraConfig`, or `False` for none.
+        loss_weights: weight of each part of the training loss.
+        token_offset: id of the first added token; by default the LLM's vocabulary size.
+        text_config, encoder_config: given in place of `language_model` and `encoder` to build randomly initialised
+            parts; otherwise read from the parts.
+    """
+
+    model_type = "nextgpt"
+    has_no_defaults_at_init = True
+
+    def __init__(
+        self,
+        language_model: dict | None = None,
+        encoder: dict | None = None,
+        decoders: dict[str, dict] | None = None,
+        signal_tokens: dict[str, int] | None = None,
+        input_modalities: list[str] | None = None,
+        output_projection: dict | None = None,
+        lora: dict | bool | None = None,
+        loss_weights: dict | None = None,
+        token_offset: int | None = None,
+        text_config: PreTrainedConfig | dict | None = None,
+        encoder_config: PreTrainedConfig | dict | None = None,
+        **kwargs,
+    ):
+        self.language_model = language_model
+        self.encoder = encoder
+        self.decoders = decoders or {}
+        unknown = set(self.decoders) - set(MODALITIES)
+        if unknown:
+            raise ValueError(f"decoders for {sorted(unknown)}: the output modalities are {', '.join(MODALITIES)}")
+        self.signal_tokens = signal_tokens or {m: SIGNAL_DEFAULTS[m] for m in MODALITIES if m in self.decoders}
+        self.output_projection = PROJECTION_DEFAULTS | (output_projection or {})
+        self.lora = False if lora is False else LORA_DEFAULTS | (lora or {})
+        self.loss_weights = LOSS_DEFAULTS | (loss_weights or {})
+        self._name_or_path = str(kwargs.get("name_or_path", ""))  # relative paths are read from here on
+        self._input_modalities = input_modalities
+        self._token_offset = token_offset
+        self._text_config = AutoConfig.for_model(**text_config) if isinstance(text_config, dict) else text_config
+        self._encoder_config = (
+            encoder_config_from_dict(encoder_config) if isinstance(encoder_config, dict) else encoder_config
+        )
+        super().__init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> tuple[dict, dict]:
+        """Reads `config.json` of a preset (`"nano"`, `"7b"`), a folder or a Hub repository."""
+        location = resolve_model(pretrained_model_name_or_path)
+        try:
+            values, kwargs = super().get_config_dict(location, **kwargs)
+        except OSError as error:
+            raise ModelLoadError(f"{location}/config.json cannot be read: {first_line(error)}") from error
+        if values.get("model_type") != cls.model_type:
+            raise ModelLoadError(
+                f"{location} describes a {values.get('model_type', 'model without config.json')!r}, "
+                f"expected {cls.model_type!r}: name a saved NExT-GPT"
+            )
+        return values | {"name_or_path": location}, kwargs  # relative paths start from there
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Writes `config.json`; relative paths of frozen parts are rewritten to start from the new folder."""
+        moved = copy.deepcopy(self)
+        if self.base_folder is not None:
+            for spec in moved._part_specs():
+                for key in ("source", "config"):
+                    if spec.get(key, "").startswith("."):
+                        target = (self.base_folder / spec[key]).resolve()
+                        moved_path = os.path.relpath(target, Path(save_directory).resolve())
+                        spec[key] = moved_path if moved_path.startswith(".") else f"./{moved_path}"
+        super(NextGPTConfig, moved).save_pretrained(save_directory, **kwargs)
+
+    def to_dict(self) -> dict:
+        output = super().to_dict()
+        for name in ("text_config", "encoder_config", "input_modalities", "token_offset"):
+            output.pop(f"_{name}", None)
+        for name in ("input_modalities", "token_offset"):
+            if getattr(self, f"_{name}") is not None:
+                output[name] = getattr(self, f"_{name}")
+        if self.language_model is None and self._text_config is not None:
+            output["text_config"] = self._text_config.to_dict()
+        if self.encoder is None and self._encoder_config is not None:
+            output["encoder_config"] = self._encoder_config.to_dict()
+        return output
+
+    @property
+    def base_folder(self) -> Path | None:
+        """The folder that relative paths start from."""
+        return Path(self._name_or_path) if self._name_or_path and Path(self._name_or_path).is_dir() else None
+
+    def _part_specs(self) -> list[dict]:
+        return [spec for spec in (self.language_model, self.encoder, *self.decoders.values()) if spec]
+
+    def part(self, name: str) -> FrozenPart:
+        """A frozen part by name: `language_model`, `encoder`, or an output modality for its decoder.
+
+        Raises:
+            ValueError: the configuration names no such part.
+        """
+        spec = self.decoders.get(name) if name in MODALITIES else getattr(self, name)
+        if not spec:
+            raise ValueError(f"the configuration names no {name}: give it as {{'source': folder or repository}}")
+        return FrozenPart.from_dict(name, spec)
+
+    def parts(self) -> dict[str, FrozenPart]:
+        """All frozen parts that the configuration names."""
+        named = {"language_model": self.language_model, "encoder": self.encoder, **self.decoders}
+        return {name: FrozenPart.from_dict(name, spec) for name, spec in named.items() if spec}
+
+    def location(self, name: str) -> str:
+        """Where the weights of a frozen part are: a folder or a Hub repository."""
+        return self.part(name).location(self.base_folder)
+
+    @property
+    def text_config(self) -> PreTrainedConfig:
+        """The LLM's own configuration."""
+        if self._text_config is None:
+            part = self.part("language_model")
+            self._text_config = AutoConfig.from_pretrained(part.config_location(self.base_folder), revision=part.revision)
+        return self._text_config
+
+    @property
+    def encoder_config(self) -> PreTrainedConfig:
+        """The encoder's own configuration."""
+        if self._encoder_config is None:
+            part = self.part("encoder")
+            self._encoder_config = encoder_room.encoder_config(part.config_location(self.base_folder), part.revision)
+        return self._encoder_config
+
+    @property
+    def conditioning_shapes(self) -> dict[str, tuple[int, int]]:
+        """Output modality → (queries, width), read off the decoders' configuration files."""
+        shapes = {}
+        for modality in self.signal_tokens:
+            part = self.part(modality)
+            shapes[modality] = decoder_room.conditioning_shape(
+                part.kind, part.config_location(self.base_folder), part.revision
+            )
+        return shapes
+
+    @property
+    def input_modalities(self) -> list[str]:
+        if self._input_modalities is None:
+            self._input_modalities = [m for m in MODALITIES if m in self.encoder_config.modalities]
+        return self._input_modalities
+
+    @property
+    def token_offset(self) -> int:
+        return self._token_offset if self._token_offset is not None else self.text_config.vocab_size
+
+    @property
+    def vocab_size(self) -> int:
+        """The LLM's vocabulary and the added tokens."""
+        added = sum(self.signal_tokens.values()) + len(self.input_modalities)
+        return max(self.text_config.vocab_size, self.token_offset + added)
+
+
+def encoder_config_from_dict(values: dict) -> PreTrainedConfig:
+    """The encoder configuration that `to_dict` wrote."""
+    return ENCODERS[values["model_type"]].config_class.from_dict(values)
+
+
+AutoConfig.register(NextGPTConfig.model_type, NextGPTConfig, exist_ok=True)

@@ -1,0 +1,19 @@
+"""Errors meant for a person: one line that names the thing, what was found, what was expected and what to do."""
+
+from __future__ import annotations
+
+
+class NextGPTError(Exception):
+    """Anything a user can mend. The command line prints it without a traceback and exits with code 2."""
+
+
+class UserInputError(NextGPTError, ValueError):
+    """A message, a file or an argument is not what it should be."""
+
+
+class ModelLoadError(NextGPTError, OSError):
+    """A model, a checkpoint or one of its frozen parts is missing or does not fit."""
+
+
+class ContractError(NextGPTError):
+    """The answer could not contain what `require` or `output_modalities` asked for."""

@@ -1,0 +1,335 @@
+"""Interleaved generation: `GenerationMixin.generate` strung together around forced runs of signal tokens.
+
+It knows token ids, caches and signal states. It does not sample (that is transformers'), and it does not know what the
+signal states become.
+
+Each segment ends where a row emits a run's first signal token. The rest of the run is appended, the whole run is fed in
+one forward pass by the next segment with the same cache, and generation goes on: a broken run cannot occur, and a run of
+24 tokens costs one step.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from nextgpt.errors import ContractError
+
+
+@dataclass
+class SignalRun:
+    """One run of signal tokens in an answer.
+
+    Args:
+        row: of the batch.
+        modality: what it becomes.
+        position: index of its first token in the row's answer.
+        hidden_states, token_embeddings: `[signal_tokens, hidden]`, last layer and input.
+    """
+
+    row: int
+    modality: str
+    position: int
+    hidden_states: Tensor | None = None
+    token_embeddings: Tensor | None = None
+
+
+@dataclass
+class InterleavedOutput:
+    """What `generate_interleaved` returns.
+
+    Args:
+        sequences: per row, the generated ids without the prompt, end-of-sequence token included.
+        runs: all signal runs, in the order they were completed.
+        finished: per row, whether the answer ended by itself (not by a limit or a cancel).
+        past_key_values: cache of the prompt and the answer; for a single row only.
+    """
+
+    sequences: list[list[int]]
+    runs: list[SignalRun] = field(default_factory=list)
+    finished: list[bool] = field(default_factory=list)
+    past_key_values: object | None = None
+
+
+@dataclass
+class _Row:
+    """One answer under way."""
+
+    index: int
+    budget: int
+    allowed: frozenset[str]
+    required: Counter
+    exact: bool
+    tokens: list[int] = field(default_factory=list)
+    finished: bool = False
+    open_run: SignalRun | None = None
+
+    def may_start(self, modality: str) -> bool:
+        if modality not in self.allowed:
+            return False
+        return self.required[modality] > 0 if self.exact else True
+
+
+class InterleavedGenerationMixin:
+    """Gives a model with signal tokens `generate_interleaved`; expects `vocabulary`, `config` and `GenerationMixin`."""
+
+    @torch.no_grad()
+    def generate_interleaved(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        max_new_tokens: int = 256,
+        output_modalities: Sequence[str] | None = None,
+        require: dict[str, int] | None = None,
+        media_features: Tensor | None = None,
+        past_key_values=None,
+        on_run: Callable[[SignalRun], None] | None = None,
+        streamer: BaseStreamer | None = None,
+        cancel: threading.Event | None = None,
+        **generate_kwargs,
+    ) -> InterleavedOutput:
+        """Generates answers in which any number of media stand anywhere.
+
+        Args:
+            input_ids, attention_mask: `[batch, length]`, left-padded.
+            max_new_tokens: per row; a run that has begun is completed all the same.
+            output_modalities: media kinds an answer may contain; all by default.
+            require: modality → how many an answer must contain, exactly; no other kind is given then.
+            media_features: `[media, embed_dim]` in row-major order of the placeholders.
+            past_key_values: cache of a prefix of `input_ids` (single row).
+            on_run: called as soon as a run's states are known, before any token after it.
+            streamer: gets the new tokens, as they come (single row).
+            cancel: set it to stop within one token.
+            generate_kwargs: `<modality>_values`, and anything else for transformers' `generate`.
+
+        Raises:
+            ContractError: `require` asks for a kind this model cannot give or for more than the token budget holds,
+                or an answer ended without it.
+        """
+        values = {name: generate_kwargs.pop(name, None) for name in ("image_values", "audio_values", "video_values")}
+        if media_features is None:
+            media_features = self.encode_media(input_ids, **values)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        rows = self._start_rows(len(input_ids), max_new_tokens, output_modalities, require)
+        output = InterleavedOutput(sequences=[row.tokens for row in rows])
+        relay = _SegmentStreamer(streamer) if streamer is not None else None
+        active, cache = rows, past_key_values
+        while active:
+            recorder = _Recorder(active, self.vocabulary.runs, output.runs, on_run)
+            result = self.generate(
+                input_ids=input_ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                media_features=media_features,
+                signal_recorder=recorder if recorder.is_needed else None,
+                max_new_tokens=max(max(row.budget, 1) for row in active),
+                logits_processor=LogitsProcessorList([_SignalGate(self, active, input_ids.shape[1])]),
+                stopping_criteria=StoppingCriteriaList([_SegmentEnd(self, active, input_ids.shape[1], cancel)]),
+                streamer=relay if active[0].budget > 0 else None,
+                return_dict_in_generate=True,
+                **generate_kwargs,
+            )
+            cache, media_features = result.past_key_values, None
+            for row, new in zip(active, result.sequences[:, input_ids.shape[1] :].tolist(), strict=True):
+                self._advance(row, new, cancel)
+            input_ids, mask, kept = self._append_runs(active, result.sequences, mask)
+            if len(kept) < len(active) and kept:
+                cache.batch_select_indices(torch.tensor(kept, device=input_ids.device))
+            active = [active[i] for i in kept]
+            if relay is not None and active:  # the first token of the run has been streamed already
+                relay.put_run(self.vocabulary.runs[active[0].open_run.modality][1:])
+        if relay is not None:
+            relay.finish()
+        output.finished = [row.finished for row in rows]
+        output.past_key_values = cache if len(rows) == 1 else None
+        self._check_contract(rows, cancel)
+        return output
+
+    def prepare_inputs_for_generation(
+        self, input_ids, media_features=None, signal_recorder=None, is_first_iteration=False, **kwargs
+    ):
+        """Media features and the recorder belong to the first pass of a segment; a cached prefix needs no features."""
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        if not is_first_iteration:
+            return inputs
+        inputs["signal_recorder"] = signal_recorder
+        if media_features is not None:
+            placeholders = self.placeholder_mask(input_ids)
+            order = placeholders.flatten().cumsum(0).view_as(placeholders) - 1
+            fed = inputs["input_ids"].shape[1]
+            inputs["media_features"] = media_features[order[:, -fed:][placeholders[:, -fed:]]]
+        return inputs
+
+    def _start_rows(self, count, max_new_tokens, output_modalities, require) -> list[_Row]:
+        possible = set(self.vocabulary.runs)
+        wanted = set(require or {}) | (set(output_modalities or ()) - {"text"})
+        if wanted - possible:
+            raise ContractError(
+                f"this model cannot give {', '.join(sorted(wanted - possible))}; it gives text"
+                + "".join(f", {modality}" for modality in sorted(possible))
+            )
+        allowed = possible if output_modalities is None else possible & set(output_modalities)
+        if require and set(require) - allowed:
+            raise ContractError(
+                f"require asks for {', '.join(sorted(set(require) - allowed))}, which output_modalities leaves out"
+            )
+        required = Counter({modality: number for modality, number in (require or {}).items() if number})
+        needed = sum(len(self.vocabulary.runs[modality]) * number for modality, number in required.items())
+        if needed > max_new_tokens:
+            raise ContractError(
+                f"{dict(required)} takes {needed} signal tokens, max_new_tokens is {max_new_tokens}: raise it"
+            )
+        return [
+            _Row(i, max_new_tokens, frozenset(allowed), Counter(required), exact=require is not None) for i in range(count)
+        ]
+
+    def _advance(self, row: _Row, new: list[int], cancel) -> None:
+        """Takes a segment's tokens into a row, up to the end of the answer, the budget or a signal."""
+        row.open_run = None
+        stopped = cancel is not None and cancel.is_set()
+        for token in new[: row.budget]:  # a spent budget means that the segment only fed the last run
+            modality = self.vocabulary.starts.get(token)
+            if modality is None:
+                row.tokens.append(token)
+                row.budget -= 1
+            elif not stopped:
+                run = self.vocabulary.runs[modality]
+                row.open_run = SignalRun(row.index, modality, position=len(row.tokens))
+                row.required[modality] -= 1
+                row.tokens += run
+                row.budget = max(row.budget - len(run), 0)
+            row.finished = token in self._eos_ids()
+            if row.finished or modality is not None:
+                return
+
+    def _append_runs(self, active: list[_Row], sequences: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+        """Keeps the rows that stopped at a signal and appends their runs, right-aligned.
+
+        The cache holds all columns but the last. A row that stopped earlier than others went on with padding: those
+        columns, its own first signal token among them, are masked out and the run is fed whole.
+        """
+        kept = [i for i, row in enumerate(active) if row.open_run is not None]
+        if not kept:
+            return sequences, mask, kept
+        prompt, fed = mask.shape[1], sequences.shape[1] - 1
+        runs = [self.vocabulary.runs[active[i].open_run.modality] for i in kept]
+        width = max(len(run) for run in runs)
+        new_ids = sequences.new_zeros(len(kept), width)
+        new_mask = mask.new_zeros(len(kept), fed - prompt + width)
+        for k, (i, run) in enumerate(zip(kept, runs, strict=True)):
+            new_ids[k, width - len(run) :] = torch.tensor(run)
+            new_mask[k, -len(run) :] = 1
+            signal = (sequences[i, prompt:] == run[0]).nonzero()[0]
+            new_mask[k, : int(signal)] = 1
+        ids = torch.cat([sequences[kept, :fed], new_ids], dim=1)
+        return ids, torch.cat([mask[kept], new_mask], dim=1), kept
+
+    def _check_contract(self, rows: list[_Row], cancel) -> None:
+        if cancel is not None and cancel.is_set():
+            return
+        for row in rows:
+            unmet = {modality: number for modality, number in row.required.items() if number > 0}
+            if row.exact and unmet:
+                raise ContractError(f"the answer ended without {unmet}: raise max_new_tokens")
+
+    def _eos_ids(self) -> list[int]:
+        eos = self.generation_config.eos_token_id
+        return eos if isinstance(eos, list) else [] if eos is None else [eos]
+
+
+class _SignalGate(LogitsProcessor):
+    """Lets only first signal tokens through, only of kinds the contract allows, and steers towards those it requires."""
+
+    def __init__(self, model, rows: list[_Row], prompt_length: int):
+        vocabulary = model.vocabulary
+        self.rows, self.prompt_length, self.runs = rows, prompt_length, vocabulary.runs
+        self.signals = slice(vocabulary.offset, vocabulary.offset + vocabulary.num_tokens)
+        self.eos = model._eos_ids()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        gated = scores.clone()
+        gated[:, self.signals] = -torch.inf
+        for i, row in enumerate(self.rows):
+            starts = [run[0] for modality, run in self.runs.items() if row.may_start(modality)]
+            gated[i, starts] = scores[i, starts]
+            required = [self.runs[modality][0] for modality, number in row.required.items() if number > 0]
+            if required:
+                self._steer(gated[i], required, steps_left=row.budget - (input_ids.shape[1] - self.prompt_length), row=row)
+        return gated
+
+    def _steer(self, scores: Tensor, required: list[int], steps_left: int, row: _Row) -> None:
+        """The end of the answer gives its score to the likeliest required signal; the last chance takes everything."""
+        best = required[int(scores[required].argmax())]
+        needed = sum(len(self.runs[modality]) * max(number, 0) for modality, number in row.required.items())
+        if steps_left <= needed:
+            scores.fill_(-torch.inf)
+            scores[best] = 0.0
+        elif self.eos:
+            scores[best] = torch.maximum(scores[best], scores[self.eos].max())
+            scores[self.eos] = -torch.inf
+
+
+class _SegmentEnd(StoppingCriteria):
+    """A row's segment ends at a first signal token, at its budget, or when cancelled."""
+
+    def __init__(self, model, rows: list[_Row], prompt_length: int, cancel: threading.Event | None):
+        self.starts = torch.tensor(sorted(model.vocabulary.starts) or [-1])
+        self.limits = torch.tensor([prompt_length + max(row.budget, 1) for row in rows])
+        self.cancel = cancel
+
+    def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
+        if self.cancel is not None and self.cancel.is_set():
+            return torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        at_signal = torch.isin(input_ids[:, -1], self.starts.to(input_ids.device))
+        return at_signal | (input_ids.shape[1] >= self.limits.to(input_ids.device))
+
+
+class _Recorder:
+    """Takes the states of the runs that a segment's first pass feeds, and hands them on at once."""
+
+    def __init__(self, rows: list[_Row], runs: dict, collected: list[SignalRun], on_run: Callable | None):
+        self.open = [(i, row.open_run) for i, row in enumerate(rows) if row.open_run is not None]
+        self.runs, self.collected, self.on_run = runs, collected, on_run
+
+    @property
+    def is_needed(self) -> bool:
+        return bool(self.open)
+
+    def __call__(self, hidden_states: Tensor, embeddings: Tensor) -> None:
+        for i, run in self.open:
+            size = len(self.runs[run.modality])
+            run.hidden_states = hidden_states[i, -size:].clone()
+            run.token_embeddings = embeddings[i, -size:].clone()
+            self.collected.append(run)
+            if self.on_run is not None:
+                self.on_run(run)
+
+
+class _SegmentStreamer(BaseStreamer):
+    """Makes one stream of several segments: passes new tokens on, without the prompts and the ends between."""
+
+    def __init__(self, streamer: BaseStreamer):
+        self.streamer, self.skip_prompt = streamer, True
+
+    def put(self, value: Tensor) -> None:
+        if self.skip_prompt:
+            self.skip_prompt = False
+        else:
+            self.streamer.put(value)
+
+    def put_run(self, tokens: Sequence[int]) -> None:
+        self.streamer.put(torch.tensor(tokens))
+
+    def end(self) -> None:
+        self.skip_prompt = True
+
+    def finish(self) -> None:
+        self.streamer.end()

@@ -1,0 +1,44 @@
+"""Which device and which precision: one table, explicit."""
+
+from __future__ import annotations
+
+import torch
+
+from nextgpt.errors import UserInputError
+
+# Inference dtype by device type; every other accelerator computes in bf16. CPUs without bf16 units are many, and fp32
+# is right on all of them.
+INFERENCE_DTYPES = {"cpu": torch.float32, "mps": torch.float16}
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """`"auto"` → the accelerator that torch finds (CUDA, MPS, XPU …), else the CPU.
+
+    Raises:
+        UserInputError: torch cannot use the device that was asked for.
+    """
+    if str(device) != "auto":
+        try:
+            device = torch.device(device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserInputError(f"device {str(device)!r} cannot be used here: take auto or cpu") from error
+        return device
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """`"auto"` → the table's entry for the device; a name such as `"bfloat16"` → its dtype.
+
+    Raises:
+        UserInputError: no such dtype.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return INFERENCE_DTYPES.get(device.type, torch.bfloat16)
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise UserInputError(f"dtype {dtype!r} is unknown: use auto, float32, bfloat16 or float16")
+    return found

@@ -1,0 +1,467 @@
+"""The NExT-GPT model: frozen encoder → input projection → LLM (+ LoRA) → signal states → output projections.
+
+It knows tensors only. Messages and files are the processor's, diffusion is the decoders', and the two meet the model in
+the pipeline. Sampling is `GenerationMixin`'s; `nextgpt.generation` only strings its calls together.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import ModelOutput
+
+from nextgpt import encoders as encoder_room
+from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.errors import ModelLoadError, UserInputError
+from nextgpt.generation import InterleavedGenerationMixin
+from nextgpt.parts import FrozenPart, fetch_model, first_line
+from nextgpt.projections import OutputProjection, SignalRows
+from nextgpt.signals import SignalVocabulary
+
+logger = logging.getLogger(__name__)
+
+TRAINED_FILE = "model.safetensors"
+LORA_FOLDER = "lora"
+TRAINED_GROUPS = ("input_projection", "output_projections", "signal_rows", "lora")
+
+
+@dataclass
+class NextGPTOutput(ModelOutput):
+    """Output of [`NextGPTModel`].
+
+    Args:
+        loss: weighted sum of `losses`; present when something to learn from was given.
+        losses: name → unweighted part: `text`, `conditioning/<modality>`, `denoising/<modality>`.
+        logits: `[batch, kept positions, vocab_size]`; absent when `labels` are given (only labelled positions are
+            computed then).
+        past_key_values: the LLM's cache.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    past_key_values: object | None = None
+
+
+class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin):
+    """Any mix of text and media in, text and signal states out (NExT-GPT, https://arxiv.org/abs/2309.05519).
+
+    `NextGPTModel(config)` builds everything with random weights (on the meta device too);
+    `NextGPTModel.from_parts(config)` loads the frozen parts and starts the trained ones afresh;
+    `NextGPTModel.from_pretrained(folder)` loads the trained ones as well.
+    """
+
+    config_class = NextGPTConfig
+    main_input_name = "input_ids"
+    accepts_loss_kwargs = False
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(
+        self,
+        config: NextGPTConfig,
+        language_model: PreTrainedModel | None = None,
+        encoder: nn.Module | None = None,
+    ):
+        super().__init__(config)
+        self.vocabulary = SignalVocabulary.from_config(config)
+        self.encoder = encoder if encoder is not None else encoder_room.encoder_from_config(config.encoder_config)
+        if language_model is None:
+            language_model = AutoModelForCausalLM.from_config(config.text_config)
+        for frozen in (self.encoder, language_model):
+            frozen.requires_grad_(False).eval()
+        self.language_model = _add_lora(language_model, config)
+
+        hidden_size = config.text_config.hidden_size
+        self.input_projection = nn.Linear(self.encoder.embed_dim, hidden_size)
+        self.output_projections = nn.ModuleDict(
+            {
+                modality: OutputProjection(hidden_size, width, queries, **config.output_projection)
+                for modality, (queries, width) in config.conditioning_shapes.items()
+            }
+        )
+        self.signal_rows = SignalRows(self.vocabulary.num_signals, hidden_size)
+        self.generation_config = language_model.generation_config or GenerationConfig()
+        self.decoders: dict[str, object] = {}  # set by training when the denoising loss is wanted; never saved
+        self.post_init()
+
+    def init_weights(self) -> None:
+        """Every part initialises itself, and loaded parts must not be touched again."""
+
+    # ------------------------------------------------------------------ loading and saving
+
+    @classmethod
+    def from_parts(
+        cls,
+        config: NextGPTConfig,
+        *,
+        dtype: torch.dtype | str = torch.float32,
+        device_map: str | dict | None = None,
+        quantization_config: object | None = None,
+        encoder: nn.Module | None = None,
+    ) -> NextGPTModel:
+        """Loads the frozen parts that `config` names and starts the trained parts afresh.
+
+        Args:
+            dtype, device_map, quantization_config: as for `from_pretrained`.
+            encoder: in place of the one that `config` names, e.g. an untrained one where features are cached.
+
+        Raises:
+            ModelLoadError: a frozen part is missing or unreadable; the message names it.
+        """
+        language_model = _load_language_model(config, dtype, device_map, quantization_config)
+        model = cls(config, language_model=language_model, encoder=encoder or _load_encoder(config, dtype))
+        own = language_model.get_input_embeddings()
+        sample = torch.arange(config.text_config.vocab_size, device=own.weight.device)
+        model.signal_rows.initialize_from(own(sample).cpu(), language_model.get_output_embeddings().weight.cpu())
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        config: NextGPTConfig | None = None,
+        dtype: torch.dtype | str = torch.float32,
+        device_map: str | dict | None = None,
+        quantization_config: object | None = None,
+        revision: str | None = None,
+        **unused,
+    ) -> NextGPTModel:
+        """Loads the frozen parts from where the configuration names them, and the trained tensors from this checkpoint.
+
+        Args:
+            pretrained_model_name_or_path: preset name, folder or Hub repository.
+            dtype: of every part, or "auto" for the LLM's own.
+            device_map, quantization_config: handed to the LLM's `from_pretrained` (4-bit and 8-bit loading).
+            revision: of the Hub repository.
+
+        Raises:
+            ModelLoadError: something is missing or its shape does not fit; the message names it.
+        """
+        if unused:
+            logger.debug("arguments of from_pretrained that NextGPTModel does not use: %s", sorted(unused))
+        folder = fetch_model(pretrained_model_name_or_path, revision)
+        config = config or NextGPTConfig.from_pretrained(folder)
+        file = folder / TRAINED_FILE
+        if not file.is_file():
+            raise ModelLoadError(f"{folder} holds no {TRAINED_FILE} with trained weights: train one, or name another")
+        try:
+            model = cls.from_parts(config, dtype=dtype, device_map=device_map, quantization_config=quantization_config)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelLoadError(f"{folder}/config.json does not make a model: {first_line(error)}") from error
+        model.load_trained_state(_load_tensors(file), source=str(file))
+        if config.lora:
+            model.load_lora(folder / LORA_FOLDER)
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        for module in (model.input_projection, model.output_projections, model.signal_rows):
+            module.to(model.get_base_model().dtype)
+        return model.eval()
+
+    def save_pretrained(self, save_directory: str | os.PathLike, state_dict: dict | None = None, **unused) -> None:
+        """Writes what was trained and nothing else: `config.json`, `model.safetensors` and the LoRA folder."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.architectures = [type(self).__name__]
+        self.config.save_pretrained(folder)
+        self.generation_config.save_pretrained(folder)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.trained_state().items()}
+        save_file(tensors, folder / TRAINED_FILE, metadata={"format": "pt"})
+        if self.config.lora:
+            self.language_model.save_pretrained(folder / LORA_FOLDER, save_embedding_layers=False)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The trained tensors that are not LoRA's, by name."""
+        return {
+            f"{group}.{name}": tensor
+            for group in ("input_projection", "output_projections", "signal_rows")
+            for name, tensor in getattr(self, group).state_dict().items()
+        }
+
+    def load_trained_state(self, tensors: dict[str, Tensor], source: str = "checkpoint") -> None:
+        """Copies the trained tensors in; nothing may be missing, left over or of another shape."""
+        own = self.trained_state()
+        problems = [f"{name} is missing" for name in own if name not in tensors]
+        problems += [f"{name} is not part of this model" for name in tensors if name not in own]
+        problems += [
+            f"{name} has shape {list(tensors[name].shape)}, this model needs {list(own[name].shape)}"
+            for name in own
+            if name in tensors and tensors[name].shape != own[name].shape
+        ]
+        if problems:
+            more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+            raise ModelLoadError(
+                f"{source} does not fit the configuration: {'; '.join(problems[:3])}{more}. "
+                "Load it with the configuration it was trained with"
+            )
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+    def load_lora(self, folder: str | os.PathLike) -> None:
+        """Loads a LoRA folder into this model's adapter; every key must fit."""
+        from peft import set_peft_model_state_dict
+
+        file = Path(folder) / "adapter_model.safetensors"
+        if not file.is_file():
+            raise ModelLoadError(f"{folder} holds no adapter_model.safetensors: the LoRA folder is incomplete")
+        try:
+            result = set_peft_model_state_dict(self.language_model, _load_tensors(file))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ModelLoadError(f"{file} does not fit the language model: {reason}") from None
+        missing = [key for key in result.missing_keys if "lora_" in key]
+        if missing or result.unexpected_keys:
+            raise ModelLoadError(
+                f"{file} does not fit the language model: missing {missing[:3]}, unexpected {result.unexpected_keys[:3]}"
+            )
+
+    # ------------------------------------------------------------------ what is trained
+
+    def train_only(self, groups: Iterable[str]) -> None:
+        """Leaves gradients on for these groups alone: `input_projection`, `output_projections`, `signal_rows`, `lora`."""
+        groups = set(groups)
+        if unknown := groups - set(TRAINED_GROUPS):
+            raise ValueError(f"cannot train {sorted(unknown)}: the trained groups are {', '.join(TRAINED_GROUPS)}")
+        self.requires_grad_(False)
+        for name in groups - {"lora"}:
+            getattr(self, name).requires_grad_(True)
+        for name, parameter in self.language_model.named_parameters():
+            parameter.requires_grad_("lora" in groups and "lora_" in name)
+
+    def train(self, mode: bool = True) -> NextGPTModel:
+        """Frozen means frozen: the encoder stays in evaluation mode."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    # ------------------------------------------------------------------ embedding
+
+    def get_base_model(self) -> PreTrainedModel:
+        """The LLM itself, LoRA layers included, without peft's wrapper."""
+        return self.language_model.get_base_model() if self.config.lora else self.language_model
+
+    def get_decoder(self, *args, **kwargs) -> nn.Module:
+        return self.get_base_model().get_decoder()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.get_base_model().get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.get_base_model().get_output_embeddings()
+
+    def placeholder_mask(self, input_ids: Tensor) -> Tensor:
+        """Where media stand in the prompt: `[batch, length]` of bool."""
+        first = self.vocabulary.offset + self.vocabulary.num_signals
+        return (input_ids >= first) & (input_ids < first + len(self.vocabulary.placeholders))
+
+    def signal_mask(self, input_ids: Tensor, modality: str | None = None) -> Tensor:
+        """Where signal tokens (of one modality) stand: `[batch, length]` of bool."""
+        start, stop = self.vocabulary.offset, self.vocabulary.offset + self.vocabulary.num_signals
+        if modality is not None:
+            start, stop = self.vocabulary.runs[modality][0], self.vocabulary.runs[modality][-1] + 1
+        return (input_ids >= start) & (input_ids < stop)
+
+    @torch.no_grad()
+    def encode_media(self, input_ids: Tensor, **values: Tensor | None) -> Tensor | None:
+        """Frozen encoder: `<modality>_values` (stacked per modality) → features `[media, embed_dim]`.
+
+        The features come in the row-major order of the placeholders in `input_ids`.
+        """
+        given = {name.removesuffix("_values"): tensor for name, tensor in values.items() if tensor is not None}
+        kinds = input_ids[self.placeholder_mask(input_ids)]  # [media]
+        if not given and not len(kinds):
+            return None
+        features = torch.zeros(len(kinds), self.encoder.embed_dim, device=input_ids.device)
+        for modality, placeholder in self.vocabulary.placeholders.items():
+            count, found = int((kinds == placeholder).sum()), len(given.get(modality, ()))
+            if count != found:
+                raise UserInputError(f"the prompt has {count} {modality} placeholders, but {found} {modality}s came along")
+            if count:
+                encoder_weight = next(self.encoder.parameters())
+                encoded = self.encoder.encode(modality, given[modality].to(encoder_weight))
+                features[kinds == placeholder] = encoded.to(features)
+        return features
+
+    def embed(self, input_ids: Tensor, media_features: Tensor | None = None) -> Tensor:
+        """Token ids `[batch, length]` and media features `[media, embed_dim]` → embeddings `[batch, length, hidden]`."""
+        offset, signals = self.vocabulary.offset, self.signal_mask(input_ids)
+        placeholders = self.placeholder_mask(input_ids)
+        embeddings = self.get_input_embeddings()(input_ids.masked_fill(signals | placeholders, 0))
+        rows = F.embedding((input_ids - offset).clamp(0, self.vocabulary.num_signals - 1), self.signal_rows.input)
+        embeddings = torch.where(signals[..., None], rows.to(embeddings), embeddings)
+        count = int(placeholders.sum())
+        found = 0 if media_features is None else len(media_features)
+        if count != found:
+            raise UserInputError(f"the prompt has {count} media placeholders, but {found} media features came along")
+        if count:
+            projected = self.input_projection(media_features.to(self.input_projection.weight.dtype))
+            embeddings = embeddings.masked_scatter(placeholders[..., None], projected.to(embeddings))
+        return embeddings
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor:
+        """`[..., hidden]` → `[..., vocab_size]`: the LLM's own head beside the signal rows; placeholders never score."""
+        softcap = getattr(self.config.text_config, "final_logit_softcapping", None)
+        logits = self.get_output_embeddings()(hidden_states)
+        signal_logits = (hidden_states.to(self.signal_rows.output) @ self.signal_rows.output.T).to(logits)
+        if softcap:
+            logits, signal_logits = (torch.tanh(each / softcap) * softcap for each in (logits, signal_logits))
+        logits = F.pad(logits, (0, self.config.vocab_size - logits.shape[-1]), value=torch.finfo(logits.dtype).min)
+        ids = torch.arange(self.vocabulary.num_signals, device=logits.device) + self.vocabulary.offset
+        return logits.index_copy(-1, ids, signal_logits)
+
+    def project(self, modality: str, hidden_states: Tensor, token_embeddings: Tensor) -> Tensor:
+        """One modality's signal states, `[N, signal_tokens, hidden]` each → conditioning `[N, queries, width]`."""
+        return self.output_projections[modality](hidden_states, token_embeddings)
+
+    # ------------------------------------------------------------------ forward
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values=None,
+        media_features: Tensor | None = None,
+        image_values: Tensor | None = None,
+        audio_values: Tensor | None = None,
+        video_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        conditioning_targets: dict[str, Tensor] | None = None,
+        media_latents: dict[str, Tensor] | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        signal_recorder=None,
+        **unused,
+    ) -> NextGPTOutput:
+        """One pass through the LLM, with the losses of all three stages.
+
+        Args:
+            input_ids: `[batch, length]`, signal tokens and placeholders included.
+            attention_mask: `[batch, length]` (with a cache: of everything so far).
+            media_features: `[media, embed_dim]` in row-major order of the placeholders; in place of the raw
+                `<modality>_values` (`[media of that modality, …]`, what the processor makes).
+            labels: `[batch, length]`, -100 where nothing is learned.
+            conditioning_targets: output modality → `[runs, queries, width]`, one per signal run of the batch in
+                row-major order: what the frozen text encoder says of the caption.
+            media_latents: output modality → `[runs, …]`, true latents for the decoders' own denoising loss.
+            logits_to_keep: logits of the last so many positions only (0: all).
+            signal_recorder: called with the signal states of this pass (see `nextgpt.generation`).
+        """
+        if media_features is None:
+            media_features = self.encode_media(
+                input_ids, image_values=image_values, audio_values=audio_values, video_values=video_values
+            )
+        embeddings = self.embed(input_ids, media_features)
+        outputs = self.get_decoder()(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache if labels is None else False,
+        )
+        hidden_states = outputs.last_hidden_state  # [batch, length, hidden]
+        if signal_recorder is not None:
+            signal_recorder(hidden_states, embeddings)
+
+        losses = {}
+        if labels is not None:
+            losses["text"] = self._text_loss(hidden_states, labels)
+        for modality, targets in (conditioning_targets or {}).items():
+            conditioning = self._conditioning(modality, input_ids, hidden_states, embeddings)
+            losses[f"conditioning/{modality}"] = F.mse_loss(conditioning.float(), targets.float())
+            if media_latents and modality in media_latents:
+                losses[f"denoising/{modality}"] = self.decoders[modality].denoising_loss(
+                    conditioning, media_latents[modality]
+                )
+        weights = self.config.loss_weights
+        return NextGPTOutput(
+            loss=sum(weights[name.split("/")[0]] * value for name, value in losses.items()) if losses else None,
+            losses=losses or None,
+            logits=self.compute_logits(hidden_states[:, -logits_to_keep:]) if labels is None else None,
+            past_key_values=outputs.past_key_values,
+        )
+
+    def _text_loss(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
+        """Next-token loss; the head runs on labelled positions only, which saves most of its memory."""
+        targets = F.pad(labels[:, 1:], (0, 1), value=-100)
+        learned = targets != -100
+        if not learned.any():
+            return hidden_states.sum() * 0.0
+        return F.cross_entropy(self.compute_logits(hidden_states[learned]).float(), targets[learned])
+
+    def _conditioning(self, modality: str, input_ids: Tensor, hidden_states: Tensor, embeddings: Tensor) -> Tensor:
+        """Projects every complete run of one modality in the batch: `[runs, queries, width]`."""
+        mask, size = self.signal_mask(input_ids, modality), len(self.vocabulary.runs[modality])
+        shape = (-1, size, hidden_states.shape[-1])
+        return self.project(modality, hidden_states[mask].view(shape), embeddings[mask].view(shape))
+
+
+def _add_lora(language_model: PreTrainedModel, config: NextGPTConfig) -> nn.Module:
+    if not config.lora:
+        return language_model
+    from peft import LoraConfig, get_peft_model
+
+    # peft writes the base's name into the adapter's own configuration, so that peft alone finds it again.
+    if config.language_model:
+        language_model.config._name_or_path = config.part("language_model").source
+    return get_peft_model(language_model, LoraConfig(task_type="CAUSAL_LM", **config.lora))
+
+
+def _load_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ModelLoadError(f"{file} is damaged ({first_line(error)}): copy it again") from error
+
+
+def _load_part(name: str, config: NextGPTConfig, load: Callable):
+    """Runs `load(source, part)`, turning what goes wrong into one line that names the part."""
+    part = config.part(name)
+    try:
+        return load(config.location(name), part)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelLoadError(
+            f"the frozen {name.replace('_', ' ')} could not be loaded from {part.source}: {first_line(error)}"
+        ) from error
+
+
+def _load_encoder(config: NextGPTConfig, dtype: torch.dtype | str) -> nn.Module:
+    dtype = None if dtype == "auto" else dtype
+
+    def load(source: str, part: FrozenPart) -> nn.Module:
+        return encoder_room.load_encoder(source, revision=part.revision, dtype=dtype, config=config.encoder_config)
+
+    return _load_part("encoder", config, load)
+
+
+def _load_language_model(config: NextGPTConfig, dtype, device_map, quantization_config) -> PreTrainedModel:
+    options = {"device_map": device_map, "quantization_config": quantization_config}
+    options = {name: value for name, value in options.items() if value is not None}
+
+    def load(source: str, part: FrozenPart) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(source, revision=part.revision, dtype=dtype, **options)
+
+    return _load_part("language_model", config, load)
+
+
+AutoModel.register(NextGPTConfig, NextGPTModel, exist_ok=True)
+AutoModelForMultimodalLM.register(NextGPTConfig, NextGPTModel, exist_ok=True)

@@ -1,0 +1,612 @@
+"""The assistant as a whole: messages in, messages with media out.
+
+It joins the processor, the model and the decoders, and owns what lives between calls: sessions, locks, seeds, timings.
+It has no model code of its own, and nothing here decides what an answer holds: that is the LLM's tokens alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+
+import torch
+from transformers import DynamicCache
+from transformers.generation.streamers import BaseStreamer
+
+from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.decoders import Decoder, GenerationCancelled, load_decoder
+from nextgpt.errors import ModelLoadError, UserInputError
+from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, Timings
+from nextgpt.generation import InterleavedOutput, SignalRun
+from nextgpt.hardware import resolve_device, resolve_dtype
+from nextgpt.modeling_nextgpt import TRAINED_FILE, NextGPTModel
+from nextgpt.parts import FrozenPart, fetch_model, first_line
+from nextgpt.processing_nextgpt import NextGPTProcessor
+from nextgpt.signals import MODALITIES
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "nano"
+MAX_SEED = 2**31
+
+
+@dataclass
+class Session:
+    """Keeps the KV cache of one conversation between turns. Make one with `pipeline.new_session()`."""
+
+    cache: DynamicCache | None = None
+    token_ids: list[int] = field(default_factory=list)
+    media_keys: dict[int, str] = field(default_factory=dict)
+
+    def reuse(self, token_ids: list[int], media_keys: dict[int, str]) -> int:
+        """Crops the cache to what a new prompt has in common with it, and returns that length.
+
+        Args:
+            token_ids: of the new prompt.
+            media_keys: position of each placeholder → fingerprint of what stands there.
+        """
+        if self.cache is None or not self.cache.is_croppable:
+            self.cache, common = DynamicCache(), 0
+        else:
+            limit = min(len(self.token_ids), len(token_ids) - 1)
+            same = (token_ids[i] == self.token_ids[i] and media_keys.get(i) == self.media_keys.get(i) for i in range(limit))
+            common = next((i for i, equal in enumerate(same) if not equal), limit)
+            if surplus := self.cache.get_seq_length() - common:
+                self.cache.crop(-surplus)
+        self.media_keys = media_keys
+        return common
+
+    def remember(self, token_ids: list[int], cache: DynamicCache) -> None:
+        """Keeps a finished turn: its prompt and answer, as far as the cache has seen them."""
+        self.cache = cache
+        self.token_ids = token_ids[: cache.get_seq_length()]
+
+    def forget(self) -> None:
+        """Starts afresh, after an answer that broke off."""
+        self.cache, self.token_ids, self.media_keys = None, [], {}
+
+
+@dataclass
+class GenerationOptions:
+    """The options of a call, by keyword.
+
+    Args:
+        max_new_tokens: per answer.
+        output_modalities: kinds an answer may hold, e.g. `("text", "image")`; all by default.
+        require: modality → how many the answer must hold, exactly, e.g. `{"image": 1}`; no other kinds then.
+        do_sample, temperature, top_p: sampling of the LLM; greedy by default.
+        seed: of the sampling and of the first piece of media (the next takes seed + 1 …); random by default.
+        image, audio, video: options of the decoders (`num_inference_steps`, `guidance_scale`, `height` …).
+    """
+
+    max_new_tokens: int = 256
+    output_modalities: Sequence[str] | None = None
+    require: dict[str, int] | None = None
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    image: dict = field(default_factory=dict)
+    audio: dict = field(default_factory=dict)
+    video: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self._check("max_new_tokens", isinstance(self.max_new_tokens, int) and self.max_new_tokens > 0, "1 or more")
+        self._check("temperature", _is_number(self.temperature) and self.temperature > 0, "a number above 0")
+        self._check("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "a number above 0, at most 1")
+        self._check("seed", self.seed is None or (isinstance(self.seed, int) and 0 <= self.seed < 2**62), "0 or more")
+        counts = self.require.values() if isinstance(self.require, dict) else ()
+        fits = self.require is None or isinstance(self.require, dict)
+        fits = fits and all(isinstance(count, int) and count >= 0 for count in counts)
+        self._check("require", fits, 'modality and how many, e.g. {"image": 1}')
+        kinds = self.output_modalities
+        self._check("output_modalities", kinds is None or isinstance(kinds, (list, tuple, set)), "a list of kinds")
+        for modality in MODALITIES:
+            self._check(modality, isinstance(getattr(self, modality), dict), "a dictionary of the decoder's options")
+        if self.seed is None:
+            self.seed = secrets.randbelow(MAX_SEED)
+
+    def _check(self, name: str, fits: bool, expected: str) -> None:
+        if not fits:
+            raise UserInputError(f"{name} is {getattr(self, name)!r}: expected {expected}")
+
+    @classmethod
+    def from_keywords(cls, options: dict) -> GenerationOptions:
+        known = [each.name for each in fields(cls)]
+        for name in options:
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else f"; the options are {', '.join(known)}"
+                raise UserInputError(f"unknown option {name!r}{hint}")
+        return cls(**options)
+
+    def sampling(self) -> dict:
+        """The arguments of transformers' `generate`."""
+        if not self.do_sample:
+            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+class NextGPTPipeline:
+    """Any mix of text, images, audio and video in, any mix out.
+
+    Args:
+        model, processor: as loaded or trained.
+        decoders: output modality → frozen decoder; they load on first use and stay.
+
+    Example:
+
+        from nextgpt import NextGPTPipeline
+
+        pipe = NextGPTPipeline.from_pretrained("nano")
+        messages = [{"role": "user", "content": "Draw a banana on a blue background."}]
+        reply = pipe(messages)
+        reply.images[0].save("banana.png")
+        messages += [reply.message, {"role": "user", "content": "Now on red."}]
+        reply = pipe(messages)
+
+    It is safe to call from several threads; the calls take turns.
+    """
+
+    def __init__(self, model: NextGPTModel, processor: NextGPTProcessor, decoders: dict[str, Decoder]):
+        self.model, self.processor, self.decoders = model, processor, decoders
+        self._lock = threading.RLock()
+        missing = set(model.vocabulary.runs) - set(decoders)
+        if missing:
+            raise ValueError(f"no decoder for {', '.join(sorted(missing))}: give one for each kind the model can emit")
+
+    # ------------------------------------------------------------------ loading
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike = DEFAULT_MODEL,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        parts: dict[str, str] | None = None,
+        device_map: str | dict | None = None,
+        quantization: str | None = None,
+        revision: str | None = None,
+    ) -> NextGPTPipeline:
+        """Loads a trained model with its frozen parts.
+
+        Args:
+            name_or_path: a preset ("nano" comes with the package), a folder or a Hub repository.
+            device: "auto" takes an accelerator where there is one.
+            dtype: "auto" is fp32 on CPUs and half precision elsewhere.
+            parts: frozen part → folder or repository to use in place of the configuration's, e.g.
+                `{"language_model": "/models/vicuna-7b-v1.5"}`; the decoders go by `image`, `audio`, `video`.
+            device_map: for the LLM, as in transformers (needs accelerate).
+            quantization: "4bit" or "8bit" for the LLM (needs bitsandbytes).
+            revision: of the Hub repository.
+
+        Raises:
+            ModelLoadError: something is missing (all of it is listed, with sizes and the place to put it) or does
+                not fit.
+        """
+        location = fetch_model(name_or_path, revision)
+        config = NextGPTConfig.from_pretrained(location)
+        _replace_parts(config, parts or {})
+        _check_parts(config, location, str(name_or_path))
+        device = resolve_device(device)
+        dtype = resolve_dtype(dtype, device)
+        model = NextGPTModel.from_pretrained(
+            location,
+            config=config,
+            dtype=dtype,
+            device_map=device_map,
+            quantization_config=_quantization_config(quantization, dtype),
+        )
+        if device_map is None and quantization is None:
+            if config.lora:
+                model.language_model.merge_adapter()
+            model.to(device)
+        else:
+            device = model.get_input_embeddings().weight.device
+            for module in (model.encoder, model.input_projection, model.output_projections, model.signal_rows):
+                module.to(device)
+        decoders = {modality: _load_decoder(config, modality, device, dtype) for modality in config.signal_tokens}
+        return cls(model, NextGPTProcessor.from_pretrained(location), decoders)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def input_modalities(self) -> tuple[str, ...]:
+        """What may stand in a user's message, text included."""
+        return ("text", *self.model.vocabulary.placeholders)
+
+    @property
+    def output_modalities(self) -> tuple[str, ...]:
+        """What an answer may hold, text included."""
+        return ("text", *self.model.vocabulary.runs)
+
+    def new_session(self) -> Session:
+        """A session for one conversation: its KV cache is reused from turn to turn."""
+        return Session()
+
+    # ------------------------------------------------------------------ answering
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        messages: list[dict] | list[list[dict]],
+        *,
+        session: Session | None = None,
+        cancel: threading.Event | None = None,
+        **options,
+    ) -> Reply | list[Reply]:
+        """Answers one conversation, or each of a list of conversations.
+
+        Args:
+            messages: in Hugging Face's chat format; see the README.
+            session: keeps the KV cache between the turns of one conversation.
+            cancel: set it, from another thread, to stop within one token or one diffusion step; the reply holds what
+                was finished by then.
+            options: see [`GenerationOptions`].
+
+        Raises:
+            UserInputError: a message, file or argument is not what it should be.
+            ContractError: the model cannot give what `require` or `output_modalities` asks for.
+        """
+        asked = GenerationOptions.from_keywords(options)
+        batched = isinstance(messages, (list, tuple)) and bool(messages) and isinstance(messages[0], (list, tuple))
+        if batched and session is not None:
+            raise UserInputError("a session belongs to one conversation, not to a list of them: leave it out")
+        answer = _Answer(self, asked, cancel)
+        with self._lock:
+            output = answer.generate(messages if batched else [messages], session)
+            answer.decode(output.runs)
+        replies = [answer.reply(row) for row in range(len(output.sequences))]
+        return replies if batched else replies[0]
+
+    def stream(
+        self,
+        messages: list[dict],
+        *,
+        session: Session | None = None,
+        cancel: threading.Event | None = None,
+        **options,
+    ) -> Iterator[Event]:
+        """Answers one conversation as typed events, see `nextgpt.events`; the last is `Finished`, with the reply.
+
+        Media are made where they stand in the answer, before the text after them. Closing the iterator stops the
+        answer. Arguments and errors are those of a call.
+        """
+        asked = GenerationOptions.from_keywords(options)
+        events: queue.Queue = queue.Queue()
+        abandoned = threading.Event()
+        answer = _Answer(self, asked, _AnyOf(abandoned, cancel), emit=events.put)
+        worker = threading.Thread(target=self._stream_into, args=(events, answer, messages, session), daemon=True)
+        worker.start()
+        try:
+            while (event := events.get()) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+        finally:
+            abandoned.set()
+            worker.join()
+
+    @torch.no_grad()
+    def _stream_into(self, events: queue.Queue, answer: _Answer, messages: list[dict], session) -> None:
+        try:
+            with self._lock:
+                answer.generate([messages], session)
+            events.put(Finished(answer.reply(0)))
+        except BaseException as error:  # raised in the reader's thread
+            events.put(error)
+        finally:
+            events.put(None)
+
+
+class _Answer:
+    """One call under way: the LLM's part, then (or, in a stream, meanwhile) the decoders' part, then the reply."""
+
+    def __init__(self, pipeline: NextGPTPipeline, options: GenerationOptions, cancel, emit=None):
+        self.pipeline, self.options, self.cancel, self.emit = pipeline, options, cancel, emit
+        self.started = time.perf_counter()
+        self.timings: list[Timings] = []
+        for modality, decoder in pipeline.decoders.items():
+            _check_decoder_options(decoder, getattr(options, modality))
+        self.media: dict[tuple[int, int], dict] = {}  # (row, position in the answer) → message part
+        self.output: InterleavedOutput | None = None
+
+    def generate(self, conversations: list[list[dict]], session: Session | None) -> InterleavedOutput:
+        """Runs the LLM; in a stream every piece of media is made as soon as its run is there."""
+        pipeline, model = self.pipeline, self.pipeline.model
+        inputs = self._prepare(conversations)
+        prompt = inputs["input_ids"][0].tolist()
+        cached = session.reuse(prompt, _media_keys(model, inputs)) if session is not None else 0
+        streamer = _TextStream(pipeline.processor, self.emit) if self.emit else None
+        self.timings = [
+            Timings(prompt_tokens=int(mask.sum()), cached_tokens=cached, prepare=self._elapsed())
+            for mask in inputs["attention_mask"]
+        ]
+        clock = _FirstTokenClock(streamer) if len(conversations) == 1 else None
+        generating = time.perf_counter()
+        with _seeded(self.options.seed if self.options.do_sample else None), _forgetting_on_error(session):
+            self.output = model.generate_interleaved(
+                **inputs,
+                max_new_tokens=self._token_budget(inputs["input_ids"].shape[1]),
+                output_modalities=self.options.output_modalities,
+                require=self.options.require,
+                past_key_values=session.cache if session is not None else None,
+                on_run=self._decode_now if self.emit else None,
+                streamer=clock,
+                cancel=self.cancel,
+                **self.options.sampling(),
+            )
+        seconds = time.perf_counter() - generating
+        for timing, tokens in zip(self.timings, self.output.sequences, strict=True):
+            timing.new_tokens = len(tokens)
+            timing.generate = seconds - sum(each for _, each in timing.media)
+            timing.first_token = (clock.first_token or time.perf_counter()) - self.started if clock else 0.0
+        if session is not None:
+            session.remember(prompt + self.output.sequences[0], self.output.past_key_values)
+        return self.output
+
+    def decode(self, runs: list[SignalRun]) -> None:
+        """Makes the media of a batch: one call of each decoder."""
+        for modality, decoder in self.pipeline.decoders.items():
+            own = [run for run in runs if run.modality == modality]
+            if not own:
+                continue
+            began = time.perf_counter()
+            seeds = [self.options.seed + self._media_index(run, runs) for run in own]
+            try:
+                media = self._run_decoder(decoder, own, seeds)
+            except GenerationCancelled:
+                return
+            seconds = (time.perf_counter() - began) / len(own)
+            for run, item, seed in zip(own, media, seeds, strict=True):
+                self._keep(run, item, seed, seconds)
+
+    def reply(self, row: int) -> Reply:
+        """The finished answer of one conversation."""
+        content, position = [], 0
+        tokens = self.output.sequences[row]
+        starts = [i for i, token in enumerate(tokens) if token in self.pipeline.model.vocabulary.starts]
+        for part in self.pipeline.processor.decode_parts(tokens):
+            if part["type"] == "text":
+                content.append(part)
+                continue
+            made = self.media.get((row, starts[position]))
+            position += 1
+            if made is not None:  # absent when cancelled
+                content.append(made)
+        finished = self.output.finished[row] and not (self.cancel is not None and self.cancel.is_set())
+        self.timings[row].total = self._elapsed()
+        message = {"role": "assistant", "content": content}
+        return Reply(message=message, finished=finished, timings=self.timings[row], token_ids=tokens)
+
+    def _prepare(self, conversations: list[list[dict]]) -> dict:
+        model = self.pipeline.model
+        limit = getattr(model.config.text_config, "max_position_embeddings", None)
+        inputs = self.pipeline.processor(conversations, max_length=limit - 1 if limit else None)
+        inputs = {name: tensor.to(self.pipeline.device) for name, tensor in inputs.items()}
+        values = {name: inputs.pop(name) for name in list(inputs) if name.endswith("_values")}
+        inputs["media_features"] = model.encode_media(inputs["input_ids"], **values)
+        return inputs
+
+    def _token_budget(self, prompt_length: int) -> int:
+        limit = getattr(self.pipeline.model.config.text_config, "max_position_embeddings", None)
+        return min(self.options.max_new_tokens, limit - prompt_length) if limit else self.options.max_new_tokens
+
+    def _decode_now(self, run: SignalRun) -> None:
+        """In a stream: makes one piece of media where it stands in the answer."""
+        index = len(self.media)
+        seed = self.options.seed + index
+        self.emit(MediaStarted(index, run.modality, seed))
+
+        def on_step(step: int, total: int, preview) -> None:
+            self.emit(MediaProgress(index, run.modality, step, total, (lambda: preview()[0]) if preview else None))
+
+        began = time.perf_counter()
+        try:
+            media = self._run_decoder(self.pipeline.decoders[run.modality], [run], [seed], on_step)[0]
+        except GenerationCancelled:
+            return
+        seconds = time.perf_counter() - began
+        self._keep(run, media, seed, seconds)
+        self.emit(MediaDone(index, run.modality, media, seed, seconds))
+
+    def _run_decoder(self, decoder: Decoder, runs: list[SignalRun], seeds: list[int], on_step=None) -> list:
+        conditioning = self.pipeline.model.project(
+            decoder.modality,
+            torch.stack([run.hidden_states for run in runs]),
+            torch.stack([run.token_embeddings for run in runs]),
+        )
+        options = getattr(self.options, decoder.modality)
+        try:
+            return decoder.generate(conditioning, seeds=seeds, on_step=on_step, cancel=self.cancel, **options)
+        except (TypeError, ValueError) as error:
+            raise UserInputError(f"{decoder.modality} options {options}: {error}") from error
+        except OSError as error:
+            raise ModelLoadError(str(error)) from error
+
+    def _media_index(self, run: SignalRun, runs: list[SignalRun]) -> int:
+        return sum(other.row == run.row and other.position < run.position for other in runs)
+
+    def _keep(self, run: SignalRun, media, seed: int, seconds: float) -> None:
+        self.media[run.row, run.position] = {"type": run.modality, run.modality: media, "seed": seed}
+        self.timings[run.row].media.append((run.modality, seconds))
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self.started
+
+
+class _AnyOf:
+    """Set when one of its events is: the caller's own event stays the caller's."""
+
+    def __init__(self, *events: threading.Event | None):
+        self.events = [event for event in events if event is not None]
+
+    def is_set(self) -> bool:
+        return any(event.is_set() for event in self.events)
+
+
+class _TextStream:
+    """Turns token ids into text deltas as soon as they make whole characters; white space waits for what follows it."""
+
+    def __init__(self, processor: NextGPTProcessor, emit):
+        self.processor, self.emit = processor, emit
+        self.signals = {token for run in processor.vocabulary.runs.values() for token in run}
+        self.ids: list[int] = []
+        self.sent = ""
+        self.at_start = True
+
+    def put(self, token: int) -> None:
+        if token in self.signals:
+            self._send(last=True)
+            self.ids, self.sent, self.at_start = [], "", False
+            return
+        self.ids.append(token)
+        self._send()
+
+    def _send(self, last: bool = False) -> None:
+        text = self.processor.tokenizer.decode(self.ids, skip_special_tokens=True)
+        text = text.lstrip() if self.at_start else text
+        if not last:
+            text = text.rstrip()
+            if text.endswith("\ufffd"):  # half a character
+                return
+        if text.strip() and len(text) > len(self.sent):
+            self.emit(TextDelta(text[len(self.sent) :]))
+            self.sent = text
+
+    def finish(self) -> None:
+        self._send(last=True)
+
+
+class _FirstTokenClock(BaseStreamer):
+    """Notes when the first token came, and hands tokens on one by one."""
+
+    def __init__(self, stream: _TextStream | None):
+        self.stream, self.first_token = stream, None
+
+    def put(self, value: torch.Tensor) -> None:
+        self.first_token = self.first_token or time.perf_counter()
+        if self.stream is not None:
+            for token in value.flatten().tolist():
+                self.stream.put(token)
+
+    def end(self) -> None:
+        if self.stream is not None:
+            self.stream.finish()
+
+
+# ---------------------------------------------------------------------- loading
+
+
+def _replace_parts(config: NextGPTConfig, parts: dict[str, str]) -> None:
+    for name, source in parts.items():
+        spec = config.decoders.get(name) if name in config.decoders else getattr(config, name, None)
+        if not isinstance(spec, dict):
+            raise UserInputError(f"parts names {name!r}: this model's parts are {', '.join(config.parts())}")
+        spec.update(source=str(source), revision=None)
+
+
+def _check_parts(config: NextGPTConfig, location: str, name: str) -> None:
+    """Everything that is missing, in one error."""
+    missing = [
+        _missing_line(part_name, part)
+        for part_name, part in config.parts().items()
+        if not part.is_available(config.base_folder)
+    ]
+    if not os.path.isfile(os.path.join(location, TRAINED_FILE)):
+        missing.append(f"the trained weights ({TRAINED_FILE} and lora/): train them, or put them into {location}")
+    if missing:
+        listed = "\n  - ".join(missing)
+        raise ModelLoadError(
+            f"{name} needs parts that are not on this machine:\n  - {listed}\n"
+            "Give a local folder with from_pretrained(..., parts={'part': folder}) or in config.json."
+        )
+
+
+def _missing_line(name: str, part: FrozenPart) -> str:
+    size = f" ({part.size / 1e9:.1f} GB)" if part.size else ""
+    if part.source.startswith((".", "/")):
+        return f"{name}{size}: no folder {part.source}"
+    return f"{name}{size}: {part.source}, to be fetched with `hf download {part.source}` into the Hub's cache or a folder"
+
+
+def _load_decoder(config: NextGPTConfig, modality: str, device: torch.device, dtype: torch.dtype) -> Decoder:
+    part = config.part(modality)
+    try:
+        return load_decoder(part.kind, config.location(modality), revision=part.revision, device=device, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"the {modality} decoder: {first_line(error)}") from error
+
+
+def _check_decoder_options(decoder: Decoder, options: dict) -> None:
+    """Before the LLM begins: an option that its decoder does not know is an error even if no media come."""
+    known = set(decoder.defaults)
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it knows {', '.join(sorted(known))}"
+            raise UserInputError(f"the {decoder.modality} decoder has no option {name!r}; {hint}")
+
+
+def _quantization_config(quantization: str | None, dtype: torch.dtype):
+    if quantization is None:
+        return None
+    if quantization not in ("4bit", "8bit"):
+        raise UserInputError(f"quantization is {quantization!r}: expected 4bit or 8bit")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise ModelLoadError("quantization needs bitsandbytes: pip install 'nextgpt[quantized]'") from None
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
+
+
+def _media_keys(model: NextGPTModel, inputs: dict) -> dict[int, str]:
+    """Position of each placeholder in a single prompt → fingerprint of its media."""
+    positions = model.placeholder_mask(inputs["input_ids"])[0].nonzero().flatten().tolist()
+    features = inputs["media_features"] if positions else ()
+    return {
+        position: hashlib.sha256(feature.float().cpu().numpy().tobytes()).hexdigest()
+        for position, feature in zip(positions, features, strict=True)
+    }
+
+
+@contextmanager
+def _forgetting_on_error(session: Session | None):
+    """A cache that an error left half-filled must not serve the next turn."""
+    try:
+        yield
+    except BaseException:
+        if session is not None:
+            session.forget()
+        raise
+
+
+@contextmanager
+def _seeded(seed: int | None):
+    """Sampling draws from torch's global generator; this leaves it as it was."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,227 @@
+"""Conversation in a terminal: prints an answer as it comes, saves its media, and leads a chat.
+
+It knows events, text streams and file names. What an answer holds is the pipeline's business, options are the command
+line's.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from nextgpt.errors import NextGPTError, UserInputError
+from nextgpt.events import SUFFIXES, Event, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, save_media
+from nextgpt.media import guess_modality, load_media
+from nextgpt.pipeline import NextGPTPipeline
+
+HELP = """\
+Write a message and press Enter. Files go with the next message:
+  /attach FILE   attach a picture, a sound or a clip (again for more)
+  /reset         forget the conversation and the attached files
+  /help          show this
+  /quit          leave (so does Ctrl-D)
+Ctrl-C stops an answer; at the prompt, press it twice to leave."""
+
+
+def check_folder(folder: Path) -> None:
+    """Checks, before any model loads, that media can be saved in `folder`; it is made when it is needed.
+
+    Raises:
+        UserInputError: something else bears its name.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserInputError(f"{folder}: is a file, expected a folder for the media; give another with --out")
+
+
+class AnswerPrinter:
+    """Writes the events of an answer to standard output, and its media to a folder.
+
+    Args:
+        folder: for the media; made with the first of them. Files that are there already are never overwritten.
+        quiet: save the media, but write nothing.
+
+    Attributes:
+        files: what was saved, in order.
+    """
+
+    def __init__(self, folder: Path, quiet: bool = False):
+        self.folder, self.quiet = folder, quiet
+        self.shows_progress = sys.stderr.isatty() and not quiet
+        self.files: list[Path] = []
+        self.in_line = False
+
+    def print(self, events: Iterable[Event]) -> Reply:
+        """Writes everything and returns the finished reply."""
+        try:
+            for event in events:
+                self._show(event)
+        finally:
+            self._progress("")
+            self._end_line()
+        return event.reply  # the last one is `Finished`
+
+    def _show(self, event: Event) -> None:
+        match event:
+            case TextDelta(text):
+                self._write(text if self.in_line else text.lstrip())
+            case MediaStarted(modality=modality):
+                self._end_line()
+                self._progress(f"making the {modality} …")
+            case MediaProgress(modality=modality, step=step, total=total):
+                self._progress(f"making the {modality}: step {step} of {total}")
+            case MediaDone():
+                self._progress("")
+                self._save(event)
+
+    def _save(self, done: MediaDone) -> None:
+        path = _unused_path(self.folder, done.modality)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_media(done.media, path)
+        except OSError as error:
+            raise UserInputError(f"{path}: could not be written ({error.strerror or error}); give another folder") from None
+        self.files.append(path)
+        self._write(f"{path} (seed {done.seed}, {done.seconds:.1f} s)\n")
+
+    def _write(self, text: str) -> None:
+        if text and not self.quiet:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            self.in_line = not text.endswith("\n")
+
+    def _end_line(self) -> None:
+        if self.in_line:
+            self._write("\n")
+
+    def _progress(self, text: str) -> None:
+        if self.shows_progress:
+            sys.stderr.write(f"\r\033[K{text}")  # \033[K clears the rest of the line
+            sys.stderr.flush()
+
+
+class Chat:
+    """A conversation, line by line, from a terminal or from any other standard input.
+
+    Args:
+        pipeline: what answers.
+        folder: for the media.
+        options: of every answer, as the pipeline takes them.
+    """
+
+    def __init__(self, pipeline: NextGPTPipeline, folder: Path, options: dict):
+        self.pipeline, self.folder, self.options = pipeline, folder, options
+        self.is_interactive = sys.stdin.isatty()
+        self.commands = {"/attach": self.attach, "/help": self.help, "/reset": self.reset}
+        self.reset()
+
+    def reset(self, argument: str = "") -> None:
+        """Forgets the conversation and the attached files."""
+        self.messages: list[dict] = []
+        self.attached: list[dict] = []
+        self.session = self.pipeline.new_session()
+
+    def help(self, argument: str = "") -> None:
+        """Says what can be typed."""
+        self._say(HELP)
+
+    def attach(self, argument: str) -> None:
+        """Checks a file and keeps it for the next message."""
+        paths = shlex.split(argument) if argument[:1] in "'\"" else [argument]
+        if len(paths) != 1 or not paths[0]:
+            raise UserInputError("/attach takes one file: /attach PATH")
+        modality = guess_modality(paths[0])
+        load_media(modality, paths[0])
+        self.attached.append({"type": modality, "path": paths[0]})
+        self._say(f"attached {modality} {paths[0]}; it goes with your next message")
+
+    def run(self) -> None:
+        """Leads the conversation until its end.
+
+        Raises:
+            NextGPTError: something a user can mend, where standard input is not a terminal; in a terminal it is shown
+                and the conversation goes on.
+        """
+        if self.is_interactive:
+            self._say("Write a message, or /help.")
+        for line in self._lines():
+            if line in ("/quit", "/exit"):
+                return
+            try:
+                self._take(line)
+            except NextGPTError as error:
+                if not self.is_interactive:
+                    raise
+                self._say(f"error: {error}")
+
+    def _take(self, line: str) -> None:
+        word, _, argument = line.partition(" ")
+        if not line.startswith("/"):
+            self._answer(line)
+        elif word in self.commands:
+            self.commands[word](argument.strip())
+        else:
+            raise UserInputError(f"there is no command {word}; /help lists them")
+
+    def _answer(self, text: str) -> None:
+        question = {"role": "user", "content": [*self.attached, {"type": "text", "text": text}]}
+        cancel = threading.Event()
+        events = self.pipeline.stream([*self.messages, question], session=self.session, cancel=cancel, **self.options)
+        with _interrupt_sets(cancel):
+            reply = AnswerPrinter(self.folder).print(events)
+        if cancel.is_set():
+            self._say("(stopped)")
+        self.attached = []
+        if reply.message["content"]:
+            self.messages += [question, reply.message]
+
+    def _lines(self) -> Iterator[str]:
+        """Lines that are not empty, without the white space around them."""
+        interrupted = False
+        while True:
+            try:
+                line = input("> " if self.is_interactive else "").strip()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                if interrupted or not self.is_interactive:
+                    raise
+                interrupted = True
+                self._say("\n(Ctrl-C again, or /quit, to leave)")
+                continue
+            interrupted = False
+            if line:
+                yield line
+
+    def _say(self, text: str) -> None:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+
+@contextmanager
+def _interrupt_sets(cancel: threading.Event) -> Iterator[None]:
+    """Ctrl-C sets `cancel`; a second one interrupts as usual."""
+
+    def handle(number, frame):
+        if cancel.is_set():
+            raise KeyboardInterrupt
+        cancel.set()
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _unused_path(folder: Path, modality: str) -> Path:
+    paths = (folder / f"{modality}-{number:03d}{SUFFIXES[modality]}" for number in count(1))
+    return next(path for path in paths if not path.exists())

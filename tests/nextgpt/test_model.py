@@ -1,0 +1,195 @@
+"""The model across LLM families: forward, losses, what is trained, what is saved."""
+
+import pytest
+import torch
+from PIL import Image
+from tiny_models import FAMILIES, tiny_config, tiny_model, tiny_tokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
+
+from nextgpt import NextGPTConfig, NextGPTModel, NextGPTProcessor
+from nextgpt.errors import ModelLoadError, UserInputError
+
+RED = Image.new("RGB", (40, 30), "red")
+DIALOGUE = [
+    {"role": "user", "content": [{"type": "image", "image": RED}, {"type": "text", "text": "What is it?"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "A banana."}, {"type": "image", "caption": "banana"}]},
+]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_runs_learns_and_generates_media(family, tmp_path):
+    model, processor = tiny_model(tmp_path, family)
+    batch = processor([DIALOGUE, DIALOGUE[:1]], add_generation_prompt=False, return_labels=True)
+    queries, width = model.config.conditioning_shapes["image"]
+    targets = {"image": torch.randn(1, queries, width)}
+
+    model.train_only(["input_projection", "output_projections", "signal_rows", "lora"])
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(8):
+        output = model(**batch, conditioning_targets=targets)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        losses.append(output.losses)
+    assert set(losses[0]) == {"text", "conditioning/image"}
+    assert all(losses[-1][name] < losses[0][name] for name in losses[0])
+
+    model.eval()
+    answer = model.generate_interleaved(
+        **processor(DIALOGUE[:1]), max_new_tokens=20, require={"image": 2}
+    )
+    assert [run.modality for run in answer.runs] == ["image", "image"]
+    assert all(torch.isfinite(run.hidden_states).all() for run in answer.runs)
+
+
+def test_only_the_named_groups_change_and_the_base_stays(llama, tmp_path):
+    model, processor = tiny_model(tmp_path)
+    batch = processor(DIALOGUE, add_generation_prompt=False, return_labels=True)
+    queries, width = model.config.conditioning_shapes["image"]
+    expected = {
+        ("input_projection",): ["input_projection."],
+        ("output_projections", "signal_rows"): ["output_projections.", "signal_rows."],
+        ("lora",): [".lora_A.", ".lora_B."],
+    }
+    for groups, names in expected.items():
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.train_only(groups)
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+        for _ in range(2):  # LoRA's B starts at zero, so that A moves from the second step
+            model(**batch, conditioning_targets={"image": torch.randn(1, queries, width)}).loss.backward()
+            optimizer.step()
+        changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+        assert changed, groups
+        assert all(any(part in name for part in names) for name in changed), (groups, changed)
+        assert all(p.grad is None for p in model.encoder.parameters())
+
+
+def test_losses_are_those_of_the_definition(llama):
+    """Text: cross-entropy over the whole vocabulary at labelled positions; conditioning: mean square distance."""
+    model, processor = llama
+    batch = processor(DIALOGUE, add_generation_prompt=False, return_labels=True)
+    queries, width = model.config.conditioning_shapes["image"]
+    targets = {"image": torch.zeros(1, queries, width)}
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        output = model(**batch, labels=labels, conditioning_targets=targets)
+        logits = model(**batch).logits
+        states = []
+        model(**batch, signal_recorder=lambda hidden, embeddings: states.append((hidden, embeddings)))
+    text = torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], ignore_index=-100)
+    torch.testing.assert_close(output.losses["text"], text)
+    mask = model.signal_mask(batch["input_ids"], "image")
+    conditioning = model.project("image", *(each[mask][None] for each in states[0]))
+    torch.testing.assert_close(output.losses["conditioning/image"], conditioning.square().mean())
+
+
+def test_placeholders_never_score_and_signals_do(llama):
+    model, processor = llama
+    logits = model(**processor(DIALOGUE[:1])).logits
+    assert logits.shape[-1] == model.config.vocab_size
+    assert logits[..., list(model.vocabulary.placeholders.values())].max() < -1e30
+    assert torch.isfinite(logits[..., list(model.vocabulary.runs["image"])]).all()
+
+
+def test_media_and_placeholders_must_match(llama):
+    model, processor = llama
+    batch = processor(DIALOGUE[:1])
+    batch["image_values"] = batch["image_values"].repeat(2, 1, 1, 1)
+    with pytest.raises(UserInputError, match="1 image placeholders, but 2 images"):
+        model(**batch)
+
+
+def test_round_trip_is_exact_and_holds_only_what_was_trained(llama, tmp_path):
+    model, processor = llama
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    from safetensors.torch import load_file
+
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert {name.split(".")[0] for name in saved} == {"input_projection", "output_projections", "signal_rows"}
+    adapter = load_file(tmp_path / "saved" / "lora" / "adapter_model.safetensors")
+    assert adapter and all("lora_" in name for name in adapter)
+
+    batch = processor(DIALOGUE[:1])
+    with torch.no_grad():
+        expected = model(**batch).logits
+    for auto in (AutoModelForMultimodalLM, AutoModel):
+        again = auto.from_pretrained(tmp_path / "saved")
+        processed = AutoProcessor.from_pretrained(tmp_path / "saved")(DIALOGUE[:1])
+        assert torch.equal(again(**processed).logits, expected)
+    assert isinstance(again, NextGPTModel)
+    assert again.config.to_json_string() == model.config.to_json_string()
+
+
+def test_peft_alone_loads_the_lora_folder_on_the_plain_base(llama, tmp_path):
+    from peft import PeftModel
+
+    model, _ = llama
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(model.config.location("language_model"))
+    peft_model = PeftModel.from_pretrained(base, tmp_path / "lora")
+    ids = torch.arange(5, 25)[None]
+    vocabulary = model.config.text_config.vocab_size
+    with torch.no_grad():
+        assert torch.allclose(peft_model(ids).logits, model(ids).logits[..., :vocabulary], atol=1e-5)
+        assert not torch.allclose(peft_model(ids).logits, base.get_input_embeddings().weight.sum() * 0, atol=1e-3)
+
+
+def test_relative_parts_move_with_the_configuration(tmp_path):
+    config = tiny_config(tmp_path / "parts")
+    config.save_pretrained(tmp_path / "parts")
+    relative = NextGPTConfig.from_pretrained(tmp_path / "parts")
+    relative.language_model["source"] = "./language_model"
+    relative.save_pretrained(tmp_path / "elsewhere" / "deep")
+    moved = NextGPTConfig.from_pretrained(tmp_path / "elsewhere" / "deep")
+    assert moved.language_model["source"] == "../../parts/language_model"
+    assert moved.location("language_model") == str(tmp_path / "parts" / "language_model")
+    assert moved.text_config.vocab_size == len(tiny_tokenizer())
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_by_name(llama, tmp_path):
+    model, processor = llama
+    model.save_pretrained(tmp_path)
+    config = NextGPTConfig.from_pretrained(tmp_path)
+    config.output_projection["hidden_size"] = 32
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelLoadError, match=r"output_projections\.image.* has shape .* this model needs"):
+        NextGPTModel.from_pretrained(tmp_path)
+
+
+def test_a_missing_part_is_named(tmp_path):
+    config = tiny_config(tmp_path)
+    config.language_model["source"] = str(tmp_path / "nowhere")
+    config._text_config = None
+    with pytest.raises((ModelLoadError, OSError), match="nowhere"):
+        NextGPTModel.from_parts(config)
+
+
+def test_meta_device_instantiates_without_weights(tmp_path):
+    config = tiny_config(tmp_path)
+    with torch.device("meta"):
+        model = NextGPTModel(config)
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_tokenizer_that_does_not_belong_is_refused(tmp_path):
+    config = tiny_config(tmp_path)
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(ValueError, match="the model expects"):
+        NextGPTProcessor(
+            tokenizer, config.encoder_config, signal_tokens={"image": 4}, token_offset=len(tokenizer) + 7
+        )

@@ -1,0 +1,314 @@
+"""The three training stages, on a tiny model with real frozen parts: what they change, keep, refuse and resume."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import Trainer
+
+from nextgpt.decoders import StableDiffusionDecoder
+from nextgpt.encoders import ImageBind
+from nextgpt.errors import UserInputError
+from nextgpt.modeling_nextgpt import NextGPTModel
+from nextgpt.processing_nextgpt import NextGPTProcessor
+from nextgpt.train.config import TrainingConfig
+from nextgpt.train.data import ChatCollator, ChatDataset, TrainingFeatures
+from nextgpt.train.features import cached_features
+from nextgpt.train.stages import STAGES, StageTrainer, load_for_training, run_stage
+from tiny_models import tiny_config
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COLOURS = ("red", "green", "blue", "yellow")
+
+
+def naming(colour: str) -> dict:
+    question = [{"type": "image", "path": f"pictures/{colour}.png"}, {"type": "text", "text": "What is it?"}]
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": f"A {colour} one."}]}
+
+
+def drawing(colour: str) -> dict:
+    picture = {"type": "image", "caption": f"a {colour} square", "path": f"pictures/{colour}.png"}
+    return {
+        "messages": [
+            {"role": "user", "content": f"draw {colour}"},
+            {"role": "assistant", "content": [{"type": "text", "text": "Here: "}, picture]},
+        ]
+    }
+
+
+def write_lines(path: Path, records: list[dict]) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def make_responsive(file: Path) -> None:
+    """Random weights of the usual scale hardly pass on what they are shown; a projection can teach larger ones."""
+    scaled = {name: tensor * 8 if tensor.ndim == 2 else tensor for name, tensor in load_file(file).items()}
+    save_file(scaled, file, metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A folder with a model's configuration and frozen parts, four pictures, and data for each stage."""
+    folder = tmp_path_factory.mktemp("a world")
+    tiny_config(folder / "parts").save_pretrained(folder / "model")
+    written = folder / "model" / "config.json"  # names the parts by relative paths, as a folder that may move does
+    written.write_text(written.read_text().replace(str(folder / "parts"), "../parts"))
+    make_responsive(folder / "parts" / "language_model" / "model.safetensors")
+    (folder / "pictures").mkdir()
+    for colour in COLOURS:
+        Image.new("RGB", (32, 32), colour).save(folder / "pictures" / f"{colour}.png")
+    write_lines(folder / "align_encoders.jsonl", [naming(colour) for colour in COLOURS])
+    write_lines(folder / "align_decoders.jsonl", [drawing(colour) for colour in COLOURS])
+    write_lines(folder / "instruct.jsonl", [make(colour) for colour in COLOURS for make in (naming, drawing)])
+    return folder
+
+
+def config_for(world: Path, stage: str, output: Path, **changes) -> TrainingConfig:
+    values = {
+        "model": str(world / "model"),
+        "data": [str(world / f"{stage}.jsonl")],
+        "output_dir": str(output),
+        "features": str(world / "features"),
+        "learning_rate": 1e-2,
+        "max_steps": 12,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 2,
+        "save_steps": 6,
+        "lr_scheduler_type": "constant",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return TrainingConfig.from_dict(values | changes)
+
+
+def log_of(folder: Path) -> list[dict]:
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry for entry in history if "loss" in entry]
+
+
+def checkpoint_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors") | load_file(folder / "lora" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_learns_changes_its_own_parts_alone_and_saves_only_those(stage, world, tmp_path, monkeypatch) -> None:
+    config = config_for(world, stage, tmp_path / "out", learning_rate=3e-2)
+    torch.manual_seed(42)  # as `run_stage` does, so that both start from the same random parts
+    before = load_for_training(config)[0].state_dict()
+    after = {}
+
+    def save_state(trainer: StageTrainer) -> None:
+        after.update(trainer.model.state_dict())
+        Trainer.save_state(trainer)
+
+    monkeypatch.setattr(StageTrainer, "save_state", save_state)
+    folder = run_stage(stage, config)
+
+    log = log_of(folder)
+    parts = {"align_encoders": ["text"]}.get(stage, ["text", "conditioning/image"])
+    for name in ["loss", *(f"loss/{part}" for part in parts)]:
+        assert log[-1][name] < 0.97 * log[0][name], f"{name} did not fall: {[entry[name] for entry in log]}"
+
+    assert log[0]["loss"] == pytest.approx(sum(log[0][f"loss/{part}"] for part in parts), rel=1e-4)
+
+    assert {name for name in before if not name.startswith("encoder.")} == after.keys()
+    groups = [group.replace("lora", "lora_") for group in STAGES[stage].trains]
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert not [name for name in changed if not any(group in name for group in groups)]
+    assert all(any(group in name for name in changed) for group in groups)
+
+    reloaded = NextGPTModel.from_pretrained(folder).state_dict()
+    assert before.keys() == reloaded.keys()
+    assert all(torch.equal(tensor, reloaded[name]) for name, tensor in after.items())
+    for place in (folder, folder / "checkpoint-12"):
+        frozen = [name for name in checkpoint_tensors(place) if name.startswith(("encoder", "language_model"))]
+        assert not frozen
+        assert not list(place.rglob("*.bin"))
+        assert NextGPTProcessor.from_pretrained(place).vocabulary.num_signals == 4
+
+
+def test_a_stage_starts_from_the_one_before(world, tmp_path) -> None:
+    first = run_stage("align_encoders", config_for(world, "align_encoders", tmp_path / "1", max_steps=2))
+    second = run_stage(
+        "align_decoders", config_for(world, "align_decoders", tmp_path / "2", model=str(first), max_steps=2)
+    )
+    kept, moved = checkpoint_tensors(first), checkpoint_tensors(second)
+    assert torch.equal(kept["input_projection.weight"], moved["input_projection.weight"])
+    assert not torch.equal(kept["signal_rows.input"], moved["signal_rows.input"])
+
+
+def test_a_resumed_run_ends_where_a_straight_one_does(world, tmp_path) -> None:
+    straight = run_stage("instruct", config_for(world, "instruct", tmp_path / "straight"))
+    config = config_for(world, "instruct", tmp_path / "halves", max_steps=6)
+    run_stage("instruct", config)
+    (tmp_path / "halves" / "checkpoint-9").mkdir()  # what a kill inside a write leaves: it must be passed over
+    resumed = run_stage("instruct", config_for(world, "instruct", tmp_path / "halves", max_steps=12))
+    assert json.loads((resumed / "trainer_state.json").read_text())["global_step"] == 12
+    expected, found = checkpoint_tensors(straight), checkpoint_tensors(resumed)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+
+
+def test_frozen_features_are_computed_once(world, tmp_path, monkeypatch) -> None:
+    first = run_stage("instruct", config_for(world, "instruct", tmp_path / "1", max_steps=2))
+
+    def refuse(*arguments):
+        raise AssertionError("a frozen part ran, though its features are cached")
+
+    monkeypatch.setattr(ImageBind, "encode", refuse)
+    monkeypatch.setattr(StableDiffusionDecoder, "encode", refuse)
+    second = run_stage("instruct", config_for(world, "instruct", tmp_path / "2", max_steps=2))
+    assert log_of(first)[0]["loss"] == log_of(second)[0]["loss"]
+
+
+def test_an_interrupted_cache_keeps_what_it_has_and_equal_content_is_computed_once(tmp_path) -> None:
+    keys = {name: name.lower().encode().ljust(32) for name in ("a", "b", "B", "c", "d")}
+    asked = []
+
+    def compute(items: list[str]) -> torch.Tensor:
+        asked.extend(items)
+        if "d" in items and len(asked) == 4:
+            raise KeyboardInterrupt
+        return torch.tensor([[float(ord(item.lower()))] for item in items])
+
+    options = {"batch_size": 1, "description": "letters"}
+    with pytest.raises(KeyboardInterrupt):
+        cached_features(tmp_path, keys, compute, **options)
+    features = cached_features(tmp_path, keys, compute, **options)
+    assert len(asked) == 5 and asked[-1] == "d"
+    assert {name: chr(int(row)) for name, row in features.items()} == {name: name.lower() for name in keys}
+
+    next(tmp_path.glob("*.safetensors")).write_bytes(b"cut off")
+    with pytest.raises(UserInputError, match=r"safetensors: a broken shard .* delete it"):
+        cached_features(tmp_path, keys, compute, **options)
+
+
+def test_cached_features_give_the_loss_of_the_encoder_itself(world, tmp_path) -> None:
+    config = config_for(world, "align_encoders", tmp_path)
+    model, processor = load_for_training(config)
+    conversations = [
+        json.loads(line)["messages"] for line in (world / "align_encoders.jsonl").read_text().splitlines()
+    ]
+    for conversation in conversations:
+        conversation[0]["content"][0]["path"] = str(world / conversation[0]["content"][0]["path"])
+    raw = processor(conversations, add_generation_prompt=False, return_labels=True, padding_side="right")
+    folder = run_stage("align_encoders", config_for(world, "align_encoders", tmp_path, max_steps=1, logging_steps=1))
+    torch.manual_seed(42)
+    model = load_for_training(config)[0]
+    assert log_of(folder)[0]["loss"] == pytest.approx(model(**raw).loss.item(), rel=1e-4)
+
+
+def test_the_denoising_loss_trains_through_the_frozen_unet(world, tmp_path) -> None:
+    config = config_for(world, "instruct", tmp_path, max_steps=2, denoising=True)
+    log = log_of(run_stage("instruct", config))
+    assert log[0]["loss/denoising/image"] > 0
+
+
+def test_bf16_gradient_accumulation_and_length_groups_run(world, tmp_path) -> None:
+    options = {"bf16": True, "gradient_accumulation_steps": 2, "train_sampling_strategy": "group_by_length"}
+    log = log_of(run_stage("instruct", config_for(world, "instruct", tmp_path, max_steps=2, **options)))
+    assert log[0]["loss"] > 0
+
+
+def test_labels_stand_on_the_assistants_words_only(world) -> None:
+    processor = load_for_training(config_for(world, "instruct", world / "unused"))[1]
+    dataset = ChatDataset([world / "instruct.jsonl"], processor)
+    for example, expected in zip(dataset, ("A red one.</s>", "Here: [IMG0][IMG1][IMG2][IMG3]</s>"), strict=False):
+        labels = example["labels"]
+        assert processor.tokenizer.decode(labels[labels != -100]).strip() == expected
+
+
+def test_a_batch_holds_features_in_the_order_of_their_tokens(world, tmp_path) -> None:
+    red, blue = ({"type": "image", "path": str(world / "pictures" / f"{each}.png")} for each in ("red", "blue"))
+    two = {"messages": [{"role": "user", "content": [blue, red]}, {"role": "assistant", "content": "Two."}]}
+    file = write_lines(tmp_path / "data.jsonl", [two, drawing("red"), naming("red") | two, drawing("blue")])
+    processor = load_for_training(config_for(world, "instruct", tmp_path))[1]
+    dataset = ChatDataset([file], processor)
+    values = {media: torch.tensor([len(media.path.stem)]) for media in dataset.inputs}
+    targets = {"image": {media.caption: torch.tensor([len(media.caption)]) for media in dataset.outputs}}
+    batch = ChatCollator(0, TrainingFeatures(inputs=values, targets=targets))([dataset[i] for i in range(4)])
+    assert batch["media_features"].tolist() == [[4], [3], [4], [3]]
+    assert batch["conditioning_targets"]["image"].tolist() == [[len("a red square")], [len("a blue square")]]
+    assert batch["attention_mask"].sum(1).tolist() == [len(example["input_ids"]) for example in dataset]
+    assert (batch["attention_mask"].diff(dim=1) <= 0).all(), "padding stands on the right"
+
+
+def test_several_processes_tokenize_as_one_does(world, tmp_path) -> None:
+    processor = load_for_training(config_for(world, "instruct", tmp_path))[1]
+    alone, shared = (ChatDataset([world / "instruct.jsonl"], processor, workers=workers) for workers in (0, 1))
+    for expected, found in zip(alone, shared, strict=True):
+        assert torch.equal(expected.pop("input_ids"), found.pop("input_ids"))
+        assert torch.equal(expected.pop("labels"), found.pop("labels"))
+        assert expected == found
+    file = write_lines(tmp_path / "data.jsonl", [drawing("red"), naming("purple")])
+    with pytest.raises(UserInputError, match=r"data.jsonl:2: .*no such file"):
+        ChatDataset([file], processor, workers=1)
+
+
+BROKEN = {
+    "not valid JSON": '{"messages": [',
+    "has no role": '{"messages": [{"content": "hi"}]}',
+    "no such file": json.dumps(naming("purple")),
+    "has no caption": '{"messages": [{"role": "user", "content": "draw"}, '
+    '{"role": "assistant", "content": [{"type": "image"}]}]}',
+    "nothing to learn": '{"messages": [{"role": "user", "content": "hi"}]}',
+    "tokens": '{"messages": [{"role": "user", "content": "'
+    + "hi " * 600
+    + '"}, {"role": "assistant", "content": "."}]}',
+}
+
+
+@pytest.mark.parametrize("problem", BROKEN)
+def test_a_broken_line_is_named_by_file_and_number(problem, world, tmp_path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text(f"{json.dumps(drawing('red'))}\n\n{BROKEN[problem]}\n")
+    processor = load_for_training(config_for(world, "instruct", tmp_path))[1]
+    with pytest.raises(UserInputError, match=f"data.jsonl:3: .*{problem}"):
+        ChatDataset([file], processor, max_length=512)
+
+
+def test_a_conversation_that_teaches_a_stage_nothing_is_refused(world, tmp_path) -> None:
+    with pytest.raises(UserInputError, match=r"align_decoders.jsonl:1: no media from the user"):
+        run_stage("align_encoders", config_for(world, "align_decoders", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [("learning_rat=1", "learning_rate"), ("ouput_dir=x", "output_dir"), ("loss_weights={texts: 1}", "text")],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_name(given, nearest) -> None:
+    file = REPOSITORY / "train" / "configs" / "nano" / "instruct.yaml"
+    with pytest.raises(UserInputError, match=f"unknown key .*did you mean '{nearest}'"):
+        TrainingConfig.from_file(file, [given])
+
+
+def test_the_packaged_configurations_are_valid_and_overrides_win() -> None:
+    files = sorted((REPOSITORY / "train" / "configs").glob("*/*.yaml"))
+    assert {file.stem for file in files} == set(STAGES)
+    for file in files:
+        arguments = TrainingConfig.from_file(file, ["learning_rate=3e-5", "bf16=false"]).training_arguments()
+        assert (arguments.learning_rate, arguments.adam_beta2) == (3e-5, 0.95)
+
+
+def test_the_command_trains_and_says_what_is_wrong_in_one_line(world, tmp_path) -> None:
+    file = tmp_path / "run.yaml"
+    config = {"model": str(world / "model"), "data": str(world / "align_encoders.jsonl"), "use_cpu": True}
+    file.write_text(json.dumps(config | {"features": str(tmp_path / "f"), "output_dir": str(tmp_path / "out")}))
+    command = [sys.executable, "-m", "nextgpt.train.align_encoders", "--config", str(file)]
+    done = subprocess.run([*command, "max_steps=1"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "out").rglob("events.out.tfevents.*")), "tensorboard is the default log"
+    failed = subprocess.run([*command, "data=absent.jsonl"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert "error: absent.jsonl: no such file" in failed.stderr
+    assert "Traceback" not in failed.stderr

@@ -1,0 +1,137 @@
+"""One training run's settings: a YAML file, overridden on the command line. Knows names and types, trains nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import TrainingArguments
+
+from nextgpt.configuration_nextgpt import LOSS_DEFAULTS
+from nextgpt.errors import UserInputError
+
+# Set by this package, not by the user: what they would mean is said by `TrainingConfig`'s own fields.
+_RESERVED = {"output_dir", "remove_unused_columns", "resume_from_checkpoint"}
+ARGUMENT_TYPES = {each.name: type(each.default) for each in dataclasses.fields(TrainingArguments) if each.init}
+DTYPES = ("float32", "bfloat16", "float16")
+DEFAULT_ARGUMENTS = {
+    "adam_beta1": 0.9,  # the betas of the first published code
+    "adam_beta2": 0.95,
+    "logging_steps": 10,
+    "report_to": "tensorboard",
+    "dataloader_pin_memory": torch.accelerator.is_available(),
+}
+
+
+@dataclass
+class TrainingConfig:
+    """Settings of one stage. Every field of transformers' `TrainingArguments` may stand beside these.
+
+    Args:
+        model: where to start: a NExT-GPT preset, folder or Hub repository. With trained weights in it (an earlier
+            stage's output) training goes on from them; with a `config.json` alone the trained parts start afresh.
+        data: JSON-lines files of chat messages (see `nextgpt.train.data`).
+        output_dir: receives the checkpoints and, at the end, the trained model.
+        features: folder of the cached frozen features; stages and runs may share one.
+        feature_batch_size: items that the frozen encoders take at once.
+        max_length: longest conversation in tokens; by default what the LLM takes.
+        tokenizing_workers: processes that tokenize the data at the start; worth it above some 20,000 conversations.
+        dtype: of the frozen weights; the trained ones are always fp32.
+        loss_weights: weight of each part of the loss: `text`, `conditioning`, `denoising`.
+        denoising: add the decoders' own denoising loss; the assistant's media then need a `path` beside the `caption`.
+        resume: `auto` goes on from the last checkpoint in `output_dir`, if there is one; a folder names one; `false`
+            starts anew.
+        arguments: fields of `TrainingArguments`.
+    """
+
+    model: str
+    data: list[str]
+    output_dir: str
+    features: str = "runs/features"
+    feature_batch_size: int = 64
+    max_length: int | None = None
+    tokenizing_workers: int = 0
+    dtype: str = "float32"
+    loss_weights: dict[str, float] = field(default_factory=dict)
+    denoising: bool = False
+    resume: str | bool = "auto"
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.data = [self.data] if isinstance(self.data, str) else self.data
+        if not isinstance(self.data, list) or not all(isinstance(file, str) for file in self.data):
+            raise UserInputError(f"data is {self.data!r}, expected a list of JSON-lines files")
+        if self.dtype not in DTYPES:
+            raise UserInputError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        _refuse_unknown(self.loss_weights, LOSS_DEFAULTS, "loss_weights: ")
+
+    @classmethod
+    def from_file(cls, path: str | Path, overrides: Iterable[str] = ()) -> TrainingConfig:
+        """Reads a YAML file, then applies `key=value` overrides (values are YAML too).
+
+        Raises:
+            UserInputError: the file or an override cannot be read, or a key is unknown.
+        """
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserInputError(f"{path}: cannot be read ({error.strerror}); give a training configuration") from None
+        except yaml.YAMLError as error:
+            raise UserInputError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it") from None
+        if not isinstance(values, dict):
+            raise UserInputError(f"{path}: holds {type(values).__name__}, expected `key: value` lines")
+        for override in overrides:
+            key, equals, value = override.partition("=")
+            if not equals:
+                raise UserInputError(f"override {override!r}: expected key=value")
+            values[key] = yaml.safe_load(value)
+        return cls.from_dict(values, source=str(path))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "configuration") -> TrainingConfig:
+        """Sorts flat `key: value` pairs into own fields and training arguments.
+
+        Raises:
+            UserInputError: a key is unknown, one is missing, or a value is of the wrong type.
+        """
+        own = {each.name for each in dataclasses.fields(cls)} - {"arguments"}
+        _refuse_unknown(values, own | (set(ARGUMENT_TYPES) - _RESERVED), f"{source}: ")
+        if missing := {"model", "data", "output_dir"} - set(values):
+            raise UserInputError(f"{source}: {', '.join(sorted(missing))} not given; see train/configs for examples")
+        arguments = {key: _convert(key, value, source) for key, value in values.items() if key not in own}
+        return cls(**{key: value for key, value in values.items() if key in own}, arguments=arguments)
+
+    def training_arguments(self) -> TrainingArguments:
+        """What transformers' `Trainer` takes.
+
+        Raises:
+            UserInputError: `TrainingArguments` refuses a value.
+        """
+        arguments = DEFAULT_ARGUMENTS | self.arguments
+        try:
+            return TrainingArguments(output_dir=self.output_dir, remove_unused_columns=False, **arguments)
+        except (TypeError, ValueError) as error:
+            raise UserInputError(f"the training arguments do not fit: {error}") from error
+
+
+def _refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    for key in given:
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
+            raise UserInputError(f"{where}unknown key {key!r}; did you mean {nearest!r}?")
+
+
+def _convert(key: str, value: Any, source: str) -> Any:
+    """YAML reads `4e-4` as a string (it wants `4.0e-4`); numbers are made numbers here."""
+    if ARGUMENT_TYPES[key] is not float or value is None:
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UserInputError(f"{source}: {key} is {value!r}, expected a number") from None

@@ -1,0 +1,115 @@
+"""Makes the picture autoencoder: 64 × 64 pixels to 8 × 8 latents of 16 channels and back. Knows no words.
+
+`python -m nextgpt.train.nano.autoencoder --minutes 11` trains diffusers' `AutoencoderKL` on the world's pictures and
+goes on from its last checkpoint when started again.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional as F
+
+from nextgpt.train.nano import loop
+from nextgpt.train.nano.world import Renderer
+
+LATENT_CHANNELS = 16
+LEARNING_RATE = 1e-3
+KL_WEIGHT = 5e-4
+
+
+def new_autoencoder() -> AutoencoderKL:
+    """The network, at random; 2.8 M parameters."""
+    return AutoencoderKL(
+        sample_size=64,
+        latent_channels=LATENT_CHANNELS,
+        block_out_channels=(24, 48, 96, 128),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        scaling_factor=1.0,  # `normalise_latents` folds the scale into the weights
+    )
+
+
+def losses(autoencoder: AutoencoderKL, pictures: Tensor) -> dict[str, Tensor]:
+    """Parts of the loss; pictures `[N, 3, 64, 64]` in 0..1."""
+    pixels = pictures * 2 - 1
+    posterior = autoencoder.encode(pixels).latent_dist
+    decoded = autoencoder.decode(posterior.sample()).sample.float()
+    edges = sum(F.l1_loss(decoded.diff(dim=axis), pixels.diff(dim=axis)) for axis in (2, 3))
+    kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+    return {"pixels": F.l1_loss(decoded, pixels), "edges": edges, "kl": KL_WEIGHT * kl}
+
+
+@torch.no_grad()
+def encode_all(autoencoder: AutoencoderKL, renderer: Renderer, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the latents of pictures given as indices, each `[N, 16, 8, 8]`."""
+    posteriors = [autoencoder.encode(renderer(part) * 2 - 1).latent_dist for part in rows.split(256)]
+    return torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
+
+
+@torch.no_grad()
+def normalise_latents(autoencoder: AutoencoderKL, latents: Tensor) -> None:
+    """Folds each channel's mean and deviation into the 1 × 1 convolutions on both sides of the latents.
+
+    So the latents have mean 0 and deviation 1, and pipelines that know one `scaling_factor` and no shift do well.
+    """
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))  # [16]
+    inward, outward = autoencoder.quant_conv, autoencoder.post_quant_conv
+    outward.bias += outward.weight[:, :, 0, 0] @ mean
+    outward.weight *= std[None, :, None, None]
+    inward.weight[:LATENT_CHANNELS] /= std[:, None, None, None]  # the means; the log-variances follow
+    inward.bias[:LATENT_CHANNELS] = (inward.bias[:LATENT_CHANNELS] - mean) / std
+    inward.bias[LATENT_CHANNELS:] -= 2 * std.log()
+
+
+@torch.no_grad()
+def reconstruct(autoencoder: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Pictures in 0..1 through the latents and back."""
+    return (autoencoder.decode(autoencoder.encode(pictures * 2 - 1).latent_dist.mean).sample / 2 + 0.5).clamp(0, 1)
+
+
+def psnr(first: Tensor, second: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB, the mean over pictures `[N, 3, H, W]` in 0..1."""
+    return (-10 * (first - second).pow(2).flatten(1).mean(1).clamp(min=1e-10).log10()).mean().item()
+
+
+def main() -> None:
+    """Trains, normalises, measures and saves."""
+    args = loop.arguments(__doc__.split("\n")[0], "autoencoder", minutes=11, batch=256).parse_args()
+    world, device = loop.start(args)
+    renderer = Renderer(torch.from_numpy(world.art).to(device))
+    rows = loop.combinations(world, "train", args.concepts, device)
+    autoencoder = new_autoencoder().to(device, memory_format=torch.channels_last)
+    optimizer = loop.adamw([autoencoder], LEARNING_RATE, weight_decay=0.0)
+    compute = torch.compile(losses) if args.compile else losses
+
+    run = loop.Loop(args.out, args.minutes, optimizer, {"autoencoder": autoencoder})
+    for _ in run:
+        pictures = renderer(loop.draw(rows, args.batch), shift=3, stretch=0.05)
+        with loop.autocast(device):
+            parts = compute(autoencoder, pictures)
+        loop.update(optimizer, sum(parts.values()))
+        run.record(args.batch, **parts)
+
+    autoencoder.eval()
+    normalise_latents(autoencoder, encode_all(autoencoder, renderer, rows)[0])
+    autoencoder.bfloat16().save_pretrained(args.out)
+    autoencoder = AutoencoderKL.from_pretrained(args.out).float().to(device)
+    dev = renderer(loop.combinations(world, "dev", args.concepts, device)[:256])
+    decoded = reconstruct(autoencoder, dev)
+    loop.save_contact_sheet([dev[:16], decoded[:16], dev[16:32], decoded[16:32]], run.work / "sheet.png")
+    latents = autoencoder.encode(dev * 2 - 1).latent_dist
+    run.write_figures(
+        args.out,
+        parameters=loop.parameter_count(autoencoder),
+        psnr_dev=psnr(dev, decoded),
+        latent_std=latents.mean.std().item(),
+        latent_noise=latents.std.mean().item(),
+    )
+
+
+if __name__ == "__main__":
+    main()

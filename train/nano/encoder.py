@@ -1,0 +1,175 @@
+"""Makes the encoder's picture tower: an ImageBind, small, trained by contrast with captions of the world.
+
+`python -m nextgpt.train.nano.encoder --minutes 6` goes on from its last checkpoint when started again. The text
+tower and the probes that help the training are left behind: the assistant reads text by its language model. It
+knows nothing of the assistant, save that a linear projection must be able to read what a picture shows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nextgpt.encoders.configuration import ImageBindConfig
+from nextgpt.encoders.imagebind import ImageBind
+from nextgpt.train.nano import loop
+from nextgpt.train.nano.captions import CONTEXT, Captions, train_tokenizer
+from nextgpt.train.nano.unknown import UnknownPictures, disturb
+from nextgpt.train.nano.world import Renderer, World
+
+LEARNING_RATE = 1e-3
+UNKNOWN_SHARE = 1 / 8
+GROUP = 4  # pictures of one concept that stand in a batch together, told apart by style, background and size only
+IGNORED = -100
+PARTS = ("concept", "style", "background", "size")
+
+
+def new_config(**changes) -> ImageBindConfig:
+    """The configuration of the nano encoder."""
+    return ImageBindConfig(
+        **{
+            "towers": ("vision",),
+            "out_embed_dim": 256,
+            "image_size": 64,
+            "kernel_size": (8, 8, 8),
+            "video_frames": 8,
+            "video_clips": 1,
+            "video_crops": 1,
+            "vision_embed_dim": 192,
+            "vision_num_blocks": 4,
+            "vision_num_heads": 6,
+        }
+        | changes
+    )
+
+
+def new_towers(vocab_size: int) -> ImageBind:
+    """The vision tower (2.2 M parameters) and, for training, a text tower over the world's own words."""
+    return ImageBind(
+        new_config(
+            towers=("vision", "text"),
+            text_vocab_size=vocab_size,
+            text_context_length=CONTEXT,
+            text_embed_dim=192,
+            text_num_blocks=2,
+            text_num_heads=6,
+        )
+    )
+
+
+class Probes(nn.Module):
+    """Linear readings of an embedding: what it shows, "unknown" being the last concept."""
+
+    def __init__(self, world: World, embed_dim: int):
+        super().__init__()
+        sizes = (len(world.names) + 1, len(world.styles), len(world.backgrounds), len(world.sizes))
+        self.heads = nn.ModuleDict({part: nn.Linear(embed_dim, size) for part, size in zip(PARTS, sizes, strict=True)})
+
+    def forward(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """Logits for each part, from embeddings `[N, D]` of length 1."""
+        scaled = embeddings * embeddings.shape[1] ** 0.5
+        return {part: head(scaled) for part, head in self.heads.items()}
+
+
+class Contrast(nn.Module):
+    """Towers and probes as one network, with the training loss."""
+
+    def __init__(self, towers: ImageBind, probes: Probes):
+        super().__init__()
+        self.towers, self.probes = towers, probes
+        for name in ("image_mean", "image_std"):
+            values = torch.tensor(getattr(towers.config, name)).view(3, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+    def embed_pictures(self, pictures: Tensor) -> Tensor:
+        """Pictures `[N, 3, 64, 64]` in 0..1 → embeddings `[N, 256]`."""
+        return self.towers.embed("image", (pictures - self.image_mean) / self.image_std)
+
+    def forward(self, pictures: Tensor, ids: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Parts of the loss.
+
+        Args:
+            pictures: `[N, 3, 64, 64]` in 0..1.
+            ids: token ids of their captions, `[N, 16]`.
+            targets: what they show, `[N, 4]` (`PARTS`); `IGNORED` for the style, background, size of unknown pictures.
+        """
+        seen, read = self.embed_pictures(pictures), self.towers.embed("text", ids)  # the text is scaled already
+        similar = seen.float() @ read.float().T  # [N, N]
+        same = (targets[:, None] == targets[None]).all(-1).float()  # several captions may fit a picture
+        same = same / same.sum(1, keepdim=True)
+        parts = {"contrast": (F.cross_entropy(similar, same) + F.cross_entropy(similar.T, same)) / 2}
+        for (part, logits), target in zip(self.probes(seen.float()).items(), targets.T, strict=True):
+            parts[part] = F.cross_entropy(logits, target, ignore_index=IGNORED, label_smoothing=0.05)
+        return parts
+
+
+def draw_groups(rows: Tensor, count: int) -> Tensor:
+    """`count` pictures as indices: half at random, half in groups that show one concept in different ways."""
+    chosen = torch.randint(len(rows), (count,), device=rows.device)
+    grouped = count // 2 // GROUP * GROUP
+    first = chosen[:grouped:GROUP].repeat_interleave(GROUP)
+    # The rows are sorted by concept, some 40 each: near ones mostly share it.
+    near = first + torch.randint(-12, 13, (grouped,), device=rows.device)
+    chosen[:grouped] = near.clamp(0, len(rows) - 1)
+    return rows[chosen]
+
+
+@torch.no_grad()
+def measure(network: Contrast, renderer: Renderer, captions: Captions, rows: Tensor, unknown: Tensor) -> dict:
+    """Shares of right readings of pictures given as indices, and of pictures from outside the world."""
+    pictures = renderer(rows)
+    seen = torch.cat([network.embed_pictures(part) for part in pictures.split(256)])
+    read = torch.cat([network.towers.embed("text", ids) for ids in captions(rows).split(256)])
+    said = {part: logits.argmax(1) for part, logits in network.probes(seen).items()}
+    figures = {part: (said[part] == target).float().mean().item() for part, target in zip(PARTS, rows.T, strict=True)}
+    right = torch.arange(len(rows), device=rows.device)
+    figures["picture_to_caption"] = ((seen @ read.T).argmax(1) == right).float().mean().item()
+    figures["caption_to_picture"] = ((read @ seen.T).argmax(1) == right).float().mean().item()
+    last = network.probes.heads["concept"].out_features - 1
+    said_unknown = network.probes(network.embed_pictures(unknown))["concept"].argmax(1) == last
+    figures["unknown"] = said_unknown.float().mean().item()
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def main() -> None:
+    """Trains, measures and saves the picture tower."""
+    args = loop.arguments(__doc__.split("\n")[0], "encoder", minutes=6, batch=1024).parse_args()
+    world, device = loop.start(args)
+    tokenizer = train_tokenizer(world)
+    captions = Captions(world, tokenizer, device)
+    renderer = Renderer(torch.from_numpy(world.art).to(device))
+    rows = loop.combinations(world, "train", args.concepts, device)
+    unknown = UnknownPictures(world, "train", renderer, rows)
+
+    towers = new_towers(len(tokenizer))
+    network = Contrast(towers, Probes(world, towers.embed_dim)).to(device)
+    optimizer = loop.adamw([network], LEARNING_RATE, weight_decay=0.05)
+    compute = torch.compile(network) if args.compile else network
+    unknowns = int(args.batch * UNKNOWN_SHARE)
+    unknown_target = torch.tensor([[len(world.names), IGNORED, IGNORED, IGNORED]], device=device)
+    unknown_ids = captions.unknown.expand(unknowns, -1)
+
+    run = loop.Loop(args.out, args.minutes, optimizer, {"network": network})
+    for _ in run:
+        chosen = draw_groups(rows, args.batch - unknowns)
+        shown = torch.cat([renderer(chosen, shift=3, stretch=0.08), unknown(unknowns, shift=3, stretch=0.08)])
+        ids = torch.cat([captions(chosen, varied=True), unknown_ids])
+        targets = torch.cat([chosen, unknown_target.expand(unknowns, -1)])
+        with loop.autocast(device):
+            parts = compute(disturb(shown), ids, targets)
+        loop.update(optimizer, sum(parts.values()))
+        run.record(args.batch, **parts)
+
+    network.eval()
+    dev = loop.combinations(world, "dev", args.concepts, device)
+    torch.manual_seed(0)
+    figures = measure(network, renderer, captions, dev, UnknownPictures(world, "dev", renderer, dev)(200))
+    shipped = ImageBind(new_config())
+    shipped.load_state_dict({name: towers.state_dict()[name] for name in shipped.state_dict()})
+    shipped.bfloat16().save_pretrained(args.out)
+    run.write_figures(args.out, parameters=loop.parameter_count(shipped), dev=figures)
+
+
+if __name__ == "__main__":
+    main()

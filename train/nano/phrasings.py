@@ -1,0 +1,163 @@
+"""Reads the hand-written phrasings, fills their slots and roughens them; knows nothing of conversations or answers.
+
+A phrasing is one line of ``train/nano/data/phrasings/*.jsonl``: ``{"intent": ..., "text": ..., "reply": ...}``. The
+text may hold slots: ``{a_concept}`` becomes "a cat", ``{the_concept}`` "the cat", ``{concept}`` "cat", ``{concepts}``
+"cats".
+"""
+
+import json
+import random
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+PHRASINGS = Path(__file__).parent / "data" / "phrasings"
+
+CONCEPT_SLOTS = frozenset({"a_concept", "concept", "the_concept", "concepts"})
+ATTRIBUTE_SLOTS = frozenset({"background", "style", "size", "size_word"})
+SECOND_SLOTS = frozenset(f"{slot}_2" for slot in CONCEPT_SLOTS | ATTRIBUTE_SLOTS)
+PICTURE_SLOTS = CONCEPT_SLOTS | ATTRIBUTE_SLOTS
+
+# What a user may want, and the slots that its phrasings may use.
+INTENT_SLOTS: dict[str, frozenset[str]] = {
+    "draw": PICTURE_SLOTS,
+    "multi": PICTURE_SLOTS | SECOND_SLOTS,
+    "describe": frozenset(),
+    "name": frozenset(),
+    "ask_background": CONCEPT_SLOTS,
+    "ask_style": CONCEPT_SLOTS,
+    "ask_size": CONCEPT_SLOTS,
+    "yes_no_concept": CONCEPT_SLOTS,
+    "change_background": CONCEPT_SLOTS | {"background"},
+    "change_style": CONCEPT_SLOTS | {"style"},
+    "change_size": CONCEPT_SLOTS | {"size", "size_word"},
+    "change_concept": CONCEPT_SLOTS,
+    "again": CONCEPT_SLOTS,
+    "define": CONCEPT_SLOTS,
+    "smalltalk": frozenset(),
+    "capability": frozenset(),
+    "about_world": frozenset(),
+    "outside_draw": ATTRIBUTE_SLOTS | {"thing"},
+    "outside_question": frozenset({"thing"}),
+}
+REPLIED_INTENTS = frozenset({"smalltalk", "capability", "about_world"})
+
+CONCEPT_INTENTS = frozenset({"draw", "change_concept", "define", "yes_no_concept"})
+
+_SLOT = re.compile(r"\{(\w+)\}")
+
+
+class Phrasing(NamedTuple):
+    """One way to say something: its intent, its text with slots, and the answer where the teacher gave one."""
+
+    intent: str
+    text: str
+    reply: str | None = None
+
+    @property
+    def slots(self) -> frozenset[str]:
+        return frozenset(_SLOT.findall(self.text))
+
+
+def parse_phrasing(line: str) -> Phrasing:
+    """One line of JSON → Phrasing. Raises ValueError where intent, slots or reply are not as agreed."""
+    row = json.loads(line)
+    phrasing = Phrasing(row["intent"], row["text"].strip(), row.get("reply"))
+    if phrasing.intent not in INTENT_SLOTS:
+        raise ValueError(f"unknown intent {phrasing.intent!r}; known: {', '.join(INTENT_SLOTS)}")
+    unknown = phrasing.slots - INTENT_SLOTS[phrasing.intent]
+    if unknown or "{" in _SLOT.sub("", phrasing.text):
+        raise ValueError(f"{phrasing.text!r} ({phrasing.intent}) has slots not allowed here: {sorted(unknown)}")
+    if phrasing.intent in REPLIED_INTENTS and not phrasing.reply:
+        raise ValueError(f"{phrasing.text!r} ({phrasing.intent}) needs a reply")
+    if phrasing.intent in CONCEPT_INTENTS and not phrasing.slots & CONCEPT_SLOTS:
+        raise ValueError(f"{phrasing.text!r} ({phrasing.intent}) needs a slot for the concept")
+    return phrasing
+
+
+def load_phrasings(folder: Path = PHRASINGS) -> dict[str, list[Phrasing]]:
+    """All phrasings of a folder by intent, without repeats, in a fixed order."""
+    by_intent: dict[str, list[Phrasing]] = defaultdict(list)
+    seen = set()
+    files = sorted(folder.glob("*.jsonl"))
+    if not files:
+        raise FileNotFoundError(f"no phrasings (*.jsonl) in {folder}")
+    for file in files:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                phrasing = parse_phrasing(line)
+            except (ValueError, KeyError) as error:
+                raise ValueError(f"{file}, line {number}: {error}") from error
+            if (key := (phrasing.intent, normalise(phrasing.text))) not in seen:
+                seen.add(key)
+                by_intent[phrasing.intent].append(phrasing)
+    return dict(by_intent)
+
+
+def normalise(text: str) -> str:
+    """What two phrasings share when they differ only in case, punctuation and spacing."""
+    return " ".join(re.sub(r"[^\w{}]+", " ", text.lower()).split())
+
+
+def fill(text: str, values: dict[str, str]) -> str:
+    """Puts values into the slots, and turns a teacher's "a {background} wall" into "an orange wall" where needed."""
+    text = re.sub(r"\b([Aa]) \{(\w+)\}", lambda m: f"{article(values[m[2]], m[1])} {{{m[2]}}}", text)
+    return _SLOT.sub(lambda m: values[m[1]], text)
+
+
+def article(noun: str, a: str = "a") -> str:
+    """The indefinite article, by spelling: good enough for the world's nouns ("a unicorn" is in the world file)."""
+    vowel = noun[:1].lower() in tuple("aeiou") and not noun.lower().startswith(("uni", "eu", "ufo", "one"))
+    return f"{a}n" if vowel else a
+
+
+# Words around a request. Empty pieces are the most frequent: most people just ask.
+_GREETINGS = ("hi", "hello", "hey", "hi there", "good morning", "ok", "okay", "so", "well", "now", "great", "um")
+_THANKS = ("please", "thanks", "thank you", "pls", "if you can", "if you don't mind", "would you", "thx", "for me")
+_MARKS = ("!", "!!", "...", " :)", "?", " ", " 🙂")
+_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+_KEYBOARD = {a: b for row in _ROWS for a, b in zip(row, row[1:] + row[-2], strict=True)}
+
+
+def roughen(text: str, rng: random.Random, slips: float = 0.08) -> str:
+    """What people do to a sentence: politeness, case, missing or doubled marks, and a spelling slip now and then."""
+    if rng.random() < 0.10:
+        text = f"{rng.choice(_GREETINGS)}{rng.choice((', ', ' ', '! '))}{text}"
+    if rng.random() < 0.10 and text[-1:] not in ".!?":
+        text = f"{text}{rng.choice((', ', ' '))}{rng.choice(_THANKS)}"
+    if rng.random() < slips:
+        text = misspell(text, rng)
+    return _change_marks(_change_case(text, rng), rng)
+
+
+def _change_case(text: str, rng: random.Random) -> str:
+    draw = rng.random()
+    if draw < 0.25:
+        return text.lower()
+    if draw < 0.45:
+        return text[:1].upper() + text[1:]
+    return text.upper() if draw < 0.465 else text
+
+
+def _change_marks(text: str, rng: random.Random) -> str:
+    draw = rng.random()
+    if draw < 0.20:
+        return text.rstrip(".!?")
+    if draw < 0.30 and text[-1:].isalnum():
+        return text + rng.choice((".", *_MARKS))
+    return text.replace(",", "").replace("'", "") if draw > 0.95 else text
+
+
+def misspell(text: str, rng: random.Random) -> str:
+    """One slip in one word of five letters or more: a letter dropped, doubled, swapped or hit beside."""
+    words = list(re.finditer(r"[A-Za-z]{5,}", text))
+    if not words:
+        return text
+    word = rng.choice(words)
+    at = rng.randrange(word.start() + 1, word.end() - 1)
+    letter, following = text[at], text[at + 1]
+    slip = rng.choice(("", letter * 2, following + letter, _KEYBOARD.get(letter.lower(), letter)))
+    return text[:at] + slip + text[at + (2 if slip == following + letter else 1) :]

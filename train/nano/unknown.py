@@ -1,0 +1,81 @@
+"""Pictures that are none of the world's, by the batch: artwork of other things, noise, gradients, mixtures.
+
+Knows nothing of models. Encoder and judge learn from it to say "something unknown".
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nextgpt.train.nano import loop
+from nextgpt.train.nano.world import SIDE, Renderer, World
+
+
+class UnknownPictures:
+    """Draws pictures from outside the world.
+
+    Args:
+        world: gives the artwork.
+        split: whose artwork of other things to use.
+        renderer: of the world itself, for mixtures.
+        rows: the world's pictures that may be mixed, as indices `[N, 4]`.
+    """
+
+    def __init__(self, world: World, split: str, renderer: Renderer, rows: Tensor):
+        numbers = world.outside_numbers(split)
+        self.rows, self.world_renderer, self.count = rows, renderer, len(numbers)
+        self.renderer = Renderer(torch.from_numpy(world.outside[numbers][:, None]).to(rows.device))
+
+    def __call__(self, count: int, shift: float = 0.0, stretch: float = 0.0) -> Tensor:
+        """Pictures `[count, 3, 64, 64]` in 0..1; at least half are artwork."""
+        others = count // 2
+        pictures = [self._artwork(count - others, shift, stretch)]
+        makers = (self._noise, self._gradients, self._mixtures, self._shuffled)
+        for index, make in enumerate(makers):
+            pictures.append(make((others + index) // len(makers)))
+        return torch.cat(pictures)
+
+    def _artwork(self, count: int, shift: float, stretch: float) -> Tensor:
+        rows = loop.draw(self.rows, count).clone()
+        rows[:, 0] = torch.randint(self.count, (count,), device=rows.device)
+        rows[:, 1] = 0
+        return self.renderer(rows, shift, stretch)
+
+    def _noise(self, count: int) -> Tensor:
+        """Noise of any grain: from single pixels to one colour."""
+        device = self.rows.device
+        grains = [F.interpolate(torch.rand(count, 3, side, side, device=device), SIDE) for side in (1, 4, 16, SIDE)]
+        return torch.stack(grains)[torch.randint(len(grains), (count,), device=device), torch.arange(count)]
+
+    def _gradients(self, count: int) -> Tensor:
+        """Soft colours, as in a photograph out of focus."""
+        corners = torch.rand(count, 3, 3, 3, device=self.rows.device)
+        return F.interpolate(corners, SIDE, mode="bilinear", align_corners=True)
+
+    def _mixtures(self, count: int) -> Tensor:
+        """Three pictures of the world shining through each other."""
+        return self.world_renderer(loop.draw(self.rows, 3 * count)).unflatten(0, (count, 3)).mean(1)
+
+    def _shuffled(self, count: int) -> Tensor:
+        """Pictures of the world cut into 16 tiles, the tiles mixed up between pictures."""
+        tiles = F.unfold(self.world_renderer(loop.draw(self.rows, count)), SIDE // 4, stride=SIDE // 4)
+        mixed = tiles.transpose(1, 2).flatten(0, 1)
+        mixed = mixed[torch.randperm(len(mixed), device=mixed.device)].unflatten(0, (count, 16)).transpose(1, 2)
+        return F.fold(mixed, SIDE, SIDE // 4, stride=SIDE // 4)
+
+
+def disturb(pictures: Tensor) -> Tensor:
+    """Colours, sharpness and noise as in pictures that are not quite true; 0..1 in and out."""
+    count, device = len(pictures), pictures.device
+
+    def random(low: float, high: float, channels: int = 1) -> Tensor:
+        return low + (high - low) * torch.rand(count, channels, 1, 1, device=device)
+
+    blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    pictures = pictures.lerp(blurred, random(-0.3, 0.9))
+    pictures = (pictures - 0.5) * random(0.85, 1.1) + 0.5 + random(-0.05, 0.05, channels=3)
+    coarse = F.interpolate(torch.randn(count, 3, SIDE // 4, SIDE // 4, device=device), SIDE, mode="bilinear")
+    pictures = pictures + random(0, 0.05) * torch.randn_like(pictures) + random(0, 0.05) * coarse
+    return pictures.clamp(0, 1)
