@@ -82,7 +82,7 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
         encoder: nn.Module | None = None,
     ):
         super().__init__(config)
-        self.vocabulary = SignalVocabulary.from_config(config)
+        self.vocabulary = SignalVocabulary.create(config.signal_tokens, config.input_modalities, config.token_offset)
         self.encoder = encoder if encoder is not None else encoder_room.encoder_from_config(config.encoder_config)
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)

@@ -292,7 +292,9 @@ class NextGPTPipeline:
         events: queue.Queue = queue.Queue()
         abandoned = threading.Event()
         answer = _Answer(self, asked, _AnyOf(abandoned, cancel), emit=events.put)
-        worker = threading.Thread(target=self._stream_into, args=(events, answer, messages, session), daemon=True)
+        worker = threading.Thread(
+            target=self._stream_into, args=(events, answer, messages, session), name="nextgpt-stream", daemon=True
+        )
         worker.start()
         try:
             while (event := events.get()) is not None:

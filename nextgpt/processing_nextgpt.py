@@ -90,7 +90,7 @@ class NextGPTProcessor(ProcessorMixin):
         if input_modalities is None:
             input_modalities = [m for m in MODALITIES if m in encoder_config.modalities]
         offset = len(tokenizer) if token_offset is None else token_offset
-        self.vocabulary = SignalVocabulary(tuple((signal_tokens or {}).items()), tuple(input_modalities), offset)
+        self.vocabulary = SignalVocabulary.create(signal_tokens or {}, input_modalities, offset)
         self.vocabulary.add_to(tokenizer)
         tokenizer.padding_side = "left"
         if tokenizer.pad_token_id is None:

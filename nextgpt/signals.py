@@ -10,6 +10,7 @@ Two kinds are added behind the LLM's own vocabulary:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,8 +33,10 @@ class SignalVocabulary:
     offset: int
 
     @classmethod
-    def from_config(cls, config) -> SignalVocabulary:
-        return cls(tuple(config.signal_tokens.items()), tuple(config.input_modalities), config.token_offset)
+    def create(cls, signal_tokens: dict[str, int], input_modalities: Iterable[str], offset: int) -> SignalVocabulary:
+        """Puts the modalities in their fixed order, whatever order a JSON file kept them in."""
+        ordered = tuple((modality, signal_tokens[modality]) for modality in MODALITIES if modality in signal_tokens)
+        return cls(ordered, tuple(modality for modality in MODALITIES if modality in set(input_modalities)), offset)
 
     @cached_property
     def runs(self) -> dict[str, tuple[int, ...]]:

@@ -135,9 +135,7 @@ def test_an_editable_install_uses_the_checkout_from_anywhere(tmp_path: Path) -> 
     assert all(file.is_relative_to(checkout) for file in environment.rooms(cwd=checkout))
 
 
-def test_python_started_in_a_clone_uses_the_clone_even_after_a_plain_install(
-    installed: Environment, tmp_path: Path
-) -> None:
+def test_python_started_in_a_clone_uses_the_clone_even_after_a_plain_install(installed: Environment, tmp_path: Path) -> None:
     clone = copy_sources(tmp_path, weights=False)
     files = installed.rooms(cwd=clone)
     assert all(file.is_relative_to(clone) for file in files), files

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from tiny_decoders import save_tiny_stable_diffusion
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -17,6 +16,7 @@ from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.encoders import ImageBindConfig, encoder_from_config
 from nextgpt.modeling_nextgpt import NextGPTModel
 from nextgpt.processing_nextgpt import NextGPTProcessor
+from tiny_decoders import save_tiny_stable_diffusion
 
 TINY_TEXT = [
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful answers.",

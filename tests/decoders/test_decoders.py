@@ -117,8 +117,7 @@ def test_a_batch_equals_its_items_made_alone(kind, decoders):
     conditioning = decoder.encode(CAPTIONS)
     batch = decoder.generate(conditioning, seeds=[7, 8, 7], num_inference_steps=2)
     alone = [
-        decoder.generate(conditioning[i : i + 1], seeds=[seed], num_inference_steps=2)[0]
-        for i, seed in enumerate([7, 8, 7])
+        decoder.generate(conditioning[i : i + 1], seeds=[seed], num_inference_steps=2)[0] for i, seed in enumerate([7, 8, 7])
     ]
     assert_same(batch, alone)
 
@@ -176,9 +175,7 @@ def test_defaults_come_from_the_folders_file(own_folder):
     decoder = load_decoder("stable-diffusion", folder)
     steps = []
     conditioning = decoder.encode(["x"])
-    image = decoder.generate(
-        conditioning, seeds=[0], on_step=lambda step, total, preview: steps.append((step, total))
-    )[0]
+    image = decoder.generate(conditioning, seeds=[0], on_step=lambda step, total, preview: steps.append((step, total)))[0]
     assert image.size == (16, 32)
     assert steps == [(1, 3), (2, 3), (3, 3)]
 

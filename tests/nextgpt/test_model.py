@@ -3,11 +3,11 @@
 import pytest
 import torch
 from PIL import Image
-from tiny_models import FAMILIES, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
 
 from nextgpt import NextGPTConfig, NextGPTModel, NextGPTProcessor
 from nextgpt.errors import ModelLoadError, UserInputError
+from tiny_models import FAMILIES, tiny_config, tiny_model, tiny_tokenizer
 
 RED = Image.new("RGB", (40, 30), "red")
 DIALOGUE = [
@@ -42,9 +42,7 @@ def test_every_family_runs_learns_and_generates_media(family, tmp_path):
     assert all(losses[-1][name] < losses[0][name] for name in losses[0])
 
     model.eval()
-    answer = model.generate_interleaved(
-        **processor(DIALOGUE[:1]), max_new_tokens=20, require={"image": 2}
-    )
+    answer = model.generate_interleaved(**processor(DIALOGUE[:1]), max_new_tokens=20, require={"image": 2})
     assert [run.modality for run in answer.runs] == ["image", "image"]
     assert all(torch.isfinite(run.hidden_states).all() for run in answer.runs)
 
@@ -190,6 +188,4 @@ def test_tokenizer_that_does_not_belong_is_refused(tmp_path):
     config = tiny_config(tmp_path)
     tokenizer = tiny_tokenizer()
     with pytest.raises(ValueError, match="the model expects"):
-        NextGPTProcessor(
-            tokenizer, config.encoder_config, signal_tokens={"image": 4}, token_offset=len(tokenizer) + 7
-        )
+        NextGPTProcessor(tokenizer, config.encoder_config, signal_tokens={"image": 4}, token_offset=len(tokenizer) + 7)

@@ -25,9 +25,7 @@ def test_output_projection_equals_the_reference(modality):
         facts = json.loads(file.metadata()[modality])
     recorded = load_file(FIXTURE)
     projection = OutputProjection(facts["in_dim"], facts["out_dim"], facts["queries"]).eval()
-    weights = {
-        key: reference_weight(facts["shapes"][key], key, i) for i, key in enumerate(sorted(facts["shapes"]))
-    }
+    weights = {key: reference_weight(facts["shapes"][key], key, i) for i, key in enumerate(sorted(facts["shapes"]))}
     projection.load_state_dict(weights, strict=True)
     assert sum(p.numel() for p in projection.parameters()) == facts["params"]
     with torch.no_grad():

@@ -138,9 +138,7 @@ def test_a_stage_learns_changes_its_own_parts_alone_and_saves_only_those(stage, 
 
 def test_a_stage_starts_from_the_one_before(world, tmp_path) -> None:
     first = run_stage("align_encoders", config_for(world, "align_encoders", tmp_path / "1", max_steps=2))
-    second = run_stage(
-        "align_decoders", config_for(world, "align_decoders", tmp_path / "2", model=str(first), max_steps=2)
-    )
+    second = run_stage("align_decoders", config_for(world, "align_decoders", tmp_path / "2", model=str(first), max_steps=2))
     kept, moved = checkpoint_tensors(first), checkpoint_tensors(second)
     assert torch.equal(kept["input_projection.weight"], moved["input_projection.weight"])
     assert not torch.equal(kept["signal_rows.input"], moved["signal_rows.input"])
@@ -196,9 +194,7 @@ def test_an_interrupted_cache_keeps_what_it_has_and_equal_content_is_computed_on
 def test_cached_features_give_the_loss_of_the_encoder_itself(world, tmp_path) -> None:
     config = config_for(world, "align_encoders", tmp_path)
     model, processor = load_for_training(config)
-    conversations = [
-        json.loads(line)["messages"] for line in (world / "align_encoders.jsonl").read_text().splitlines()
-    ]
+    conversations = [json.loads(line)["messages"] for line in (world / "align_encoders.jsonl").read_text().splitlines()]
     for conversation in conversations:
         conversation[0]["content"][0]["path"] = str(world / conversation[0]["content"][0]["path"])
     raw = processor(conversations, add_generation_prompt=False, return_labels=True, padding_side="right")
@@ -262,9 +258,7 @@ BROKEN = {
     "has no caption": '{"messages": [{"role": "user", "content": "draw"}, '
     '{"role": "assistant", "content": [{"type": "image"}]}]}',
     "nothing to learn": '{"messages": [{"role": "user", "content": "hi"}]}',
-    "tokens": '{"messages": [{"role": "user", "content": "'
-    + "hi " * 600
-    + '"}, {"role": "assistant", "content": "."}]}',
+    "tokens": '{"messages": [{"role": "user", "content": "' + "hi " * 600 + '"}, {"role": "assistant", "content": "."}]}',
 }
 
 

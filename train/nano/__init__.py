@@ -1,1 +1,1 @@
-"""."""
+"""The making of the nano model: its world, its frozen parts, its dialogues. Seven small commands and one that runs them."""

@@ -15,8 +15,8 @@ from nextgpt.train.nano import loop
 from nextgpt.train.nano.world import Renderer
 
 LATENT_CHANNELS = 16
-LEARNING_RATE = 1e-3
-KL_WEIGHT = 5e-4
+LEARNING_RATE = 2e-3
+KL_WEIGHT = 2e-6
 
 
 def new_autoencoder() -> AutoencoderKL:
@@ -88,7 +88,7 @@ def main() -> None:
 
     run = loop.Loop(args.out, args.minutes, optimizer, {"autoencoder": autoencoder})
     for _ in run:
-        pictures = renderer(loop.draw(rows, args.batch), shift=3, stretch=0.05)
+        pictures = renderer(loop.draw(rows, args.batch))  # where the decoder will draw them
         with loop.autocast(device):
             parts = compute(autoencoder, pictures)
         loop.update(optimizer, sum(parts.values()))

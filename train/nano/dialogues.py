@@ -628,7 +628,7 @@ LINES: dict[str, Callable[[Composer, list[Picture], int, random.Random], dict]] 
     "align_decoders": align_decoders_line,
     "instruct": lambda composer, pictures, index, rng: media_line(composer.conversation(rng)),
 }
-COUNTS = {"text": 400_000, "align_encoders": 60_000, "align_decoders": 60_000, "instruct": 80_000}
+COUNTS = {"text": 60_000, "align_encoders": 20_000, "align_decoders": 40_000, "instruct": 40_000}
 DEV_COUNT = 2_000
 
 

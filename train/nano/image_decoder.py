@@ -35,7 +35,7 @@ SNR_GAMMA = 5.0  # Hang et al. 2023, "Efficient Diffusion Training via Min-SNR W
 EMPTY_SHARE = 0.1  # of the captions are empty, for classifier-free guidance
 NOISY_SHARE = 0.5  # of the text states get noise
 MOST_NOISE = 0.4  # in units of the text states' own deviation
-EMA_STEPS = 1000
+EMA_STEPS = 300
 GENERATION = {"num_inference_steps": 20, "guidance_scale": 3.0, "height": 64, "width": 64}
 NOISE_SCHEDULE = {
     "num_train_timesteps": 1000,

@@ -203,14 +203,14 @@ def encode_corpus(folder: Path, file: Path, limit: int | None = None, workers: i
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """The nano Llama, about 9 M parameters."""
+    """The nano Llama, about 5 M parameters."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=320,
-        num_hidden_layers=6,
-        num_attention_heads=5,
-        num_key_value_heads=5,
-        intermediate_size=864,
+        hidden_size=256,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=704,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
@@ -403,7 +403,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/nano/language_model"))
     parser.add_argument("--minutes", type=float, default=60, help="of training, the time of earlier starts counted in")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch-tokens", type=int, default=None, help="tokens in a batch (default: 49152, on a CPU 4096)")
+    parser.add_argument("--batch-tokens", type=int, default=None, help="tokens in a batch (default: 49152, on a CPU 2048)")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--limit", type=int, help="conversations to learn from (default: all)")
     parser.add_argument("--measure", type=int, default=2000, help="development conversations to answer at the end")
@@ -414,7 +414,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     found = torch.accelerator.current_accelerator(check_available=True)
     device = args.device if args.device != "auto" else found.type if found else "cpu"
-    batch_tokens = args.batch_tokens or (4096 if device == "cpu" else 49152)
+    batch_tokens = args.batch_tokens or (2048 if device == "cpu" else 49152)
     args.out.mkdir(parents=True, exist_ok=True)
 
     if not (args.out / "tokenizer.json").exists():

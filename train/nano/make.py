@@ -17,29 +17,48 @@ logger = logging.getLogger(__name__)
 
 
 class Step(NamedTuple):
-    """A module of `nextgpt.train.nano`, the file under the root that says it is done, and its minutes of training."""
+    """A command: the words after `python -m nextgpt.train.`, the file under the root that says it is done, its minutes.
 
+    `{root}` stands for the root folder. Steps with minutes take `--device` and `--minutes` too.
+    """
+
+    words: str
     done: str
     minutes: float | None = None
 
 
 STEPS = {
-    "world": Step("world/world.json"),
-    "judge": Step("judge/training_log.json", 3),
-    "encoder": Step("encoder/training_log.json", 6),
-    "autoencoder": Step("autoencoder/training_log.json", 15),
-    "image_decoder": Step("image_decoder/training_log.json", 30),
+    "world": Step("nano.world --out {root}/world", "world/world.json"),
+    "judge": Step("nano.judge --world {root}/world --out {root}/judge", "judge/training_log.json", 3),
+    "encoder": Step("nano.encoder --world {root}/world --out {root}/encoder", "encoder/training_log.json", 7),
+    "autoencoder": Step(
+        "nano.autoencoder --world {root}/world --out {root}/autoencoder", "autoencoder/training_log.json", 27
+    ),
+    "image_decoder": Step(
+        "nano.image_decoder --world {root}/world --out {root}/image_decoder --autoencoder {root}/autoencoder",
+        "image_decoder/training_log.json",
+        25,
+    ),
+    "dialogues": Step("nano.dialogues --world {root}/world --out {root}/data --images", "data/instruct_dev.jsonl"),
+    "language_model": Step(
+        "nano.language_model --world {root}/world --data {root}/data --out {root}/language_model",
+        "language_model/training_log.json",
+        12,
+    ),
+    "frozen": Step("nano.assemble frozen --root {root}", "model/config.json"),
+    "align_encoders": Step("align_encoders --config train/configs/nano/align_encoders.yaml", "align_encoders/config.json"),
+    "align_decoders": Step("align_decoders --config train/configs/nano/align_decoders.yaml", "align_decoders/config.json"),
+    "instruct": Step("instruct --config train/configs/nano/instruct.yaml", "instruct/config.json"),
+    "trained": Step("nano.assemble trained --root {root}", "trained"),
 }
 
 
 def command(step: str, root: Path, device: str, minutes: float | None) -> list[str]:
     """The command line of a step."""
-    words = [sys.executable, "-m", f"nextgpt.train.nano.{step}", "--out", str(root / step)]
+    module, *words = STEPS[step].words.format(root=root).split()
     if STEPS[step].minutes is not None:
-        words += ["--world", str(root / "world"), "--device", device, "--minutes", str(minutes or STEPS[step].minutes)]
-    if step == "image_decoder":
-        words += ["--autoencoder", str(root / "autoencoder")]
-    return words
+        words += ["--device", device, "--minutes", str(minutes or STEPS[step].minutes)]
+    return [sys.executable, "-m", f"nextgpt.train.{module}", *words]
 
 
 def main() -> None:

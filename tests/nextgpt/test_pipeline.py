@@ -1,0 +1,205 @@
+"""The pipeline with a tiny random model: calls, batches, streams, sessions, cancelling, threads, saving."""
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nextgpt import NextGPTPipeline
+from nextgpt.errors import ContractError, ModelLoadError, UserInputError
+from nextgpt.events import Finished, MediaDone, MediaProgress, MediaStarted, TextDelta
+from nextgpt.media import load_media
+from tiny_decoders import save_tiny_audioldm, save_tiny_stable_diffusion, save_tiny_text_to_video
+from tiny_models import tiny_model
+
+RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 40), "blue")
+STEPS = {"image": {"num_inference_steps": 2}, "audio": {"num_inference_steps": 2, "duration": 0.2}}
+ASK = [{"role": "user", "content": [{"type": "image", "image": RED}, {"type": "text", "text": "draw a banana"}]}]
+TALK = [{"role": "user", "content": "What do you see? I see a cat."}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    save_tiny_stable_diffusion(folder / "image")
+    save_tiny_audioldm(folder / "audio")
+    save_tiny_text_to_video(folder / "video")
+    kinds = {"image": "stable-diffusion", "audio": "audioldm", "video": "text-to-video"}
+    decoders = {modality: {"kind": kind, "source": f"./{modality}"} for modality, kind in kinds.items()}
+    for modality, spec in decoders.items():
+        spec["source"] = str(folder / modality)
+    model, processor = tiny_model(folder, decoders=decoders)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        model.signal_rows.output.normal_(std=0.04)
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    return NextGPTPipeline.from_pretrained(folder)
+
+
+def same_media(one, other):
+    return len(one) == len(other) and all(
+        np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_a_reply_can_be_appended_and_answered(pipe):
+    reply = pipe(ASK, require={"image": 1}, max_new_tokens=20, seed=1, **STEPS)
+    assert reply.message["role"] == "assistant" and isinstance(reply.images[0], Image.Image)
+    second = pipe(
+        [*ASK, reply.message, {"role": "user", "content": "again"}], require={"audio": 1}, max_new_tokens=20, **STEPS
+    )
+    assert second.audios[0].array.dtype == np.float32 and second.audios[0].sampling_rate > 0
+    assert second.timings.prompt_tokens > reply.timings.prompt_tokens
+
+
+def test_the_seed_decides_the_media(pipe):
+    first, again, other = (pipe(ASK, require={"image": 1}, max_new_tokens=20, seed=seed, **STEPS) for seed in (1, 1, 2))
+    assert same_media(first.images, again.images) and not same_media(first.images, other.images)
+
+
+def test_a_batch_equals_its_singles(pipe):
+    conversations = [ASK, TALK, [{"role": "user", "content": "hi"}]]
+    options = {"require": {"image": 2}, "max_new_tokens": 30, "seed": 3, **STEPS}
+    for conversation, reply in zip(conversations, pipe(conversations, **options), strict=True):
+        single = pipe(conversation, **options)
+        assert single.token_ids == reply.token_ids and len(reply.images) == 2
+        for one, other in zip(single.images, reply.images, strict=True):
+            assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
+
+
+def test_a_stream_tells_the_same_answer_piece_by_piece(pipe):
+    options = {"require": {"image": 1, "audio": 1}, "max_new_tokens": 40, "seed": 1, **STEPS}
+    events = list(pipe.stream(ASK, **options))
+    reply = pipe(ASK, **options)
+    assert isinstance(events[-1], Finished) and events[-1].reply.token_ids == reply.token_ids
+    assert same_media(events[-1].reply.images, reply.images)
+    streamed = "".join(event.text for event in events if isinstance(event, TextDelta))
+    assert "".join(streamed.split()) == "".join(reply.text.split())
+    media = [event for event in events if not isinstance(event, (TextDelta, Finished))]
+    order = [(type(event), event.index) for event in media]
+    assert order[0] == (MediaStarted, 0) and order[-1] == (MediaDone, 1)
+    assert [i for _, i in order] == sorted(i for _, i in order)
+    progress = [event for event in media if isinstance(event, MediaProgress) and event.modality == "image"]
+    assert [(event.step, event.total) for event in progress] == [(1, 2), (2, 2)]
+    assert isinstance(progress[0].preview(), Image.Image)
+
+
+def test_a_session_reuses_its_cache_and_answers_the_same(pipe):
+    session = pipe.new_session()
+    options = {"max_new_tokens": 16, "seed": 1, **STEPS}
+    messages = list(ASK)
+    for turn in range(3):
+        with_session, without = pipe(messages, session=session, **options), pipe(messages, **options)
+        assert with_session.token_ids == without.token_ids
+        assert (with_session.timings.cached_tokens > 0) == (turn > 0)
+        messages += [with_session.message, {"role": "user", "content": f"and {turn}?"}]
+
+
+def test_a_session_sees_another_picture_in_the_same_place(pipe):
+    session = pipe.new_session()
+    other = [{"role": "user", "content": [{"type": "image", "image": BLUE}, ASK[0]["content"][1]]}]
+    pipe(ASK, session=session, max_new_tokens=8)
+    assert pipe(other, session=session, max_new_tokens=8).token_ids == pipe(other, max_new_tokens=8).token_ids
+
+
+def test_cancel_stops_and_leaves_the_callers_event_alone(pipe):
+    cancel = threading.Event()
+    events = []
+    for event in pipe.stream(ASK, require={"image": 1}, max_new_tokens=20, image={"num_inference_steps": 50}, cancel=cancel):
+        events.append(event)
+        if isinstance(event, MediaProgress):
+            cancel.set()
+    steps = [event.step for event in events if isinstance(event, MediaProgress)]
+    assert steps[-1] <= 3 and not any(isinstance(event, MediaDone) for event in events)
+    assert not events[-1].reply.finished and not events[-1].reply.images
+    fresh = threading.Event()
+    list(pipe.stream(TALK, max_new_tokens=4, output_modalities=("text",), cancel=fresh))
+    assert not fresh.is_set()
+
+
+def test_an_abandoned_stream_stops(pipe):
+    stream = pipe.stream(ASK, require={"image": 1}, max_new_tokens=20, image={"num_inference_steps": 900})
+    for event in stream:
+        if isinstance(event, MediaProgress):
+            break
+    stream.close()
+    assert not any(thread.name.startswith("nextgpt") for thread in threading.enumerate())
+    assert pipe(TALK, max_new_tokens=2, output_modalities=("text",)).token_ids
+
+
+def test_threads_take_turns(pipe):
+    options = {"max_new_tokens": 12, "seed": 1, **STEPS}
+    expected = [pipe(messages, **options).token_ids for messages in (ASK, TALK)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda messages: pipe(messages, **options).token_ids, [ASK, TALK] * 3))
+    assert found == expected * 3
+
+
+def test_sampling_follows_the_seed_and_leaves_the_global_generator_alone(pipe):
+    state = torch.get_rng_state()
+    options = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 12, "output_modalities": ("text",)}
+    first, again, other = (pipe(TALK, seed=seed, **options).token_ids for seed in (1, 1, 2))
+    assert first == again != other
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_reply_saves_its_media_and_itself(pipe, tmp_path):
+    options = STEPS | {"video": {"num_inference_steps": 2}}
+    reply = pipe(ASK, require={"image": 1, "audio": 1, "video": 1}, max_new_tokens=80, seed=7, **options)
+    *media, record = reply.save(tmp_path)
+    assert sorted(path.suffix for path in media) == [".mp4", ".png", ".wav"]
+    content = json.loads(record.read_text())["message"]["content"]
+    for part in content:
+        if part["type"] != "text":
+            assert part["seed"] >= 7
+            load_media(part["type"], tmp_path / part["path"])
+    assert len(load_media("video", next(path for path in media if path.suffix == ".mp4")).frames) == len(
+        reply.videos[0].frames
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0: expected 1 or more"),
+        ({"temprature": 1.0}, "unknown option 'temprature'; did you mean temperature"),
+        ({"require": ["image"]}, "require is"),
+        ({"image": {"num_steps": 3}}, "has no option 'num_steps'; did you mean"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_bad_options_are_named(pipe, options, message):
+    with pytest.raises(UserInputError, match=message):
+        pipe(TALK, **options)
+
+
+def test_what_the_model_cannot_give_is_an_error(pipe):
+    with pytest.raises(ContractError, match="cannot give smell"):
+        pipe(TALK, require={"smell": 1})
+
+
+def test_missing_parts_are_all_listed(folder, tmp_path):
+    parts = {"language_model": str(tmp_path / "llm"), "image": str(tmp_path / "sd")}
+    with pytest.raises(ModelLoadError) as error:
+        NextGPTPipeline.from_pretrained(folder, parts=parts)
+    assert all(path in str(error.value) for path in parts.values())
+
+
+def test_the_full_size_model_says_what_it_lacks_and_where_it_goes(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelLoadError) as error:
+        NextGPTPipeline.from_pretrained("7b")
+    message = str(error.value)
+    for repository in ("lmsys/vicuna-7b-v1.5", "stable-diffusion-v1-5/stable-diffusion-v1-5", "cvssp/audioldm-l-full"):
+        assert repository in message
+    assert "GB" in message and "parts=" in message

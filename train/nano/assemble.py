@@ -1,0 +1,83 @@
+"""Puts the nano model together: frozen parts into the preset, then what the three stages trained. Copies, trains nothing.
+
+`python -m nextgpt.train.nano.assemble frozen` copies the frozen parts into the preset folder and writes the
+configuration that the first stage starts from; `… trained` copies the last stage's result there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.parts import preset_folder
+
+logger = logging.getLogger(__name__)
+
+FROZEN = ("encoder", "language_model", "image_decoder", "judge")
+LEFT_OUT = shutil.ignore_patterns("checkpoint*", "training_log.json", "*.png", "README.md", "runs")
+LICENCE = "Apache-2.0; trained on artwork listed in ATTRIBUTION.md"
+
+
+def new_config() -> NextGPTConfig:
+    """The nano model: every number that is not its frozen parts' own."""
+    return NextGPTConfig(
+        language_model={"source": "preset:nano/language_model", "license": LICENCE},
+        encoder={"kind": "imagebind", "source": "preset:nano/encoder", "license": LICENCE},
+        decoders={
+            "image": {"kind": "stable-diffusion", "source": "preset:nano/image_decoder", "license": LICENCE},
+        },
+        input_modalities=["image"],
+        output_projection={"hidden_size": 192, "num_layers": 2, "num_heads": 4},
+        lora={"r": 16, "lora_alpha": 32},
+    )
+
+
+def assemble_frozen(root: Path, preset: Path) -> None:
+    """Copies the frozen parts and the judge, gathers the logs, and writes `root/model/config.json`."""
+    logs = {}
+    for part in (*FROZEN, "autoencoder"):
+        file = root / part / "training_log.json"
+        if file.is_file():
+            logs[part] = json.loads(file.read_text(encoding="utf-8"))
+        if part in FROZEN and (root / part).is_dir():
+            shutil.rmtree(preset / part, ignore_errors=True)
+            shutil.copytree(root / part, preset / part, ignore=LEFT_OUT)
+    (preset / "training_log.json").write_text(json.dumps(logs, indent=1) + "\n", encoding="utf-8")
+    shutil.copy(root / "world" / "ATTRIBUTION.md", preset / "ATTRIBUTION.md")
+    new_config().save_pretrained(root / "model")
+
+
+def assemble_trained(root: Path, preset: Path) -> None:
+    """Copies what the last stage saved, and adds the stages' curves to the log."""
+    log = json.loads((preset / "training_log.json").read_text(encoding="utf-8"))
+    for stage in ("align_encoders", "align_decoders", "instruct"):
+        state = json.loads((root / stage / "trainer_state.json").read_text(encoding="utf-8"))
+        curve = [row for row in state["log_history"] if "loss" in row]
+        log[stage] = {"steps": state["global_step"], "curve": curve[:: max(1, len(curve) // 40)]}
+    (preset / "training_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+    for path in (root / "instruct").iterdir():
+        if path.is_file() and path.name not in ("trainer_state.json", "training_args.bin"):
+            shutil.copy(path, preset / path.name)
+    shutil.copytree(root / "instruct" / "lora", preset / "lora", ignore=LEFT_OUT, dirs_exist_ok=True)
+
+
+def main() -> None:
+    """Runs one of the two."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=("frozen", "trained"))
+    parser.add_argument("--root", type=Path, default=Path("runs/nano"))
+    parser.add_argument("--preset", type=Path, help="by default the package's own")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    preset = args.preset or preset_folder("7b").parent / "nano"
+    preset.mkdir(parents=True, exist_ok=True)
+    {"frozen": assemble_frozen, "trained": assemble_trained}[args.what](args.root, preset)
+    logger.info("%s parts are in %s", args.what, preset)
+
+
+if __name__ == "__main__":
+    main()
