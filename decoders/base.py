@@ -233,7 +233,7 @@ class Decoder:
     # Loading -----------------------------------------------------------------------------------------------------
 
     @property
-    def pipeline(self):
+    def pipeline(self) -> Any:
         """The frozen diffusers pipeline; the first use loads it. Its scheduler is a template: see `generate`."""
         if self._pipeline is None:
             with self._lock:
@@ -327,14 +327,14 @@ def required_size(config: dict, key: str, source: str) -> int:
     return value
 
 
-def picture_size(pipeline, options: dict) -> dict[str, int]:
+def picture_size(pipeline: Any, options: dict) -> dict[str, int]:
     """`height` and `width` in pixels, each the one that the UNet was trained for where `options` say None."""
     size = pipeline.unet.config.sample_size
     height, width = (side * pipeline.vae_scale_factor for side in ((size, size) if isinstance(size, int) else size))
     return {"height": options["height"] or height, "width": options["width"] or width}
 
 
-def encode_images(pipeline, images: Sequence[Image.Image], options: dict) -> torch.Tensor:
+def encode_images(pipeline: Any, images: Sequence[Image.Image], options: dict) -> torch.Tensor:
     """Latents [N, channels, h, w] of pictures, scaled and centre-cropped to the size in `options`."""
     from diffusers.image_processor import VaeImageProcessor
 
@@ -345,7 +345,7 @@ def encode_images(pipeline, images: Sequence[Image.Image], options: dict) -> tor
     return encode_pixels(pipeline.vae, pixels)
 
 
-def encode_pixels(vae, pixels: torch.Tensor) -> torch.Tensor:
+def encode_pixels(vae: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     """The mode of the latents of `pixels` (in [-1, 1], or a spectrogram), scaled as the UNet sees them."""
     latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
     return latents * vae.config.scaling_factor

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import Cache, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from nextgpt.errors import ContractError
@@ -86,11 +86,11 @@ class InterleavedGenerationMixin:
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | Sequence[int] = 256,
         output_modalities: Sequence[str] | None = None,
         require: dict[str, int] | None = None,
         media_features: Tensor | None = None,
-        past_key_values=None,
+        past_key_values: Cache | None = None,
         on_run: Callable[[SignalRun], None] | None = None,
         streamer: BaseStreamer | None = None,
         cancel: threading.Event | None = None,
@@ -100,8 +100,8 @@ class InterleavedGenerationMixin:
 
         Args:
             input_ids, attention_mask: `[batch, length]`, left-padded.
-            max_new_tokens: per row; a run that has begun is completed all the same.
-            output_modalities: media kinds an answer may contain; all by default.
+            max_new_tokens: for every row, or one for each; a run that has begun is completed all the same.
+            output_modalities: kinds an answer may contain, text among them; all by default.
             require: modality → how many an answer must contain, exactly; no other kind is given then.
             media_features: `[media, embed_dim]` in row-major order of the placeholders.
             past_key_values: cache of a prefix of `input_ids` (single row).
@@ -154,8 +154,13 @@ class InterleavedGenerationMixin:
         return output
 
     def prepare_inputs_for_generation(
-        self, input_ids, media_features=None, signal_recorder=None, is_first_iteration=False, **kwargs
-    ):
+        self,
+        input_ids: Tensor,
+        media_features: Tensor | None = None,
+        signal_recorder: Callable | None = None,
+        is_first_iteration: bool = False,
+        **kwargs,
+    ) -> dict:
         """Media features and the recorder belong to the first pass of a segment; a cached prefix needs no features."""
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration:
@@ -169,6 +174,9 @@ class InterleavedGenerationMixin:
         return inputs
 
     def _start_rows(self, count, max_new_tokens, output_modalities, require) -> list[_Row]:
+        budgets = [max_new_tokens] * count if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        if output_modalities is not None and "text" not in output_modalities:
+            raise ContractError("an answer always may hold text: add text to output_modalities, or use require")
         possible = set(self.vocabulary.runs)
         wanted = set(require or {}) | (set(output_modalities or ()) - {"text"})
         if wanted - possible:
@@ -183,12 +191,14 @@ class InterleavedGenerationMixin:
             )
         required = Counter({modality: number for modality, number in (require or {}).items() if number})
         needed = sum(len(self.vocabulary.runs[modality]) * number for modality, number in required.items())
-        if needed > max_new_tokens:
+        if needed > min(budgets):
             raise ContractError(
-                f"{dict(required)} takes {needed} signal tokens, max_new_tokens is {max_new_tokens}: raise it"
+                f"{dict(required)} takes {needed} signal tokens, and only {min(budgets)} may be generated: "
+                "raise max_new_tokens or shorten the conversation"
             )
         return [
-            _Row(i, max_new_tokens, frozenset(allowed), Counter(required), exact=require is not None) for i in range(count)
+            _Row(i, budget, frozenset(allowed), Counter(required), exact=require is not None)
+            for i, budget in enumerate(budgets)
         ]
 
     def _advance(self, row: _Row, new: list[int], cancel) -> None:

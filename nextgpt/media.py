@@ -53,7 +53,7 @@ def load_media(modality: str, value: Any) -> Image.Image | Audio | Video:
             return _read(reader, modality, file, name)
     if isinstance(value, bytes):
         return _read(reader, modality, io.BytesIO(value), f"{modality} of {len(value)} bytes")
-    return ready(value)
+    return _read(lambda given, _: ready(given), modality, value, f"the {modality} given")
 
 
 def guess_modality(path: str | os.PathLike) -> str:
@@ -105,7 +105,7 @@ def _download(address: str) -> bytes:
                 data += chunk
                 if len(data) > MAX_DOWNLOAD_BYTES:
                     raise UserInputError(f"{address}: larger than {MAX_DOWNLOAD_BYTES // 10**6} MB; download it and cut it")
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise UserInputError(f"{address}: could not be fetched ({error}); check the address or give a file") from error
     return bytes(data)
 
@@ -130,6 +130,10 @@ def _as_rgb(image: Image.Image, name: str = "image") -> Image.Image:
     if width * height > MAX_PIXELS:
         raise UserInputError(f"{name}: {width} x {height} pixels, at most {MAX_PIXELS:,} are taken; make it smaller")
     image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # 16 bits or floats: convert() would clip, not scale
+        values = np.asarray(image, dtype=np.float32)
+        top = max(float(values.max()), 1e-6) if image.mode == "F" else 65535.0
+        image = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -204,11 +208,11 @@ def _decode_audio_stream(file: io.IOBase, name: str) -> tuple[np.ndarray, int]:
 def _ready_audio(value: Any) -> Audio:
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], np.ndarray):
         array, sampling_rate = value
+        if np.issubdtype(array.dtype, np.integer):
+            array = array / float(np.iinfo(array.dtype).max)
         if array.ndim == 2:
             array = array.mean(axis=0 if array.shape[0] < array.shape[1] else 1)
         if array.size and sampling_rate > 0:
-            if np.issubdtype(array.dtype, np.integer):
-                array = array / float(np.iinfo(value[0].dtype).max)
             if not np.isfinite(array).all():
                 raise UserInputError("audio array holds NaN or infinite samples: clean it first")
             _check_duration(len(array) / sampling_rate, MAX_AUDIO_SECONDS, "audio array")
@@ -229,11 +233,12 @@ def _read_video(file: io.IOBase, name: str) -> Video:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             fps = float(stream.average_rate or stream.guessed_rate or 0)
-            duration = float(stream.duration * stream.time_base) if stream.duration else 0.0
-            _check_duration(duration, MAX_VIDEO_SECONDS, name)
+            seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / av.time_base
+            _check_duration(float(seconds), MAX_VIDEO_SECONDS, name)
             frames, stride, decoded = [], 1, 0
             for i, frame in enumerate(container.decode(stream)):
                 decoded = i + 1
+                _check_duration(frame.time or 0.0, MAX_VIDEO_SECONDS, name)  # recordings may not know their length
                 if i % stride:
                     continue
                 frames.append(frame.to_ndarray(format="rgb24"))

@@ -21,6 +21,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMultimodalLM,
+    Cache,
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
@@ -173,8 +174,10 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
             model.load_lora(folder / LORA_FOLDER)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
+        device = model.get_input_embeddings().weight.device  # where device_map put the LLM's first layer
+        model.encoder.to(device)
         for module in (model.input_projection, model.output_projections, model.signal_rows):
-            module.to(model.get_base_model().dtype)
+            module.to(device, model.get_base_model().dtype)
         return model.eval()
 
     def save_pretrained(self, save_directory: str | os.PathLike, state_dict: dict | None = None, **unused) -> None:
@@ -306,8 +309,9 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
         offset, signals = self.vocabulary.offset, self.signal_mask(input_ids)
         placeholders = self.placeholder_mask(input_ids)
         embeddings = self.get_input_embeddings()(input_ids.masked_fill(signals | placeholders, 0))
-        rows = F.embedding((input_ids - offset).clamp(0, self.vocabulary.num_signals - 1), self.signal_rows.input)
-        embeddings = torch.where(signals[..., None], rows.to(embeddings), embeddings)
+        if self.vocabulary.num_signals:
+            rows = F.embedding((input_ids - offset).clamp(0, self.vocabulary.num_signals - 1), self.signal_rows.input)
+            embeddings = torch.where(signals[..., None], rows.to(embeddings), embeddings)
         count = int(placeholders.sum())
         found = 0 if media_features is None else len(media_features)
         if count != found:
@@ -339,7 +343,7 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values=None,
+        past_key_values: Cache | None = None,
         media_features: Tensor | None = None,
         image_values: Tensor | None = None,
         audio_values: Tensor | None = None,
@@ -349,7 +353,7 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
         media_latents: dict[str, Tensor] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
-        signal_recorder=None,
+        signal_recorder: Callable[[Tensor, Tensor], None] | None = None,
         **unused,
     ) -> NextGPTOutput:
         """One pass through the LLM, with the losses of all three stages.

@@ -121,11 +121,11 @@ class FrozenPart:
         if location.startswith("open_clip:"):
             return True  # open_clip keeps a cache of its own
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
         try:
             folder = Path(snapshot_download(location, revision=self.revision, local_files_only=True))
-        except LocalEntryNotFoundError:
+        except (LocalEntryNotFoundError, HFValidationError):
             return False
         return any(folder.rglob("*.safetensors")) or any(folder.rglob("*.bin"))
 

@@ -269,8 +269,9 @@ class NextGPTPipeline:
         if batched and session is not None:
             raise UserInputError("a session belongs to one conversation, not to a list of them: leave it out")
         answer = _Answer(self, asked, cancel)
-        with self._lock:
-            output = answer.generate(messages if batched else [messages], session)
+        conversations = messages if batched else [messages]
+        with self._turn(cancel) as my_turn:
+            output = answer.generate(conversations, session) if my_turn else answer.give_up(len(conversations))
             answer.decode(output.runs)
         replies = [answer.reply(row) for row in range(len(output.sequences))]
         return replies if batched else replies[0]
@@ -308,13 +309,25 @@ class NextGPTPipeline:
     @torch.no_grad()
     def _stream_into(self, events: queue.Queue, answer: _Answer, messages: list[dict], session) -> None:
         try:
-            with self._lock:
-                answer.generate([messages], session)
+            with self._turn(answer.cancel) as my_turn:
+                _ = answer.generate([messages], session) if my_turn else answer.give_up(1)
             events.put(Finished(answer.reply(0)))
         except BaseException as error:  # raised in the reader's thread
             events.put(error)
         finally:
             events.put(None)
+
+    @contextmanager
+    def _turn(self, cancel: threading.Event | None) -> Iterator[bool]:
+        """Waits until no other call is being answered; gives False when cancelled before that."""
+        while not self._lock.acquire(timeout=0.05):
+            if cancel is not None and cancel.is_set():
+                yield False
+                return
+        try:
+            yield True
+        finally:
+            self._lock.release()
 
 
 class _Answer:
@@ -345,7 +358,7 @@ class _Answer:
         with _seeded(self.options.seed if self.options.do_sample else None), _forgetting_on_error(session):
             self.output = model.generate_interleaved(
                 **inputs,
-                max_new_tokens=self._token_budget(inputs["input_ids"].shape[1]),
+                max_new_tokens=self._token_budgets(inputs["attention_mask"].sum(1).tolist()),
                 output_modalities=self.options.output_modalities,
                 require=self.options.require,
                 past_key_values=session.cache if session is not None else None,
@@ -361,6 +374,12 @@ class _Answer:
             timing.first_token = (clock.first_token or time.perf_counter()) - self.started if clock else 0.0
         if session is not None:
             session.remember(prompt + self.output.sequences[0], self.output.past_key_values)
+        return self.output
+
+    def give_up(self, count: int) -> InterleavedOutput:
+        """Cancelled before it began."""
+        self.timings = [Timings() for _ in range(count)]
+        self.output = InterleavedOutput([[] for _ in range(count)], finished=[False] * count)
         return self.output
 
     def decode(self, runs: list[SignalRun]) -> None:
@@ -406,9 +425,14 @@ class _Answer:
         inputs["media_features"] = model.encode_media(inputs["input_ids"], **values)
         return inputs
 
-    def _token_budget(self, prompt_length: int) -> int:
-        limit = getattr(self.pipeline.model.config.text_config, "max_position_embeddings", None)
-        return min(self.options.max_new_tokens, limit - prompt_length) if limit else self.options.max_new_tokens
+    def _token_budgets(self, prompt_lengths: list[int]) -> list[int]:
+        """What each row may generate: never beyond the LLM's positions, a last run included."""
+        asked, model = self.options.max_new_tokens, self.pipeline.model
+        limit = getattr(model.config.text_config, "max_position_embeddings", None)
+        if limit is None:
+            return [asked] * len(prompt_lengths)
+        longest_run = max((len(run) for run in model.vocabulary.runs.values()), default=1)
+        return [max(min(asked, limit - length - longest_run + 1), 1) for length in prompt_lengths]
 
     def _decode_now(self, run: SignalRun) -> None:
         """In a stream: makes one piece of media where it stands in the answer."""
@@ -517,11 +541,16 @@ class _FirstTokenClock(BaseStreamer):
 
 
 def _replace_parts(config: NextGPTConfig, parts: dict[str, str]) -> None:
+    """Points frozen parts elsewhere; what was said of the replaced ones (sizes, configuration) goes with them."""
+    known = config.parts()
     for name, source in parts.items():
-        spec = config.decoders.get(name) if name in config.decoders else getattr(config, name, None)
-        if not isinstance(spec, dict):
-            raise UserInputError(f"parts names {name!r}: this model's parts are {', '.join(config.parts())}")
-        spec.update(source=str(source), revision=None)
+        if name not in known:
+            raise UserInputError(f"parts names {name!r}: this model's parts are {', '.join(known)}")
+        spec = config.decoders[name] if name in config.decoders else getattr(config, name)
+        folder = os.path.expanduser(str(source))
+        for key in ("revision", "config", "size", "license"):
+            spec.pop(key, None)
+        spec["source"] = os.path.abspath(folder) if os.path.isdir(folder) else str(source)
 
 
 def _check_parts(config: NextGPTConfig, location: str, name: str) -> None:

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AddedToken, AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from nextgpt import encoders as encoder_room
 from nextgpt.configuration_nextgpt import NextGPTConfig, encoder_config_from_dict
 from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.media import load_media
-from nextgpt.parts import fetch_model
+from nextgpt.parts import fetch_model, first_line
 from nextgpt.signals import MODALITIES, SignalVocabulary
 
 ROLES = ("system", "user", "assistant")
@@ -37,8 +37,10 @@ VICUNA_CHAT_TEMPLATE = (
     "assistant. The assistant gives helpful, detailed, and polite answers to the user\\'s questions.' %}{% endif %}"
     "{{ system }}"
     "{% for message in turns %}"
-    "{% if message['role'] == 'user' %}{{ ' ' if loop.first else '' }}USER: {{ message['content'] }}"
-    "{% else %}{{ ' ASSISTANT: ' + message['content'] + eos_token }}{% endif %}"
+    "{% if message['role'] == 'user' %}"
+    "{{ ' ' if loop.first or loop.previtem['role'] == 'user' else '' }}USER: {{ message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ASSISTANT: ' + message['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('a system message can only come first') }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
 )
@@ -96,7 +98,8 @@ class NextGPTProcessor(ProcessorMixin):
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         self._control_tokens = _control_token_pattern(tokenizer)
-        self._control_ids = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        added = tokenizer.added_tokens_decoder.items()
+        self._control_ids = set(tokenizer.all_special_ids) | {i for i, token in added if _is_control(token)}
 
     # ------------------------------------------------------------------ loading and saving
 
@@ -121,15 +124,18 @@ class NextGPTProcessor(ProcessorMixin):
         file = location / PROCESSOR_FILE
         if not file.is_file():
             raise ModelLoadError(f"{location} holds no {PROCESSOR_FILE}: it is not a saved NExT-GPT processor")
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        settings.pop("processor_class", None)
         template = location / "chat_template.jinja"
-        return cls(
-            AutoTokenizer.from_pretrained(location),
-            encoder_config=encoder_config_from_dict(settings.pop("encoder_config")),
-            chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
-            **settings,
-        )
+        try:
+            settings = json.loads(file.read_text(encoding="utf-8"))
+            settings.pop("processor_class", None)
+            return cls(
+                AutoTokenizer.from_pretrained(location),
+                encoder_config=encoder_config_from_dict(settings.pop("encoder_config")),
+                chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
+                **settings,
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelLoadError(f"the processor in {location} is damaged ({first_line(error)}): copy it again") from error
 
     def save_pretrained(self, save_directory: str | os.PathLike, **unused) -> None:
         """Writes the tokenizer, the chat template and `processor_config.json`."""
@@ -190,7 +196,7 @@ class NextGPTProcessor(ProcessorMixin):
             data |= {f"{modality}_values": torch.stack(values) for modality, values in media.items() if values}
         return BatchFeature(data)
 
-    def apply_chat_template(self, conversation, tokenize: bool = False, **kwargs):
+    def apply_chat_template(self, conversation: list[dict], tokenize: bool = False, **kwargs: Any) -> str | BatchFeature:
         """The conversation as text, as the LLM reads it (for a person's eyes), or as `__call__` gives it."""
         if tokenize:
             kwargs = {key: kwargs[key] for key in ("add_generation_prompt",) if key in kwargs}
@@ -341,13 +347,25 @@ class NextGPTProcessor(ProcessorMixin):
             if piece.learned:
                 spans.append((start, start + len(piece.text)))
             start += len(piece.text)
+        ids, offsets = self._plain(text)
+        if self._control_ids.intersection(ids):  # an added token that is not special: broken in two, it is text again
+            ids, offsets, start = [], [], 0
+            cuts = [match.start() + 1 for match in self._control_tokens.finditer(text)]
+            for stop in [*cuts, len(text)]:
+                more, their_offsets = self._plain(text[start:stop])
+                ids += more
+                offsets += [(low + start, high + start) for low, high in their_offsets]
+                start = stop
+        if self._control_ids.intersection(ids):
+            raise UserInputError("a message holds a control token that the tokenizer cannot read as plain text; remove it")
+        return ids, [any(low < stop and start < high for low, high in spans) for start, stop in offsets]
+
+    def _plain(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of plain text, and the characters that each stands for."""
         encoded = self.tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
         )
-        if self._control_ids.intersection(encoded["input_ids"]):
-            raise UserInputError("a message holds a control token that the tokenizer cannot read as plain text; remove it")
-        learned = [any(low < stop and start < high for low, high in spans) for start, stop in encoded["offset_mapping"]]
-        return encoded["input_ids"], learned
+        return encoded["input_ids"], encoded["offset_mapping"]
 
     def _check_length(self, rows: list, max_length: int | None) -> None:
         for i, (ids, _) in enumerate(rows):
@@ -400,10 +418,15 @@ class NextGPTProcessor(ProcessorMixin):
         return parts
 
 
+def _is_control(token: AddedToken) -> bool:
+    """White space may be an added token too (Gemma's line breaks); it is ordinary text."""
+    return token.special or bool(token.content.replace("▁", " ").strip())
+
+
 def _control_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
     """Matches what the template writes as control tokens: special and added tokens, the longest first."""
     tokens = set(tokenizer.all_special_tokens)
-    tokens |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()}
+    tokens |= {token.content for token in tokenizer.added_tokens_decoder.values() if _is_control(token)}
     return re.compile("(" + "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) + ")")
 
 

@@ -13,6 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SIGNAL_PREFIX = {"image": "IMG", "audio": "AUD", "video": "VID"}
 MODALITIES = tuple(SIGNAL_PREFIX)
@@ -72,7 +76,7 @@ class SignalVocabulary:
         signals = [f"[{SIGNAL_PREFIX[modality]}{i}]" for modality, count in self.signal_tokens for i in range(count)]
         return signals + [f"<|{modality}|>" for modality in self.input_modalities]
 
-    def add_to(self, tokenizer) -> None:
+    def add_to(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Adds the tokens to `tokenizer` and checks that they land on the ids the model expects.
 
         Raises:

@@ -132,13 +132,17 @@ class Chat:
 
     def attach(self, argument: str) -> None:
         """Checks a file and keeps it for the next message."""
-        paths = shlex.split(argument) if argument[:1] in "'\"" else [argument]
-        if len(paths) != 1 or not paths[0]:
+        try:
+            paths = [argument] if Path(argument).expanduser().is_file() else shlex.split(argument)
+        except ValueError:
+            raise UserInputError(f"/attach {argument}: a quotation mark is not closed") from None
+        if not paths:
             raise UserInputError("/attach takes one file: /attach PATH")
-        modality = guess_modality(paths[0])
-        load_media(modality, paths[0])
-        self.attached.append({"type": modality, "path": paths[0]})
-        self._say(f"attached {modality} {paths[0]}; it goes with your next message")
+        path = paths[0] if len(paths) == 1 else argument
+        modality = guess_modality(path)
+        # What was read is kept, so that a file that goes away later does not break the conversation.
+        self.attached.append({"type": modality, modality: load_media(modality, path)})
+        self._say(f"attached {modality} {path}; it goes with your next message")
 
     def run(self) -> None:
         """Leads the conversation until its end.

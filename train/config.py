@@ -26,6 +26,7 @@ DEFAULT_ARGUMENTS = {
     "logging_steps": 10,
     "report_to": "tensorboard",
     "dataloader_pin_memory": torch.accelerator.is_available(),
+    "use_cpu": not torch.accelerator.is_available(),  # else `bf16` is refused on a CPU
 }
 
 

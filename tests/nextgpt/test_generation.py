@@ -106,7 +106,7 @@ def test_output_modalities_leave_other_kinds_out(talker, kinds):
     [
         ({"require": {"video": 1}}, "cannot give video"),
         ({"require": {"image": 1}, "output_modalities": ("text", "audio")}, "output_modalities leaves out"),
-        ({"require": {"audio": 9}, "max_new_tokens": 20}, "takes 72 signal tokens, max_new_tokens is 20"),
+        ({"require": {"audio": 9}, "max_new_tokens": 20}, "takes 72 signal tokens, and only 20 may be generated"),
     ],
 )
 def test_what_cannot_be_given_is_said(talker, options, message):

@@ -92,6 +92,25 @@ def test_text_never_becomes_a_control_token(processor, control, forged):
     assert text in processor.tokenizer.decode(processor(conversation)["input_ids"][0], skip_special_tokens=False)
 
 
+@pytest.mark.parametrize("special", [False, True])
+def test_added_tokens_of_the_language_model_are_text_in_a_message_too(special):
+    from transformers import AddedToken
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken("<think>", special=special), AddedToken("\n\n", special=False)])
+    processor = NextGPTProcessor(tokenizer, tiny_encoder_config(), signal_tokens={"image": 4})
+    ids = processor([user(words("a <think> b\n\nc"))])["input_ids"][0].tolist()
+    assert tokenizer.convert_tokens_to_ids("<think>") not in ids
+    assert "a <think> b\n\nc" in tokenizer.decode(ids)
+
+
+def test_a_system_message_comes_first_or_not_at_all(processor):
+    system = {"role": "system", "content": "Be brief."}
+    assert "<s>Be brief. USER: Hi" in processor.apply_chat_template([system, user(words("Hi"))])
+    with pytest.raises(UserInputError, match="a system message can only come first"):
+        processor([user(words("Hi")), system, user(words("Go on"))])
+
+
 def test_decoding_gives_parts_in_order(processor):
     runs, ids = processor.vocabulary.runs, processor.tokenizer
     tokens = [

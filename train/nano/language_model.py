@@ -260,7 +260,16 @@ def batches(corpus: Corpus, batch_tokens: int, generator: torch.Generator) -> It
             yield torch.tensor(groups[index], device=corpus.lengths.device)
 
 
-def train(model, corpus, dev, out: Path, minutes: float, batch_tokens: int, learning_rate: float, seed: int) -> list[dict]:
+def train(
+    model: LlamaForCausalLM,
+    corpus: Corpus,
+    dev: Corpus,
+    out: Path,
+    minutes: float,
+    batch_tokens: int,
+    learning_rate: float,
+    seed: int,
+) -> list[dict]:
     """Trains for so many minutes (cosine over the time itself), going on from ``checkpoint.pt``; returns the curve."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
     checkpoint, curve, step, spent = out / "checkpoint.pt", [], 0, 0.0
@@ -324,7 +333,9 @@ def dev_loss(model: LlamaForCausalLM, dev: Corpus, size: int = 128) -> float:
 
 
 @torch.no_grad()
-def answer(model: LlamaForCausalLM, tokenizer, prompts: list[Example], max_new_tokens: int = 64) -> list[str]:
+def answer(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[Example], max_new_tokens: int = 64
+) -> list[str]:
     """Greedy answers to encoded prompts, soft positions included."""
     longest = max(len(prompt.tokens) for prompt in prompts)
     pad = tokenizer.pad_token_id
@@ -356,7 +367,9 @@ def right(intent: str, expected: str, given: str) -> bool:
     return given == expected
 
 
-def measure(model: LlamaForCausalLM, tokenizer, file: Path, count: int, batch: int = 256) -> dict[str, dict[str, float]]:
+def measure(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, file: Path, count: int, batch: int = 256
+) -> dict[str, dict[str, float]]:
     """Share of right answers to the last turn of development conversations, by intent.
 
     ``/soft`` marks those where a picture was read from a single embedding instead of words.

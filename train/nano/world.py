@@ -13,6 +13,7 @@ import random
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -120,7 +121,7 @@ class World:
         """The canonical caption of a picture."""
         return f"a {size} {concept}, {style} style, {background} background"
 
-    def caption(self, combination) -> str:
+    def caption(self, combination: Sequence[int]) -> str:
         """The canonical caption of a picture given as indices."""
         c, s, b, z = (int(i) for i in combination)
         return self.caption_of(self.names[c], self.styles[s], self.backgrounds[b], self.sizes[z])
