@@ -9,9 +9,12 @@ import pytest
 from PIL import Image
 
 from nextgpt import NextGPTPipeline
-from nextgpt.parts import preset_folder
+from nextgpt.parts import preset_folder, preset_names
 from nextgpt.train.nano.judge import Judge
 from nextgpt.train.nano.measure import described, drawn, zero
+
+if "nano" not in preset_names():
+    pytest.skip("the nano weights are not in this checkout: nextgpt.train.nano.make makes them", allow_module_level=True)
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "fixtures" / "nano").glob("*.png"))
 CONCEPTS = [path.name.split(".")[0].replace("_", " ") for path in EXAMPLES]

@@ -46,6 +46,8 @@ def assemble_frozen(root: Path, preset: Path) -> None:
         if part in FROZEN and (root / part).is_dir():
             shutil.rmtree(preset / part, ignore_errors=True)
             shutil.copytree(root / part, preset / part, ignore=LEFT_OUT)
+    if (root / "autoencoder" / "config.json").is_file():  # it may have been refined since the UNet was trained
+        shutil.copytree(root / "autoencoder", preset / "image_decoder" / "vae", ignore=LEFT_OUT, dirs_exist_ok=True)
     (preset / "training_log.json").write_text(json.dumps(logs, indent=1) + "\n", encoding="utf-8")
     shutil.copy(root / "world" / "ATTRIBUTION.md", preset / "ATTRIBUTION.md")
     new_config().save_pretrained(root / "model")
