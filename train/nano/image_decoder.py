@@ -159,6 +159,11 @@ def main() -> None:
     """Caches latents, trains, saves the pipeline and draws with it."""
     parser = loop.arguments(__doc__.split("\n")[0], "image_decoder", minutes=30, batch=512)
     parser.add_argument("--autoencoder", type=Path, default=Path("runs/nano/autoencoder"))
+    parser.add_argument(
+        "--keep-text-encoder",
+        action="store_true",
+        help="go on with the UNet alone: what was aligned with the texts stays so",
+    )
     args = parser.parse_args()
     world, device = loop.start(args)
     tokenizer = train_tokenizer(world)
@@ -173,6 +178,11 @@ def main() -> None:
     compute = torch.compile(network) if args.compile else network
 
     run = loop.Loop(args.out, args.minutes, optimizer, {"network": network, "averaged": averaged})
+    if args.keep_text_encoder:
+        kept = CLIPTextModel.from_pretrained(args.out / "text_encoder", dtype=torch.float32).state_dict()
+        for each in (network.text_encoder, averaged.module.text_encoder):
+            each.load_state_dict(kept)
+            each.requires_grad_(False)
     for _ in run:
         chosen = torch.randint(len(rows), (args.batch,), device=device)
         latents = means[chosen] + deviations[chosen] * torch.randn_like(means[chosen])
