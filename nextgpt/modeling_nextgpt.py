@@ -169,9 +169,7 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
             model = cls.from_parts(config, dtype=dtype, device_map=device_map, quantization_config=quantization_config)
         except (ValueError, TypeError, KeyError) as error:
             raise ModelLoadError(f"{folder}/config.json does not make a model: {first_line(error)}") from error
-        model.load_trained_state(_load_tensors(file), source=str(file))
-        if config.lora:
-            model.load_lora(folder / LORA_FOLDER)
+        model.load_trained(folder)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         device = model.get_input_embeddings().weight.device  # where device_map put the LLM's first layer
@@ -199,6 +197,17 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
             for group in ("input_projection", "output_projections", "signal_rows")
             for name, tensor in getattr(self, group).state_dict().items()
         }
+
+    def load_trained(self, folder: str | os.PathLike) -> None:
+        """Loads what a checkpoint holds, the trained tensors and the LoRA folder, into a model that has its frozen parts.
+
+        Raises:
+            ModelLoadError: a file is missing, damaged or does not fit.
+        """
+        file = Path(folder) / TRAINED_FILE
+        self.load_trained_state(_load_tensors(file), source=str(file))
+        if self.config.lora:
+            self.load_lora(Path(folder) / LORA_FOLDER)
 
     def load_trained_state(self, tensors: dict[str, Tensor], source: str = "checkpoint") -> None:
         """Copies the trained tensors in; nothing may be missing, left over or of another shape."""

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Trainer, set_seed
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import NextGPTError, UserInputError
-from nextgpt.modeling_nextgpt import LORA_FOLDER, TRAINED_FILE, NextGPTModel
-from nextgpt.parts import resolve_model
+from nextgpt.modeling_nextgpt import TRAINED_FILE, NextGPTModel
+from nextgpt.parts import fetch_model
 from nextgpt.processing_nextgpt import PROCESSOR_FILE, NextGPTProcessor
 from nextgpt.train.config import TrainingConfig
 from nextgpt.train.data import ChatCollator, ChatDataset
@@ -96,30 +95,18 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
 
 def load_for_training(config: TrainingConfig) -> tuple[NextGPTModel, NextGPTProcessor]:
     """The model that training starts from, its trained parts in fp32 whatever the dtype of the frozen ones."""
-    location = resolve_model(config.model)
-    if not Path(location).is_dir():
-        from huggingface_hub import snapshot_download
-
-        location = snapshot_download(location)
+    location = fetch_model(config.model)
     model_config = NextGPTConfig.from_pretrained(location)
     model_config.loss_weights = model_config.loss_weights | config.loss_weights
     model = NextGPTModel.from_parts(model_config, dtype=getattr(torch, config.dtype))
-    if (Path(location) / TRAINED_FILE).is_file():
-        load_trained(model, location)
+    if (location / TRAINED_FILE).is_file():
+        model.load_trained(location)
     else:
         logger.info("%s holds no %s: the trained parts start afresh", location, TRAINED_FILE)
     model.get_base_model().config.use_cache = False  # nothing is generated here
-    if (Path(location) / PROCESSOR_FILE).is_file():
+    if (location / PROCESSOR_FILE).is_file():
         return model, NextGPTProcessor.from_pretrained(location)
     return model, NextGPTProcessor.from_config(model_config)
-
-
-def load_trained(model: NextGPTModel, folder: str | Path) -> None:
-    """Loads what a checkpoint holds, the trained tensors, into a model that has its frozen parts."""
-    file = Path(folder) / TRAINED_FILE
-    model.load_trained_state(load_file(file), source=str(file))
-    if model.config.lora:
-        model.load_lora(Path(folder) / LORA_FOLDER)
 
 
 def _checkpoint(config: TrainingConfig) -> str | None:
@@ -168,7 +155,7 @@ class StageTrainer(Trainer):
         self.processor.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_trained(self.accelerator.unwrap_model(model or self.model), resume_from_checkpoint)
+        self.accelerator.unwrap_model(model or self.model).load_trained(resume_from_checkpoint)
 
 
 def main(stage: str, arguments: Sequence[str] | None = None) -> None:
