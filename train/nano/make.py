@@ -30,20 +30,23 @@ class Step(NamedTuple):
 STEPS = {
     "world": Step("nano.world --out {root}/world", "world/world.json"),
     "judge": Step("nano.judge --world {root}/world --out {root}/judge", "judge/training_log.json", 3),
-    "encoder": Step("nano.encoder --world {root}/world --out {root}/encoder", "encoder/training_log.json", 7),
+    "encoder": Step("nano.encoder --world {root}/world --out {root}/encoder", "encoder/training_log.json", 20),
     "autoencoder": Step(
-        "nano.autoencoder --world {root}/world --out {root}/autoencoder", "autoencoder/training_log.json", 27
+        "nano.autoencoder --world {root}/world --out {root}/autoencoder", "autoencoder/training_log.json", 30
     ),
     "image_decoder": Step(
         "nano.image_decoder --world {root}/world --out {root}/image_decoder --autoencoder {root}/autoencoder",
         "image_decoder/training_log.json",
-        25,
+        60,
+    ),
+    "refined_autoencoder": Step(
+        "nano.autoencoder --refine --world {root}/world --out {root}/autoencoder", "autoencoder_refined.work/sheet.png", 10
     ),
     "dialogues": Step("nano.dialogues --world {root}/world --out {root}/data --images", "data/instruct_dev.jsonl"),
     "language_model": Step(
         "nano.language_model --world {root}/world --data {root}/data --out {root}/language_model",
         "language_model/training_log.json",
-        12,
+        30,
     ),
     "frozen": Step("nano.assemble frozen --root {root}", "model/config.json"),
     "align_encoders": Step("align_encoders --config train/configs/nano/align_encoders.yaml", "align_encoders/config.json"),
