@@ -8,10 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from nextgpt import __version__
 from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.errors import ModelLoadError
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.modeling_nextgpt import LORA_FOLDER, TRAINED_FILE
 from nextgpt.parts import FrozenPart, preset_names, resolve_model
@@ -71,8 +72,11 @@ def _describe_trained(folder: Path) -> str:
         return "no trained weights here"
     tensors = parameters = 0
     for file in files:
-        with safe_open(file, "pt") as content:
-            shapes = [content.get_slice(name).get_shape() for name in content.keys()]
+        try:
+            with safe_open(file, "pt") as content:
+                shapes = [content.get_slice(name).get_shape() for name in content.keys()]
+        except SafetensorError:
+            raise ModelLoadError(f"{file} is damaged: copy it again") from None
         tensors += len(shapes)
         parameters += sum(torch.Size(shape).numel() for shape in shapes)
     return f"{tensors} tensors, {parameters:,} parameters in {' and '.join(file.name for file in files)}"

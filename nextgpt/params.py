@@ -133,22 +133,27 @@ def _decoder_count(config: NextGPTConfig, modality: str) -> PartCount:
     components = read_json(location, "model_index.json", revision)
     breakdown = {}
     for name, entry in components.items():
-        library, class_name = entry if isinstance(entry, list) else (None, None)
-        module = _meta_component(library, class_name, location, name) if library else None
+        # Only what the two libraries build: a published index also names the safety checker, which is not loaded.
+        if not isinstance(entry, list) or entry[0] not in ("diffusers", "transformers"):
+            continue
+        module = _meta_component(*entry, location, name, revision)
         if module is not None:
             breakdown[name] = _size(module.parameters())
     return _frozen(config, modality, f"{modality} decoder", breakdown)
 
 
-def _meta_component(library: str, class_name: str, location: str, subfolder: str) -> nn.Module | None:
+def _meta_component(library: str, class_name: str, location: str, subfolder: str, revision: str | None) -> nn.Module | None:
     """A component of a pipeline on the meta device; None for schedulers and tokenizers, which have no parameters."""
     component_class = getattr(importlib.import_module(library), class_name)
     if not issubclass(component_class, nn.Module):
         return None
+    where = {"subfolder": subfolder, "revision": revision}
     with torch.device("meta"):
         if hasattr(component_class, "load_config"):  # diffusers
-            return component_class.from_config(component_class.load_config(location, subfolder=subfolder))
-        return component_class(component_class.config_class.from_pretrained(location, subfolder=subfolder))
+            return component_class.from_config(component_class.load_config(location, subfolder=subfolder, revision=revision))
+        return component_class(
+            component_class.config_class.from_pretrained(location, subfolder=subfolder, revision=revision)
+        )
 
 
 def _frozen(config: NextGPTConfig, part: str, name: str, breakdown: dict[str, int]) -> PartCount:

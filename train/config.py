@@ -26,6 +26,7 @@ DEFAULT_ARGUMENTS = {
     "logging_steps": 10,
     "report_to": "tensorboard",
     "dataloader_pin_memory": torch.accelerator.is_available(),
+    "ddp_timeout": 7 * 24 * 3600,  # the other processes wait while one computes the frozen features
     "use_cpu": not torch.accelerator.is_available(),  # else `bf16` is refused on a CPU
 }
 
@@ -71,6 +72,10 @@ class TrainingConfig:
         if self.dtype not in DTYPES:
             raise UserInputError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}")
         _refuse_unknown(self.loss_weights, LOSS_DEFAULTS, "loss_weights: ")
+        try:
+            self.loss_weights = {name: float(weight) for name, weight in self.loss_weights.items()}
+        except (TypeError, ValueError):
+            raise UserInputError(f"loss_weights is {self.loss_weights!r}, expected a number for each part") from None
 
     @classmethod
     def from_file(cls, path: str | Path, overrides: Iterable[str] = ()) -> TrainingConfig:
@@ -91,7 +96,10 @@ class TrainingConfig:
             key, equals, value = override.partition("=")
             if not equals:
                 raise UserInputError(f"override {override!r}: expected key=value")
-            values[key] = yaml.safe_load(value)
+            try:
+                values[key] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise UserInputError(f"override {override!r}: the value is not valid YAML; correct it") from None
         return cls.from_dict(values, source=str(path))
 
     @classmethod

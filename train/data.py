@@ -73,10 +73,17 @@ def read_conversations(file: str | Path) -> Iterator[tuple[str, list[dict]]]:
     if not path.is_file():
         raise UserInputError(f"{path}: no such file; `data` names JSON-lines files of chat messages")
     with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(_decoded(lines, path), start=1):
             if line.strip():
                 where = f"{path}:{number}"
                 yield where, [_resolve(message, path.parent) for message in _messages(line, where)]
+
+
+def _decoded(lines: Iterable[str], path: Path) -> Iterator[str]:
+    try:
+        yield from lines
+    except UnicodeDecodeError as error:
+        raise UserInputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
 
 
 def _messages(line: str, where: str) -> list:
@@ -84,9 +91,10 @@ def _messages(line: str, where: str) -> list:
         record = json.loads(line)
     except ValueError as error:
         raise UserInputError(f"{where}: not valid JSON ({error}); each line is one conversation") from None
-    if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
+    messages = record.get("messages") if isinstance(record, dict) else None
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise UserInputError(f'{where}: expected {{"messages": [...]}}, found {line.strip()[:60]}')
-    return record["messages"]
+    return messages
 
 
 def _resolve(message: Any, folder: Path) -> Any:

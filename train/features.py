@@ -8,8 +8,10 @@ Shards are written beside and renamed, so that an interrupted run loses no more 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
+import time
 import uuid
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,9 +37,10 @@ Item = TypeVar("Item", bound=Hashable)
 
 CACHE_VERSION = "1"  # raised when the same files come to mean other features
 SHARD_BYTES = 64_000_000
+SHARD_SECONDS = 60  # at most so much work is lost when the process is killed
 ENCODER_FILES = ("*.json", "*.safetensors", "*.bin", "*.pth")
 TEXT_ENCODER_FILES = ("text_encoder/*", "tokenizer/*")
-AUTOENCODER_FILES = ("*.json", "vae/*", "unet/config.json")
+AUTOENCODER_FILES = ("*.json", "vae/*", "unet/config.json", "vocoder/config.json")
 
 
 def cached_features(
@@ -56,7 +59,7 @@ def cached_features(
         description: of the progress bar.
 
     Returns:
-        Item → feature. Rows of one shard share its memory.
+        Item → feature.
     """
     stored = _read_shards(folder, set(keys.values()))
     missing = [(item, key) for key, item in {key: item for item, key in keys.items()}.items() if key not in stored]
@@ -69,13 +72,15 @@ def cached_features(
 def _compute(folder: Path, missing: list, compute: Callable, batch_size: int, description: str) -> dict[bytes, Tensor]:
     computed: dict[bytes, Tensor] = {}
     pending: dict[bytes, Tensor] = {}
+    written = time.monotonic()
     try:
         for start in tqdm(range(0, len(missing), batch_size), desc=description, unit=" batches"):
             items, keys = zip(*missing[start : start + batch_size], strict=True)
             pending |= zip(keys, compute(list(items)).float().cpu(), strict=True)
-            if sum(feature.nbytes for feature in pending.values()) >= SHARD_BYTES:
+            size = sum(feature.nbytes for feature in pending.values())
+            if size >= SHARD_BYTES or time.monotonic() - written > SHARD_SECONDS:
                 computed |= _write_shard(folder, pending)
-                pending = {}
+                pending, written = {}, time.monotonic()
     finally:  # what is done stays done, also when the rest fails
         if pending:
             computed |= _write_shard(folder, pending)
@@ -100,7 +105,7 @@ def _read_shards(folder: Path, wanted: set[bytes]) -> dict[bytes, Tensor]:
         except (OSError, SafetensorError) as error:
             raise UserInputError(f"{file}: a broken shard of the feature cache ({error}); delete it") from None
         keys = (row.tobytes() for row in shard["keys"].numpy())
-        stored |= {key: row for key, row in zip(keys, shard["features"], strict=True) if key in wanted}
+        stored |= {key: row.clone() for key, row in zip(keys, shard["features"], strict=True) if key in wanted}
     return stored
 
 
@@ -153,7 +158,10 @@ def _input_features(
     if not media:
         return {}
     part = model.config.part("encoder")
-    identity = fingerprint(model.config.location("encoder"), part.revision, ENCODER_FILES)
+    # How media are prepared is part of what an embedding is, wherever that is written.
+    prepared = json.dumps(processor.encoder_config.to_dict(), sort_keys=True, default=str)
+    weights = fingerprint(model.config.location("encoder"), part.revision, ENCODER_FILES)
+    identity = _sha256((weights + prepared).encode()).hex()
     dtype = next(model.encoder.parameters()).dtype
     features = {}
     for modality in sorted({each.modality for each in media}):
@@ -177,7 +185,8 @@ def _latents(
     decoder: Decoder, paths: set[Path], cache: Path, files: Sequence[str | None], batch_size: int
 ) -> dict[Path, Tensor]:
     def encode(items: list[Path]) -> Tensor:
-        return decoder.encode_media([load_media(decoder.modality, str(item)) for item in items])
+        # One at a time: a clip's frames are large.
+        return torch.cat([decoder.encode_media([load_media(decoder.modality, str(item))]).cpu() for item in items])
 
     return cached_features(
         cache / _folder_name("latents", decoder.kind, fingerprint(*files, AUTOENCODER_FILES)),

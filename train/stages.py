@@ -113,7 +113,7 @@ def _checkpoint(config: TrainingConfig) -> str | None:
     """The checkpoint to go on from. `trainer_state.json` is written last, so a folder without it is incomplete."""
     if not config.resume:
         return None
-    if config.resume != "auto":
+    if config.resume not in ("auto", True):
         return str(config.resume)
     complete = [file.parent for file in Path(config.output_dir).glob("checkpoint-*/trainer_state.json")]
     if not complete:
