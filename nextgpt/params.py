@@ -150,10 +150,8 @@ def _meta_component(library: str, class_name: str, location: str, subfolder: str
     where = {"subfolder": subfolder, "revision": revision}
     with torch.device("meta"):
         if hasattr(component_class, "load_config"):  # diffusers
-            return component_class.from_config(component_class.load_config(location, subfolder=subfolder, revision=revision))
-        return component_class(
-            component_class.config_class.from_pretrained(location, subfolder=subfolder, revision=revision)
-        )
+            return component_class.from_config(component_class.load_config(location, **where))
+        return component_class(component_class.config_class.from_pretrained(location, **where))
 
 
 def _frozen(config: NextGPTConfig, part: str, name: str, breakdown: dict[str, int]) -> PartCount:
