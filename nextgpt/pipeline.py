@@ -418,17 +418,21 @@ class _Answer:
 
     def _prepare(self, conversations: list[list[dict]]) -> dict:
         model = self.pipeline.model
-        limit = getattr(model.config.text_config, "max_position_embeddings", None)
+        limit = self._position_limit()
         inputs = self.pipeline.processor(conversations, max_length=limit - 1 if limit else None)
         inputs = {name: tensor.to(self.pipeline.device) for name, tensor in inputs.items()}
         values = {name: inputs.pop(name) for name in list(inputs) if name.endswith("_values")}
         inputs["media_features"] = model.encode_media(inputs["input_ids"], **values)
         return inputs
 
+    def _position_limit(self) -> int | None:
+        """How many positions the LLM has, where it says so."""
+        return getattr(self.pipeline.model.config.text_config, "max_position_embeddings", None)
+
     def _token_budgets(self, prompt_lengths: list[int]) -> list[int]:
         """What each row may generate: never beyond the LLM's positions, a last run included."""
         asked, model = self.options.max_new_tokens, self.pipeline.model
-        limit = getattr(model.config.text_config, "max_position_embeddings", None)
+        limit = self._position_limit()
         if limit is None:
             return [asked] * len(prompt_lengths)
         longest_run = max((len(run) for run in model.vocabulary.runs.values()), default=1)

@@ -37,14 +37,19 @@ def new_autoencoder() -> AutoencoderKL:
     )
 
 
+def reconstruction_losses(decoded: Tensor, pixels: Tensor) -> dict[str, Tensor]:
+    """How far pictures `[N, 3, 64, 64]` in -1..1 are apart, in themselves and in their edges."""
+    edges = sum(F.l1_loss(decoded.diff(dim=axis), pixels.diff(dim=axis)) for axis in (2, 3))
+    return {"pixels": F.l1_loss(decoded, pixels), "edges": edges}
+
+
 def losses(autoencoder: AutoencoderKL, pictures: Tensor) -> dict[str, Tensor]:
     """Parts of the loss; pictures `[N, 3, 64, 64]` in 0..1."""
     pixels = pictures * 2 - 1
     posterior = autoencoder.encode(pixels).latent_dist
     decoded = autoencoder.decode(posterior.sample()).sample.float()
-    edges = sum(F.l1_loss(decoded.diff(dim=axis), pixels.diff(dim=axis)) for axis in (2, 3))
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-    return {"pixels": F.l1_loss(decoded, pixels), "edges": edges, "kl": KL_WEIGHT * kl}
+    return reconstruction_losses(decoded, pixels) | {"kl": KL_WEIGHT * kl}
 
 
 @torch.no_grad()
@@ -111,8 +116,7 @@ def refine(args: Namespace, renderer: Renderer, rows: Tensor) -> loop.Loop:
         pixels = renderer(rows[chosen]) * 2 - 1
         with loop.autocast(rows.device):
             decoded = autoencoder.decode(near).sample.float()
-        edges = sum(F.l1_loss(decoded.diff(dim=axis), pixels.diff(dim=axis)) for axis in (2, 3))
-        parts = {"pixels": F.l1_loss(decoded, pixels), "edges": edges}
+        parts = reconstruction_losses(decoded, pixels)
         loop.update(optimizer, sum(parts.values()))
         run.record(args.batch, **parts)
     autoencoder.bfloat16().save_pretrained(args.out)
