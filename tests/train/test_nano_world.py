@@ -7,7 +7,9 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from transformers import CLIPTextModel
 
+from nextgpt.train.nano import text_encoder
 from nextgpt.train.nano.captions import CONTEXT, Captions, train_tokenizer
 from nextgpt.train.nano.split import split_of
 from nextgpt.train.nano.world import BACKGROUNDS, CONCEPTS, SIZES, STYLES, Renderer, World
@@ -82,3 +84,13 @@ def test_every_word_of_a_caption_is_one_token_and_synonyms_fit_the_context(world
     assert ids.shape == (64, CONTEXT)
     assert (ids == tokenizer.eos_token_id).any(1).all()
     assert len({tuple(row) for row in ids.tolist()}) == 64
+
+
+def test_the_text_states_of_unlike_captions_learn_to_stand_apart(world, tmp_path, monkeypatch):
+    arguments = f"text_encoder --world {world.folder} --out {tmp_path / 'made'} --minutes 0.12 --batch 64 --concepts 4"
+    monkeypatch.setattr("sys.argv", [*arguments.split(), "--device", "cpu"])
+    text_encoder.main()
+    log = json.loads((tmp_path / "made" / "training_log.json").read_text(encoding="utf-8"))
+    assert log["curve"][-1]["style"] < log["curve"][0]["style"]
+    assert log["figures"]["distances_dev"]["style"]["least"] > 0.1
+    assert CLIPTextModel.from_pretrained(tmp_path / "made").config.hidden_size == text_encoder.WIDTH

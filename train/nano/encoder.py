@@ -32,7 +32,7 @@ def new_config(**changes) -> ImageBindConfig:
             "towers": ("vision",),
             "out_embed_dim": 256,
             "image_size": 64,
-            "kernel_size": (8, 8, 8),
+            "kernel_size": (8, 16, 16),
             "video_frames": 8,
             "video_clips": 1,
             "video_crops": 1,

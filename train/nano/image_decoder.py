@@ -1,9 +1,10 @@
-"""Makes the picture decoder: a small Stable Diffusion whose text encoder and UNet learn the world together.
+"""Makes the picture decoder: a small Stable Diffusion whose UNet learns to draw the world from its captions.
 
-`python -m nextgpt.train.nano.image_decoder --minutes 30` needs the autoencoder, caches its latents of the training
-pictures, trains on them by v-prediction and writes a `StableDiffusionPipeline`. It goes on from its last checkpoint
-when started again. It knows nothing of the assistant, save that the text states it learns to read will later come,
-slightly wrong, from an output projection: so it trains with noise on them.
+`python -m nextgpt.train.nano.image_decoder --minutes 45` needs the autoencoder and the text encoder, which stay as
+they are. It caches the autoencoder's latents of the training pictures, trains the UNet on them by v-prediction and
+writes a `StableDiffusionPipeline`. It goes on from its last checkpoint when started again. It knows nothing of the
+assistant, save that the text states will later come, slightly wrong, from an output projection: so it trains with
+noise on some of them.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from diffusers import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from nextgpt.train.nano import loop
 from nextgpt.train.nano.autoencoder import encode_all
-from nextgpt.train.nano.captions import CONTEXT, Captions, train_tokenizer
+from nextgpt.train.nano.captions import Captions
+from nextgpt.train.nano.text_encoder import WIDTH
 from nextgpt.train.nano.world import Renderer, World
 
-TEXT_WIDTH = 192
 LEARNING_RATE = 6e-4
 SNR_GAMMA = 5.0  # Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy"
 EMPTY_SHARE = 0.1  # of the captions are empty, for classifier-free guidance
-NOISY_SHARE = 0.5  # of the text states get noise
-MOST_NOISE = 0.4  # in units of the text states' own deviation
+NOISY_SHARE = 0.3  # of the text states get noise
+MOST_NOISE = 0.3  # in units of the text states' own deviation
 EMA_STEPS = 300
 GENERATION = {"num_inference_steps": 20, "guidance_scale": 3.0, "height": 64, "width": 64}
 NOISE_SCHEDULE = {
@@ -42,24 +43,6 @@ NOISE_SCHEDULE = {
     "beta_schedule": "squaredcos_cap_v2",  # ends in pure noise, which the few, nearly independent latents need
     "prediction_type": "v_prediction",
 }
-
-
-def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """The text encoder, at random; 2.2 M parameters."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=4 * TEXT_WIDTH,
-            projection_dim=TEXT_WIDTH,
-            num_hidden_layers=4,
-            num_attention_heads=6,
-            max_position_embeddings=CONTEXT,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
 
 
 def new_unet(latent_channels: int) -> UNet2DConditionModel:
@@ -72,25 +55,24 @@ def new_unet(latent_channels: int) -> UNet2DConditionModel:
         down_block_types=("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2,
         layers_per_block=1,
-        cross_attention_dim=TEXT_WIDTH,
+        cross_attention_dim=WIDTH,
         attention_head_dim=4,  # diffusers' name for the number of heads
     )
 
 
-class TextToLatents(nn.Module):
-    """The text encoder and the UNet as one network, with the training loss."""
+class Denoising(nn.Module):
+    """The UNet with the training loss."""
 
-    def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel):
+    def __init__(self, unet: UNet2DConditionModel):
         super().__init__()
-        self.text_encoder, self.unet = text_encoder, unet
+        self.unet = unet
         alphas = DDPMScheduler(**NOISE_SCHEDULE).alphas_cumprod
         self.register_buffer("alphas", alphas, persistent=False)
 
-    def forward(self, ids: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Scalar loss; ids `[N, 16]`, latents and noise `[N, C, 8, 8]`, timesteps `[N]`."""
-        states = self.text_encoder(input_ids=ids).last_hidden_state  # [N, 16, 192]
-        amount = torch.rand(2, len(ids), 1, 1, device=ids.device)
-        amount = (amount[0] < NOISY_SHARE) * amount[1] * MOST_NOISE * states.detach().float().std()
+    def forward(self, states: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Scalar loss; states of the captions `[N, 16, 192]`, latents and noise `[N, C, 8, 8]`, timesteps `[N]`."""
+        amount = torch.rand(2, len(states), 1, 1, device=states.device)
+        amount = (amount[0] < NOISY_SHARE) * amount[1] * MOST_NOISE * states.float().std()
         states = states + amount * torch.randn_like(states)
         alpha = self.alphas[timesteps][:, None, None, None]
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
@@ -157,32 +139,23 @@ def contact_sheet(pipeline: StableDiffusionPipeline, world: World, rows: Tensor,
 
 def main() -> None:
     """Caches latents, trains, saves the pipeline and draws with it."""
-    parser = loop.arguments(__doc__.split("\n")[0], "image_decoder", minutes=30, batch=512)
+    parser = loop.arguments(__doc__.split("\n")[0], "image_decoder", minutes=45, batch=512)
     parser.add_argument("--autoencoder", type=Path, default=Path("runs/nano/autoencoder"))
-    parser.add_argument(
-        "--keep-text-encoder",
-        action="store_true",
-        help="go on with the UNet alone: what was aligned with the texts stays so",
-    )
+    parser.add_argument("--text-encoder", type=Path, default=Path("runs/nano/text_encoder"))
     args = parser.parse_args()
     world, device = loop.start(args)
-    tokenizer = train_tokenizer(world)
+    tokenizer = CLIPTokenizer.from_pretrained(args.text_encoder)
+    text_encoder = CLIPTextModel.from_pretrained(args.text_encoder).to(device).eval().requires_grad_(False)
     captions = Captions(world, tokenizer, device)
     rows = loop.combinations(world, "train", args.concepts, device)
     means, deviations = cache_latents(args.autoencoder, world, rows)
 
-    network = TextToLatents(new_text_encoder(tokenizer), new_unet(means.shape[1]))
-    network = network.to(device, memory_format=torch.channels_last)
+    network = Denoising(new_unet(means.shape[1])).to(device, memory_format=torch.channels_last)
     averaged = AveragedModel(network, multi_avg_fn=average)
     optimizer = loop.adamw([network], LEARNING_RATE)
     compute = torch.compile(network) if args.compile else network
 
     run = loop.Loop(args.out, args.minutes, optimizer, {"network": network, "averaged": averaged})
-    if args.keep_text_encoder:
-        kept = CLIPTextModel.from_pretrained(args.out / "text_encoder", dtype=torch.float32).state_dict()
-        for each in (network.text_encoder, averaged.module.text_encoder):
-            each.load_state_dict(kept)
-            each.requires_grad_(False)
     for _ in run:
         chosen = torch.randint(len(rows), (args.batch,), device=device)
         latents = means[chosen] + deviations[chosen] * torch.randn_like(means[chosen])
@@ -190,22 +163,22 @@ def main() -> None:
         ids = torch.where(torch.rand(args.batch, 1, device=device) < EMPTY_SHARE, captions.empty, ids)
         timesteps = torch.randint(NOISE_SCHEDULE["num_train_timesteps"], (args.batch,), device=device)
         with loop.autocast(device):
-            loss = compute(ids, latents, torch.randn_like(latents), timesteps)
+            states = text_encoder(input_ids=ids).last_hidden_state
+            loss = compute(states, latents, torch.randn_like(latents), timesteps)
         loop.update(optimizer, loss)
         averaged.update_parameters(network)
         run.record(args.batch, loss=loss)
 
-    best = averaged.module.to(memory_format=torch.contiguous_format).bfloat16().eval()
-    new_pipeline(args.autoencoder, best.text_encoder, best.unet, tokenizer).to(torch.bfloat16).save_pretrained(
-        args.out, max_shard_size="20MB"
-    )
+    unet = averaged.module.unet.to(memory_format=torch.contiguous_format).eval()
+    pipeline = new_pipeline(args.autoencoder, text_encoder, unet, tokenizer).to(torch.bfloat16)
+    pipeline.save_pretrained(args.out, max_shard_size="20MB")
     (args.out / "generation_defaults.json").write_text(json.dumps(GENERATION, indent=1) + "\n", encoding="utf-8")
     pipeline = StableDiffusionPipeline.from_pretrained(args.out, dtype=torch.float32, safety_checker=None).to(device)
     dev = loop.combinations(world, "dev", args.concepts, device)
     dev = dev[torch.randperm(len(dev), generator=torch.Generator().manual_seed(0)).to(device)][:64]
     run.write_figures(
         args.out,
-        parameters={"text_encoder": loop.parameter_count(best.text_encoder), "unet": loop.parameter_count(best.unet)},
+        parameters={"text_encoder": loop.parameter_count(text_encoder), "unet": loop.parameter_count(unet)},
         psnr_dev=contact_sheet(pipeline, world, dev, run.work / "sheet.png", noise=0.0),
         psnr_dev_noisy_text=contact_sheet(pipeline, world, dev, run.work / "sheet_noisy_text.png", noise=0.2),
     )

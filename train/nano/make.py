@@ -34,8 +34,12 @@ STEPS = {
     "autoencoder": Step(
         "nano.autoencoder --world {root}/world --out {root}/autoencoder", "autoencoder/training_log.json", 30
     ),
+    "text_encoder": Step(
+        "nano.text_encoder --world {root}/world --out {root}/text_encoder", "text_encoder/training_log.json", 3
+    ),
     "image_decoder": Step(
-        "nano.image_decoder --world {root}/world --out {root}/image_decoder --autoencoder {root}/autoencoder",
+        "nano.image_decoder --world {root}/world --out {root}/image_decoder --autoencoder {root}/autoencoder"
+        " --text-encoder {root}/text_encoder",
         "image_decoder/training_log.json",
         60,
     ),
