@@ -32,7 +32,9 @@ from nextgpt.train.nano.text_encoder import WIDTH
 from nextgpt.train.nano.world import Renderer, World
 
 LEARNING_RATE = 6e-4
-SNR_GAMMA = 5.0  # Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy"
+# Above this signal-to-noise ratio the loss counts less, as in Hang et al. 2023, "Efficient Diffusion Training via
+# Min-SNR Weighting Strategy". Below it, unlike there, it counts in full: in almost pure noise the words decide.
+SNR_GAMMA = 5.0
 EMPTY_SHARE = 0.1  # of the captions are empty, for classifier-free guidance
 NOISY_SHARE = 0.3  # of the text states get noise
 MOST_NOISE = 0.3  # in units of the text states' own deviation
@@ -79,7 +81,7 @@ class Denoising(nn.Module):
         velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
         predicted = self.unet(noisy, timesteps, encoder_hidden_states=states).sample
         snr = alpha.flatten() / (1 - alpha.flatten())
-        weight = snr.clamp(max=SNR_GAMMA) / (snr + 1)
+        weight = ((SNR_GAMMA + 1) / (snr + 1)).clamp(max=1)
         return (weight * F.mse_loss(predicted.float(), velocity, reduction="none").mean((1, 2, 3))).mean()
 
 

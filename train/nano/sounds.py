@@ -1,0 +1,203 @@
+"""Builds the world of sounds: General MIDI instruments and effects, in three registers and five figures.
+
+`python -m nextgpt.train.nano.sounds --out runs/nano/world` needs the soundfont FluidR3 GM (MIT; Debian's package
+`fluid-soundfont-gm`) and the wheel `tinysoundfont`. It knows notes, samples and licences, and nothing of models. The
+sounds and their English are kept by hand in `sounds.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nextgpt.train.nano.split import split_of_names
+
+logger = logging.getLogger(__name__)
+
+SOUNDS = Path(__file__).parent / "sounds.json"
+SOUNDFONT = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
+ATTRIBUTION = "- Sounds: MIT (FluidR3 GM, Frank Wen), rendered from Debian's package fluid-soundfont-gm."
+SAMPLING_RATE = 16_000
+SECONDS = 2.0
+SAMPLES = int(SAMPLING_RATE * SECONDS)
+PEAK = 0.8
+PERCUSSION_BANK = 128
+EFFECT_KEY = 60
+
+REGISTERS = {"low": 41, "middle": 60, "high": 79}  # MIDI key of the lowest note; figures span at most an octave
+MAJOR_SCALE = (0, 2, 4, 5, 7, 9, 11, 12)
+# Notes as (start, end, semitones above the lowest note); seconds.
+FIGURES: dict[str, list[tuple[float, float, int]]] = {
+    "single note": [(0.0, 1.5, 0)],
+    "rising scale": [(0.22 * n, 0.22 * n + 0.21, step) for n, step in enumerate(MAJOR_SCALE)],
+    "falling scale": [(0.22 * n, 0.22 * n + 0.21, step) for n, step in enumerate(reversed(MAJOR_SCALE))],
+    "chord": [(0.0, 1.5, step) for step in (0, 4, 7)],
+    "repeated note": [(0.22 * n, 0.22 * n + 0.15, 0) for n in range(8)],
+}
+
+
+class Sound(NamedTuple):
+    """One combination of the world of sounds; effects have neither register nor figure."""
+
+    name: str
+    register: str = ""
+    figure: str = ""
+
+    @property
+    def caption(self) -> str:
+        """The canonical caption: "a low trumpet, rising scale"; of an effect its name alone: "helicopter"."""
+        return f"a {self.register} {self.name}, {self.figure}" if self.register else f"the sound of {self.name}"
+
+    @property
+    def split(self) -> str:
+        """Its split; an effect is one combination only, which has to be learned."""
+        return split_of_names("sound", *self) if self.register else "train"
+
+
+def load_sounds() -> list[dict]:
+    """The sounds as they stand in `sounds.json`."""
+    return json.loads(SOUNDS.read_text(encoding="utf-8"))
+
+
+def combinations(sounds: list[dict]) -> list[Sound]:
+    """All sounds of the world, in a fixed order."""
+    found = []
+    for sound in sounds:
+        if sound["pitched"]:
+            found += [Sound(sound["name"], register, figure) for register in REGISTERS for figure in FIGURES]
+        else:
+            found.append(Sound(sound["name"]))
+    return found
+
+
+class SoundWorld:
+    """The built world of sounds.
+
+    Args:
+        folder: what `build` wrote.
+    """
+
+    registers = tuple(REGISTERS)
+    figures = tuple(FIGURES)
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.sounds = json.loads((self.folder / "sounds.json").read_text(encoding="utf-8"))
+        self.names = [sound["name"] for sound in self.sounds]
+        self.combinations = combinations(self.sounds)
+
+    @cached_property
+    def waveforms(self) -> np.ndarray:
+        """int16 `[combination, 32000]`, in the order of `combinations`."""
+        return np.load(self.folder / "sounds.npy", mmap_mode="r")
+
+    def waveform(self, sound: Sound) -> np.ndarray:
+        """One sound, float32 `[32000]` in -1..1."""
+        return self.waveforms[self.combinations.index(sound)].astype(np.float32) / 32768
+
+    def rows(self, split: str) -> Tensor:
+        """The sounds of one split, as indices into `combinations`."""
+        return torch.tensor([row for row, sound in enumerate(self.combinations) if sound.split == split])
+
+    def targets(self, rows: Tensor, missing: int) -> Tensor:
+        """What sounds given as indices are: instrument, register, figure `[N, 3]`; `missing` where an effect has none."""
+        values = [
+            (
+                self.names.index(sound.name),
+                self.registers.index(sound.register) if sound.register else missing,
+                self.figures.index(sound.figure) if sound.figure else missing,
+            )
+            for sound in self.combinations
+        ]
+        return torch.tensor(values, device=rows.device)[rows]
+
+
+class Player:
+    """Plays sounds through a soundfont.
+
+    Args:
+        soundfont: an .sf2 file with the General MIDI programs.
+    """
+
+    def __init__(self, soundfont: Path = SOUNDFONT):
+        import tinysoundfont
+
+        if not soundfont.is_file():
+            raise FileNotFoundError(
+                f"No soundfont at {soundfont}: install Debian's package fluid-soundfont-gm, or name another .sf2."
+            )
+        self.synth = tinysoundfont.Synth(samplerate=SAMPLING_RATE)
+        self.font = self.synth.sfload(str(soundfont))
+
+    def __call__(self, sound: dict, register: str = "", figure: str = "", velocity: int = 100) -> np.ndarray:
+        """Float32 `[32000]`, mono, its peak at 0.8.
+
+        Args:
+            sound: an entry of `sounds.json`.
+            velocity: how hard the notes are struck, 1..127.
+        """
+        bank = sound.get("bank", 0)
+        self.synth.program_select(0, self.font, bank, sound["program"], bank == PERCUSSION_BANK)
+        lowest = REGISTERS[register] if register else sound.get("key", EFFECT_KEY)
+        notes = FIGURES[figure] if figure else [(0.0, SECONDS, 0)]
+        changes = sorted([(start, 1, step) for start, _, step in notes] + [(end, 0, step) for _, end, step in notes])
+        pieces, done = [], 0
+        for time, strikes, step in changes:
+            now = min(int(time * SAMPLING_RATE), SAMPLES)
+            pieces.append(self._generate(now - done))
+            done = now
+            if strikes:
+                self.synth.noteon(0, lowest + step, velocity)
+            else:
+                self.synth.noteoff(0, lowest + step)
+        pieces.append(self._generate(SAMPLES - done))
+        self.synth.sounds_off()
+        self._generate(SAMPLING_RATE // 10)  # so that nothing rings on into the next sound
+        waveform = np.concatenate(pieces)
+        loudest = np.abs(waveform).max()
+        if loudest < 1e-4:
+            raise ValueError(f"The soundfont is silent for {sound['name']} {register} {figure}: use FluidR3 GM.")
+        return waveform * (PEAK / loudest)
+
+    def _generate(self, samples: int) -> np.ndarray:
+        if samples <= 0:
+            return np.zeros(0, np.float32)
+        stereo = np.frombuffer(self.synth.generate(samples), np.float32).reshape(-1, 2)
+        return stereo.mean(1)
+
+
+def build(out: Path, soundfont: Path) -> None:
+    """Renders every sound; writes `sounds.json` and `sounds.npy`, and the licence into `ATTRIBUTION.md`."""
+    player, sounds = Player(soundfont), load_sounds()
+    entries = {sound["name"]: sound for sound in sounds}
+    waveforms = [player(entries[each.name], each.register, each.figure) for each in combinations(sounds)]
+    out.mkdir(parents=True, exist_ok=True)
+    np.save(out / "sounds.npy", (np.stack(waveforms) * 32767).round().astype(np.int16))
+    (out / "sounds.json").write_text(json.dumps(sounds, indent=1) + "\n", encoding="utf-8")
+    attribution = out / "ATTRIBUTION.md"
+    text = attribution.read_text(encoding="utf-8") if attribution.is_file() else "# Where the nano world comes from\n\n"
+    if ATTRIBUTION not in text:
+        attribution.write_text(f"{text}{ATTRIBUTION}\n", encoding="utf-8")
+    logger.info("%d sounds of %d instruments and effects in %s", len(waveforms), len(sounds), out)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/nano/world"))
+    parser.add_argument("--soundfont", type=Path, default=SOUNDFONT)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    build(args.out, args.soundfont)
+
+
+if __name__ == "__main__":
+    main()
