@@ -1,0 +1,82 @@
+"""A vocoder without learned weights: log-mel spectrogram in, waveform out, its phase found by Griffin and Lim's rounds.
+
+It stands where a diffusers pipeline expects a `SpeechT5HifiGan`: the same configuration keys, the same call.
+"""
+
+import math
+
+import torch
+from torchaudio.functional import griffinlim, melscale_fbanks
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+class GriffinLimVocoderConfig(PreTrainedConfig):
+    """Configuration of a `GriffinLimVocoder`.
+
+    Args:
+        sampling_rate: of the waveform, in Hz.
+        model_in_dim: mel bins of the spectrogram.
+        upsample_rates: their product is the hop length in samples, as for HiFi-GAN.
+        rounds: of the phase search.
+    """
+
+    model_type = "griffin_lim_vocoder"
+
+    def __init__(self, sampling_rate=16_000, model_in_dim=64, upsample_rates=(160,), rounds=32, **kwargs):
+        self.sampling_rate, self.model_in_dim = sampling_rate, model_in_dim
+        self.upsample_rates, self.rounds = list(upsample_rates), rounds
+        super().__init__(**kwargs)
+
+    @property
+    def hop_length(self) -> int:
+        """Samples between two frames."""
+        return math.prod(self.upsample_rates)
+
+    @property
+    def n_fft(self) -> int:
+        """Samples of a window: four hops, rounded up to a power of two, as `log_mel_spectrogram` has it."""
+        return 2 ** math.ceil(math.log2(4 * self.hop_length))
+
+
+class GriffinLimVocoder(PreTrainedModel):
+    """Finds a waveform whose spectrogram is the given one (Griffin and Lim 1984; the fast form of Perraudin 2013).
+
+    The mel filters are undone by their pseudo-inverse. It is deterministic and has no weights but the filters.
+    """
+
+    config_class = GriffinLimVocoderConfig
+    main_input_name = "spectrogram"
+
+    def __init__(self, config: GriffinLimVocoderConfig):
+        super().__init__(config)
+        bins = config.n_fft // 2 + 1
+        filters = melscale_fbanks(
+            bins, 0.0, config.sampling_rate / 2, config.model_in_dim, config.sampling_rate, norm="slaney", mel_scale="slaney"
+        )  # [bins, mel]
+        self.register_buffer("inverse_filters", torch.linalg.pinv(filters))  # [mel, bins]
+        self.post_init()
+
+    @torch.no_grad()
+    def forward(self, spectrogram: torch.Tensor) -> torch.Tensor:
+        """Log-mel spectrogram `[frames, mel]` or `[N, frames, mel]` → waveform `[samples]` or `[N, samples]`.
+
+        One frame gives one hop of samples.
+        """
+        single = spectrogram.ndim == 2
+        mel = spectrogram.float().exp()
+        magnitude = (mel @ self.inverse_filters.float()).clamp(min=0).transpose(-1, -2)  # [..., bins, frames]
+        samples = magnitude.shape[-1] * self.config.hop_length
+        magnitude = torch.nn.functional.pad(magnitude if not single else magnitude[None], (0, 1), mode="replicate")
+        waveform = griffinlim(
+            magnitude,
+            window=torch.hann_window(self.config.n_fft, device=magnitude.device),
+            n_fft=self.config.n_fft,
+            hop_length=self.config.hop_length,
+            win_length=self.config.n_fft,
+            power=1.0,
+            n_iter=self.config.rounds,
+            momentum=0.99,
+            length=samples,
+            rand_init=False,
+        )
+        return (waveform[0] if single else waveform).clamp(-1, 1).to(spectrogram.dtype)
