@@ -21,6 +21,7 @@ WIDTH = 192
 LEARNING_RATE = 1e-3
 MOST_NOISE = 1.5  # on the states, in units of their own deviation
 PARTS = ("concept", "style", "background", "size")
+IGNORED = -100
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -42,19 +43,24 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 class Readings(nn.Module):
-    """Linear readings of a text state: the four parts of a caption, and the artwork that concept and style name."""
+    """Linear readings of a text state.
 
-    def __init__(self, world: World):
+    Args:
+        width: of the states.
+        sizes: part of a caption → how many values it has.
+    """
+
+    def __init__(self, width: int, sizes: dict[str, int]):
         super().__init__()
-        sizes = (len(world.names), len(world.styles), len(world.backgrounds), len(world.sizes))
-        self.heads = nn.ModuleDict({part: nn.Linear(WIDTH, size) for part, size in zip(PARTS, sizes, strict=True)})
-        self.heads["artwork"] = nn.Linear(WIDTH, len(world.names) * len(world.styles))
-        self.styles = len(world.styles)
+        self.heads = nn.ModuleDict({part: nn.Linear(width, size) for part, size in sizes.items()})
 
-    def forward(self, states: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy of each reading; states `[N, 192]`, what the captions say `[N, 4]`."""
-        targets = dict(zip(PARTS, rows.T, strict=True)) | {"artwork": rows[:, 0] * self.styles + rows[:, 1]}
-        return {part: F.cross_entropy(head(states), targets[part]) for part, head in self.heads.items()}
+    def forward(self, states: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Cross-entropy of each reading of states `[N, width]`, with noise on them; targets `[N]`, `IGNORED` for none."""
+        noise = MOST_NOISE * torch.rand(len(states), 1, device=states.device) * states.detach().float().std()
+        states = states + noise * torch.randn_like(states)
+        return {
+            part: F.cross_entropy(head(states), targets[part], ignore_index=IGNORED) for part, head in self.heads.items()
+        }
 
 
 def last_states(states: Tensor, ids: Tensor, end: int) -> tuple[Tensor, Tensor]:
@@ -88,7 +94,9 @@ def main() -> None:
     captions = Captions(world, tokenizer, device)
     rows = loop.combinations(world, "train", args.concepts, device)
 
-    encoder, readings = new_text_encoder(tokenizer).to(device), Readings(world).to(device)
+    sizes = dict(zip(PARTS, (len(world.names), len(world.styles), len(world.backgrounds), len(world.sizes)), strict=True))
+    readings = Readings(WIDTH, sizes | {"artwork": sizes["concept"] * sizes["style"]}).to(device)
+    encoder = new_text_encoder(tokenizer).to(device)
     optimizer = loop.adamw([encoder, readings], LEARNING_RATE)
     run = loop.Loop(args.out, args.minutes, optimizer, {"encoder": encoder, "readings": readings})
     for _ in run:
@@ -97,8 +105,9 @@ def main() -> None:
         with loop.autocast(device):
             states = encoder(input_ids=ids).last_hidden_state
             states, whose = last_states(states, ids, tokenizer.eos_token_id)
-            noise = MOST_NOISE * torch.rand(len(states), 1, device=device) * states.detach().float().std()
-            parts = readings(states + noise * torch.randn_like(states), chosen[whose])
+            targets = dict(zip(PARTS, chosen[whose].T, strict=True))
+            targets["artwork"] = targets["concept"] * sizes["style"] + targets["style"]
+            parts = readings(states, targets)
         loop.update(optimizer, sum(parts.values()))
         run.record(args.batch, **parts)
 

@@ -157,15 +157,29 @@ class Renderer:
         Args:
             shift, stretch: move the artwork by up to so many pixels, scale it by up to such a share, at random.
         """
-        concept, style, background, size = index.unbind(1)
-        sides = torch.tensor(list(SIZES.values()), device=index.device)[size] / SIDE  # [N]
+        sides = torch.tensor(list(SIZES.values()), device=index.device)[index[:, 3]].float()  # [N]
         if stretch:
             sides = sides * (1 + stretch * _uniform(len(index), index.device, generator))
-        theta = torch.zeros(len(index), 2, 3, device=index.device)
-        theta[:, 0, 0] = theta[:, 1, 1] = 1 / sides
+        moved = torch.zeros(2, len(index), device=index.device)
         if shift:
-            for axis in (0, 1):
-                theta[:, axis, 2] = _uniform(len(index), index.device, generator) * shift * 2 / SIDE / sides
+            moved = torch.stack([shift * _uniform(len(index), index.device, generator) for _ in range(2)])
+        return self.place(index, sides, *moved)
+
+    def place(self, index: Tensor, sides: Tensor, right: Tensor, down: Tensor, turn: Tensor | None = None) -> Tensor:
+        """Pictures `[N, 3, 64, 64]` in 0..1 of artwork anywhere; of the indices `[N, 4]` the size does not matter.
+
+        Args:
+            sides: of the artwork, `[N]`, in pixels.
+            right, down: of its middle from the picture's, `[N]`, in pixels.
+            turn: clockwise, `[N]`, in radians.
+        """
+        concept, style, background, _ = index.unbind(1)
+        turn = torch.zeros_like(sides) if turn is None else turn
+        scale, cos, sin = SIDE / sides, turn.cos(), turn.sin()
+        x, y = right * 2 / SIDE, down * 2 / SIDE
+        across = torch.stack([cos, sin, -(cos * x + sin * y)], dim=1)
+        along = torch.stack([-sin, cos, sin * x - cos * y], dim=1)
+        theta = torch.stack([across, along], dim=1) * scale[:, None, None]  # from the picture into the artwork
         grid = F.affine_grid(theta, (len(index), 4, SIDE * 2, SIDE * 2), align_corners=False)  # twice as fine:
         layers = F.grid_sample(self.art[concept, style], grid, align_corners=False)
         layers = F.avg_pool2d(layers, 2)  # averaging it down again avoids jagged small pictures

@@ -1,0 +1,122 @@
+"""Makes the sound decoder: a small AudioLDM whose UNet learns to play the world from its captions.
+
+`python -m nextgpt.train.nano.sound_decoder --minutes 45` needs the sound autoencoder and the sound text encoder, which
+stay as they are. It caches the latents of the training sounds, trains the UNet on them and writes an
+`AudioLDMPipeline`. It goes on from its last checkpoint when started again. It knows nothing of the assistant.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AudioLDMPipeline, AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import ClapTextModelWithProjection, RobertaTokenizer
+
+from nextgpt.decoders.vocoder import GriffinLimVocoder
+from nextgpt.train.nano import loop
+from nextgpt.train.nano.denoising import EMPTY_SHARE, NOISE_SCHEDULE, Denoising, train
+from nextgpt.train.nano.sound_autoencoder import FRAMES, MEL_MEAN, MEL_STD, VOCODER, encode_all, spectrograms
+from nextgpt.train.nano.sound_text_encoder import WIDTH, SoundCaptions, embed
+from nextgpt.train.nano.sounds import SAMPLING_RATE, SECONDS, SoundWorld
+
+GENERATION = {"num_inference_steps": 20, "guidance_scale": 2.0, "duration": SECONDS}
+CHANNELS = (96, 192)
+
+
+def new_unet(latent_channels: int) -> UNet2DConditionModel:
+    """The denoiser, at random; the caption's vector reaches every block beside the time, as AudioLDM has it."""
+    return UNet2DConditionModel(
+        sample_size=FRAMES // 8,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        layers_per_block=1,
+        cross_attention_dim=CHANNELS,  # without text states these attend to the sound itself
+        attention_head_dim=4,
+        resnet_time_scale_shift="scale_shift",
+        class_embed_type="simple_projection",
+        projection_class_embeddings_input_dim=WIDTH,
+        class_embeddings_concat=True,
+    )
+
+
+def new_pipeline(autoencoder: Path, text_encoder, unet, tokenizer) -> AudioLDMPipeline:
+    """The parts as one pipeline, with phase reconstruction for its vocoder."""
+    return AudioLDMPipeline(
+        vae=AutoencoderKL.from_pretrained(autoencoder),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DPMSolverMultistepScheduler(**NOISE_SCHEDULE, timestep_spacing="trailing", steps_offset=1),
+        vocoder=GriffinLimVocoder(VOCODER),
+    )
+
+
+@torch.no_grad()
+def generate(pipeline: AudioLDMPipeline, captions: list[str]) -> Tensor:
+    """Sounds `[N, samples]` from captions, by `GENERATION`."""
+    pipeline.set_progress_bar_config(disable=True)
+    options = {name: value for name, value in GENERATION.items() if name != "duration"}
+    output = pipeline(
+        captions, audio_length_in_s=SECONDS, generator=torch.Generator().manual_seed(0), output_type="pt", **options
+    )
+    return output.audios.float()
+
+
+def main() -> None:
+    """Caches latents, trains, saves the pipeline and plays with it."""
+    parser = loop.arguments(__doc__.split("\n")[0], "sound_decoder", minutes=45, batch=256)
+    parser.add_argument("--autoencoder", type=Path, default=Path("runs/nano/sound_autoencoder"))
+    parser.add_argument("--text-encoder", type=Path, default=Path("runs/nano/sound_text_encoder"))
+    args = parser.parse_args()
+    _, device = loop.start(args)
+    world = SoundWorld(args.world)
+    tokenizer = RobertaTokenizer.from_pretrained(args.text_encoder)
+    text_encoder = ClapTextModelWithProjection.from_pretrained(args.text_encoder).to(device).eval().requires_grad_(False)
+    captions = SoundCaptions(world, tokenizer, device)
+    rows = world.rows("train").to(device)
+    if args.concepts is not None:
+        rows = rows[world.targets(rows, -1)[:, 0] < args.concepts]
+    autoencoder = AutoencoderKL.from_pretrained(args.autoencoder).float().to(device)
+    means, deviations = encode_all(autoencoder, spectrograms(world, rows))
+
+    def draw(count: int) -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(len(rows), (count,), device=device)
+        latents = means[chosen] + deviations[chosen] * torch.randn_like(means[chosen])
+        ids = captions(rows[chosen], varied=True)
+        ids = torch.where(torch.rand(count, 1, device=device) < EMPTY_SHARE, captions.empty, ids)
+        return embed(text_encoder, ids, captions.padding), latents
+
+    unet, run = train(args, Denoising(new_unet(means.shape[1]), takes="class_labels"), draw, device)
+    pipeline = new_pipeline(args.autoencoder, text_encoder, unet, tokenizer).to(torch.bfloat16)
+    pipeline.save_pretrained(args.out, max_shard_size="20MB")
+    (args.out / "generation_defaults.json").write_text(json.dumps(GENERATION, indent=1) + "\n", encoding="utf-8")
+    pipeline = AudioLDMPipeline.from_pretrained(args.out, dtype=torch.float32).to(device)
+    dev = world.rows("dev").to(device)[:32]
+    heard = generate(pipeline, [world.combinations[row].caption for row in dev.tolist()])
+    true = spectrograms(world, dev)
+    made = torch.cat([_spectrogram(each) for each in heard])
+    shown = [((part - MEL_MEAN) / (6 * MEL_STD) + 0.5)[:12].expand(-1, 3, -1, -1).mT.flip(2) for part in (true, made)]
+    loop.save_contact_sheet(shown, run.work / "sheet.png")
+    run.write_figures(
+        args.out,
+        parameters={"text_encoder": loop.parameter_count(text_encoder), "unet": loop.parameter_count(unet)},
+        log_mel_error_dev=F.l1_loss(made, true).item(),
+    )
+
+
+def _spectrogram(waveform: Tensor) -> Tensor:
+    from nextgpt.decoders.audioldm import log_mel_spectrogram
+
+    padded = F.pad(waveform.cpu(), (0, FRAMES * VOCODER.hop_length - len(waveform)))
+    return log_mel_spectrogram(padded[None], SAMPLING_RATE, VOCODER.hop_length, VOCODER.model_in_dim)[:, None, :FRAMES]
+
+
+if __name__ == "__main__":
+    main()
