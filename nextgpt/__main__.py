@@ -1,6 +1,6 @@
 """The command line: what the options are called and how results are printed. The work is done elsewhere.
 
-It is the one door that reaches up to `demo`. Every command imports what it needs itself, so that `--help` is quick.
+It is the one door that reaches up to `demo` and `train`. Every command imports what it needs itself: `--help` is quick.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"nextgpt {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_chat, _add_generate, _add_demo, _add_params, _add_info):
+    for add in (_add_chat, _add_generate, _add_demo, _add_params, _add_info, _add_evaluate):
         add(commands, debug)
     return parser
 
@@ -62,8 +62,14 @@ def _add_command(commands, name: str, function, summary: str, debug, **details) 
     return parser
 
 
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="nano", help="preset, folder or Hub repository (default: %(default)s)")
+def _add_model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
+    name = {"nargs": "?"} if positional else {}
+    parser.add_argument(
+        "model" if positional else "--model",
+        default="nano",
+        help="preset, folder or Hub repository (default: %(default)s)",
+        **name,
+    )
     parser.add_argument("--device", default="auto", help="e.g. cpu, mps (default: an accelerator if there is one)")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: by the device)")
 
@@ -121,6 +127,17 @@ def _add_params(commands, debug) -> None:
 def _add_info(commands, debug) -> None:
     parser = _add_command(commands, "info", info, "show versions, devices and what a model is made of", debug)
     parser.add_argument("model", nargs="?", default="nano", help="preset, folder or Hub repository (default: %(default)s)")
+
+
+def _add_evaluate(commands, debug) -> None:
+    parser = _add_command(commands, "evaluate", evaluate, "measure a nano model on what it has never seen", debug)
+    _add_model_options(parser, positional=True)
+    parser.add_argument("--part", action="append", metavar="PART", help="only this row of the table; repeatable")
+    parser.add_argument("--quick", action="store_true", help="40 questions a row instead of 200")
+    parser.add_argument("--split", default="heldout", choices=("heldout", "dev"), help="(default: %(default)s)")
+    parser.add_argument("--ablate", action="store_true", help="zero each projection: its row must fall to chance")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write a page with pictures and mistakes into DIR")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
 
 
 # ---------------------------------------------------------------------- commands
@@ -196,6 +213,22 @@ def info(options: argparse.Namespace) -> None:
 
     environment, model = describe_environment(), describe_model(options.model)
     print(_aligned(environment), _aligned(model), sep="\n\n")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """The table of what a nano model can do, measured on its held-out world."""
+    pipeline = _load_pipeline(options)
+    from nextgpt.train.nano.evaluate import ROWS, Bench, ablate, as_json, table
+    from nextgpt.train.nano.report import write_report
+
+    if unknown := set(options.part or ()) - set(ROWS):
+        raise UserInputError(f"--part {unknown.pop()}: there is no such row; the rows are {', '.join(ROWS)}")
+    bench = Bench(pipeline, 40 if options.quick else 200, options.split)
+    rows = [ablate] if options.ablate else [ROWS[part] for part in options.part or ROWS]
+    scores = [score for row in rows for score in row(bench)]
+    print(as_json(scores) if options.json else table(scores))
+    if options.report:
+        print(f"\n{write_report(options.report, scores, bench.samples)}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------- options → arguments

@@ -12,8 +12,11 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
+
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.parts import preset_folder
+from nextgpt.train.nano.world import World
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ def new_config() -> NextGPTConfig:
 def assemble_frozen(root: Path, preset: Path) -> None:
     """Copies the frozen parts and the judge, gathers the logs, and writes `root/model/config.json`."""
     logs = {}
-    for part in (*FROZEN, "autoencoder"):
+    for part in (*FROZEN, "autoencoder", "text_encoder"):
         file = root / part / "training_log.json"
         if file.is_file():
             logs[part] = json.loads(file.read_text(encoding="utf-8"))
@@ -49,8 +52,20 @@ def assemble_frozen(root: Path, preset: Path) -> None:
     if (root / "autoencoder" / "config.json").is_file():  # it may have been refined since the UNet was trained
         shutil.copytree(root / "autoencoder", preset / "image_decoder" / "vae", ignore=LEFT_OUT, dirs_exist_ok=True)
     (preset / "training_log.json").write_text(json.dumps(logs, indent=1) + "\n", encoding="utf-8")
+    copy_world(World(root / "world"), preset / "world")
     shutil.copy(root / "world" / "ATTRIBUTION.md", preset / "ATTRIBUTION.md")
     new_config().save_pretrained(root / "model")
+
+
+def copy_world(world: World, folder: Path) -> None:
+    """Copies what the evaluation needs of the world; of the artwork from outside it only what no part learned from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in ("world.json", "art.npz"):
+        shutil.copy(world.folder / file, folder / file)
+    outside = np.zeros_like(world.outside)
+    kept = [number for split in ("dev", "heldout") for number in world.outside_numbers(split)]
+    outside[kept] = world.outside[kept]
+    np.savez_compressed(folder / "outside.npz", art=outside)
 
 
 def assemble_trained(root: Path, preset: Path) -> None:

@@ -239,6 +239,22 @@ class Composer:
                 continue
         return turns
 
+    def turn(self, kind: str, rng: random.Random, picture: Picture | None = None) -> Turn:
+        """One turn of a kind, to measure with: `describe`, `change` (of the `picture` on the table), `draw` …"""
+        makers = {
+            "draw": self._draw,
+            "describe": self._describe,
+            "change": lambda rng: self._change(rng, picture),
+            "outside_picture": self._ask_about_outside,
+            "outside_draw": self._outside_draw,
+            "outside_question": lambda rng: self._replied(rng, "outside_question"),
+        }
+        while True:
+            try:
+                return makers[kind](rng)
+            except NoSuchPicture:  # the split has no such combination: let the user want something else
+                continue
+
     def _fresh_turn(self, rng: random.Random) -> Turn:
         make = rng.choices(
             (self._draw, self._draw_two, self._ask_about_shown, self._ask_about_outside, self._talk),
@@ -381,6 +397,12 @@ class Composer:
         shown: list[Part] = [Shown(picture, picture.path)]
         return self._change(rng, picture, shown) if rng.random() < 0.25 else self._ask(rng, picture, shown)
 
+    def _describe(self, rng: random.Random) -> Turn:
+        picture = self.sample(rng)
+        text = roughen(rng.choice(self.phrasings["describe"]).text, rng)
+        answer = self._answer_about("describe", picture, picture)
+        return Turn("describe", _with_shown(rng, [Shown(picture, picture.path)], text), [answer], picture)
+
     def _ask(self, rng: random.Random, picture: Picture, shown: list[Part] | None = None) -> Turn:
         intents = ("describe", "name", "ask_background", "ask_style", "ask_size", "yes_no_concept")
         intent = rng.choices(intents, (30, 25, 12, 12, 8, 13))[0]
@@ -455,9 +477,10 @@ class Composer:
         make = rng.choices((self._replied, self._define, self._outside_draw, self._outside_scene), (40, 26, 28, 6))[0]
         return make(rng)
 
-    def _replied(self, rng: random.Random) -> Turn:
+    def _replied(self, rng: random.Random, intent: str | None = None) -> Turn:
         """Small talk, what it can do, its world, questions beyond it: the teachers' own answers."""
-        intent = rng.choices(("smalltalk", "capability", "about_world", "outside_question"), (40, 20, 15, 25))[0]
+        intents = ("smalltalk", "capability", "about_world", "outside_question")
+        intent = intent or rng.choices(intents, (40, 20, 15, 25))[0]
         phrasing = rng.choice(self.phrasings[intent])
         thing = rng.choice(self.outside)[0]
         reply = (phrasing.reply or UNKNOWN_ANSWER).replace("{number_of_things}", str(len(self.names)))

@@ -60,8 +60,8 @@ class Phrasing(NamedTuple):
         return frozenset(_SLOT.findall(self.text))
 
 
-def parse_phrasing(line: str) -> Phrasing:
-    """One line of JSON → Phrasing. Raises ValueError where intent, slots or reply are not as agreed."""
+def parse_phrasing(line: str, replied: bool = True) -> Phrasing:
+    """One line of JSON → Phrasing. Raises ValueError where intent, slots or (when `replied`) reply are not as agreed."""
     row = json.loads(line)
     phrasing = Phrasing(row["intent"], row["text"].strip(), row.get("reply"))
     if phrasing.intent not in INTENT_SLOTS:
@@ -69,7 +69,7 @@ def parse_phrasing(line: str) -> Phrasing:
     unknown = phrasing.slots - INTENT_SLOTS[phrasing.intent]
     if unknown or "{" in _SLOT.sub("", phrasing.text):
         raise ValueError(f"{phrasing.text!r} ({phrasing.intent}) has slots not allowed here: {sorted(unknown)}")
-    if phrasing.intent in REPLIED_INTENTS and not phrasing.reply:
+    if replied and phrasing.intent in REPLIED_INTENTS and not phrasing.reply:
         raise ValueError(f"{phrasing.text!r} ({phrasing.intent}) needs a reply")
     if phrasing.intent in CONCEPT_INTENTS and not phrasing.slots & CONCEPT_SLOTS:
         raise ValueError(f"{phrasing.text!r} ({phrasing.intent}) needs a slot for the concept")
@@ -77,7 +77,7 @@ def parse_phrasing(line: str) -> Phrasing:
 
 
 def load_phrasings(folder: Path = PHRASINGS) -> dict[str, list[Phrasing]]:
-    """All phrasings of a folder by intent, without repeats, in a fixed order."""
+    """All phrasings of a folder by intent, without repeats, in a fixed order; only those that train need replies."""
     by_intent: dict[str, list[Phrasing]] = defaultdict(list)
     seen = set()
     files = sorted(folder.glob("*.jsonl"))
@@ -88,7 +88,7 @@ def load_phrasings(folder: Path = PHRASINGS) -> dict[str, list[Phrasing]]:
             if not line.strip():
                 continue
             try:
-                phrasing = parse_phrasing(line)
+                phrasing = parse_phrasing(line, replied=folder == PHRASINGS)
             except (ValueError, KeyError) as error:
                 raise ValueError(f"{file}, line {number}: {error}") from error
             if (key := (phrasing.intent, normalise(phrasing.text))) not in seen:
