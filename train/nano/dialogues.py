@@ -34,6 +34,7 @@ from nextgpt.train.nano.phrasings import (
     ATTRIBUTE_SLOTS,
     CONCEPT_SLOTS,
     PHRASINGS,
+    SECOND_SLOTS,
     Phrasing,
     article,
     fill,
@@ -439,8 +440,10 @@ class Composer:
         if attributes[0] == "size" and implied_size(phrasing) == picture.size:
             attributes, phrasing = ["background"], rng.choice(self.phrasings["change_background"])
         changed = self._changed(rng, picture, attributes)
-        named = changed if attributes[0] == "concept" else picture
-        text = fill(phrasing.text, self._attribute_values(rng, changed) | self._concept_values(rng, named))
+        named = changed if attributes[0] == "concept" and not phrasing.slots & SECOND_SLOTS else picture
+        values = self._attribute_values(rng, changed) | self._concept_values(rng, named)
+        values |= {f"{slot}_2": value for slot, value in self._concept_values(rng, changed).items()}
+        text = fill(phrasing.text, values)
         for attribute in attributes[1:]:
             words = rng.choice(CHANGED_TOO[attribute]).format(say(getattr(changed, attribute), rng))
             text = _append(text, words, rng)
@@ -484,7 +487,8 @@ class Composer:
         phrasing = rng.choice(self.phrasings[intent])
         thing = rng.choice(self.outside)[0]
         reply = (phrasing.reply or UNKNOWN_ANSWER).replace("{number_of_things}", str(len(self.names)))
-        return Turn(intent, [roughen(fill(phrasing.text, {"thing": thing}), rng)], [reply])
+        values = {"thing": thing} | self._concept_values(rng, Picture(rng.choice(self.names)))
+        return Turn(intent, [roughen(fill(phrasing.text, values), rng)], [reply])
 
     def _define(self, rng: random.Random) -> Turn:
         concept = self.concepts[rng.choice(self.names)]

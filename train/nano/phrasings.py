@@ -32,12 +32,12 @@ INTENT_SLOTS: dict[str, frozenset[str]] = {
     "change_background": CONCEPT_SLOTS | {"background"},
     "change_style": CONCEPT_SLOTS | {"style"},
     "change_size": CONCEPT_SLOTS | {"size", "size_word"},
-    "change_concept": CONCEPT_SLOTS,
+    "change_concept": CONCEPT_SLOTS | SECOND_SLOTS,  # with a second thing, the first is the one that goes
     "again": CONCEPT_SLOTS,
     "define": CONCEPT_SLOTS,
     "smalltalk": frozenset(),
     "capability": frozenset(),
-    "about_world": frozenset(),
+    "about_world": CONCEPT_SLOTS,
     "outside_draw": ATTRIBUTE_SLOTS | {"thing"},
     "outside_question": frozenset({"thing"}),
 }
@@ -71,7 +71,7 @@ def parse_phrasing(line: str, replied: bool = True) -> Phrasing:
         raise ValueError(f"{phrasing.text!r} ({phrasing.intent}) has slots not allowed here: {sorted(unknown)}")
     if replied and phrasing.intent in REPLIED_INTENTS and not phrasing.reply:
         raise ValueError(f"{phrasing.text!r} ({phrasing.intent}) needs a reply")
-    if phrasing.intent in CONCEPT_INTENTS and not phrasing.slots & CONCEPT_SLOTS:
+    if phrasing.intent in CONCEPT_INTENTS and not phrasing.slots & (CONCEPT_SLOTS | SECOND_SLOTS):
         raise ValueError(f"{phrasing.text!r} ({phrasing.intent}) needs a slot for the concept")
     return phrasing
 
