@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,12 +21,16 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 UNKNOWN = "something unknown"
 
 
-def train_tokenizer(world: World) -> CLIPTokenizer:
-    """CLIP's byte-pair encoding, learned until each word of the world is whole; the end token has the highest id."""
+def train_tokenizer(world: World, more: Sequence[str] = ()) -> CLIPTokenizer:
+    """CLIP's byte-pair encoding, learned until each word of the world is whole; the end token has the highest id.
+
+    Args:
+        more: other texts whose words it shall know.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     names = [name for concept in world.concepts for name in (concept["name"], *concept["synonyms"])]
-    texts = [*names, *world.styles, *world.backgrounds, *world.sizes, UNKNOWN, "a, style, background"]
+    texts = [*names, *world.styles, *world.backgrounds, *world.sizes, UNKNOWN, "a, style, background", *more]
     pattern = re.compile(r"[^\W\d]+|\d|[^\w\s]+")  # as CLIP splits: letters, single digits, the rest
     words = sorted({word for text in texts for word in pattern.findall(text.lower())})
 

@@ -8,6 +8,9 @@ pictures have in states far apart, a denoiser learns quickly, and an output proj
 
 from __future__ import annotations
 
+from argparse import Namespace
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -86,6 +89,34 @@ def distances(encoder: CLIPTextModel, captions: Captions, rows: Tensor, world: W
     return found
 
 
+def train(
+    args: Namespace,
+    encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    readings: Readings,
+    draw: Callable[[int], tuple[Tensor, dict[str, Tensor]]],
+) -> loop.Loop:
+    """Trains encoder and readings, saves the encoder with its tokenizer and returns the run.
+
+    Args:
+        draw: count → token ids `[N, 16]` of captions, and what each says: part → `[N]`.
+    """
+    device = next(encoder.parameters()).device
+    optimizer = loop.adamw([encoder, readings], LEARNING_RATE)
+    run = loop.Loop(args.out, args.minutes, optimizer, {"encoder": encoder, "readings": readings})
+    for _ in run:
+        ids, targets = draw(args.batch)
+        with loop.autocast(device):
+            states = encoder(input_ids=ids).last_hidden_state
+            states, whose = last_states(states, ids, tokenizer.eos_token_id)
+            parts = readings(states, {part: target[whose] for part, target in targets.items()})
+        loop.update(optimizer, sum(parts.values()))
+        run.record(args.batch, **parts)
+    encoder.eval().save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    return run
+
+
 def main() -> None:
     """Trains, measures the distances and saves."""
     args = loop.arguments(__doc__.split("\n")[0], "text_encoder", minutes=3, batch=2048).parse_args()
@@ -93,32 +124,20 @@ def main() -> None:
     tokenizer = train_tokenizer(world)
     captions = Captions(world, tokenizer, device)
     rows = loop.combinations(world, "train", args.concepts, device)
-
     sizes = dict(zip(PARTS, (len(world.names), len(world.styles), len(world.backgrounds), len(world.sizes)), strict=True))
     readings = Readings(WIDTH, sizes | {"artwork": sizes["concept"] * sizes["style"]}).to(device)
     encoder = new_text_encoder(tokenizer).to(device)
-    optimizer = loop.adamw([encoder, readings], LEARNING_RATE)
-    run = loop.Loop(args.out, args.minutes, optimizer, {"encoder": encoder, "readings": readings})
-    for _ in run:
-        chosen = loop.draw(rows, args.batch)
-        ids = captions(chosen, varied=True)
-        with loop.autocast(device):
-            states = encoder(input_ids=ids).last_hidden_state
-            states, whose = last_states(states, ids, tokenizer.eos_token_id)
-            targets = dict(zip(PARTS, chosen[whose].T, strict=True))
-            targets["artwork"] = targets["concept"] * sizes["style"] + targets["style"]
-            parts = readings(states, targets)
-        loop.update(optimizer, sum(parts.values()))
-        run.record(args.batch, **parts)
 
-    encoder.eval()
+    def draw(count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        chosen = loop.draw(rows, count)
+        targets = dict(zip(PARTS, chosen.T, strict=True))
+        targets["artwork"] = targets["concept"] * sizes["style"] + targets["style"]
+        return captions(chosen, varied=True), targets
+
+    run = train(args, encoder, tokenizer, readings, draw)
     dev = loop.combinations(world, "dev", args.concepts, device)
-    encoder.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
     run.write_figures(
-        args.out,
-        parameters=loop.parameter_count(encoder),
-        distances_dev=distances(encoder, captions, dev, world),
+        args.out, parameters=loop.parameter_count(encoder), distances_dev=distances(encoder, captions, dev, world)
     )
 
 
