@@ -49,11 +49,19 @@ class GriffinLimVocoder(PreTrainedModel):
 
     def __init__(self, config: GriffinLimVocoderConfig):
         super().__init__(config)
-        bins = config.n_fft // 2 + 1
-        filters = melscale_fbanks(
-            bins, 0.0, config.sampling_rate / 2, config.model_in_dim, config.sampling_rate, norm="slaney", mel_scale="slaney"
-        )  # [bins, mel]
-        self.register_buffer("inverse_filters", torch.linalg.pinv(filters))  # [mel, bins]
+        with torch.device("cpu"):  # not on the meta device, where models are made before their weights are read
+            filters = melscale_fbanks(
+                config.n_fft // 2 + 1,
+                0.0,
+                config.sampling_rate / 2,
+                config.model_in_dim,
+                config.sampling_rate,
+                norm="slaney",
+                mel_scale="slaney",
+            )  # [bins, mel]
+            inverse = torch.linalg.pinv(filters)  # [mel, bins]
+        # A parameter, for transformers takes a model's dtype and device from its parameters.
+        self.inverse_filters = torch.nn.Parameter(inverse, requires_grad=False)
         self.post_init()
 
     @torch.no_grad()
