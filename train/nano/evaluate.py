@@ -16,7 +16,7 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 import numpy as np
@@ -52,6 +52,12 @@ class Score:
     bar: float | None = None
     quantity: float | None = None  # instead of right and count; then `bar` is the most it may be
     unit: str = ""
+
+    @classmethod
+    def from_json(cls, text: str) -> list[Score]:
+        """What `as_json` wrote."""
+        known = {each.name for each in fields(cls)}
+        return [cls(**{name: value for name, value in row.items() if name in known}) for row in json.loads(text)]
 
     @property
     def share(self) -> float:
