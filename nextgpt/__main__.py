@@ -217,13 +217,12 @@ def info(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """The table of what a nano model can do, measured on its held-out world."""
-    pipeline = _load_pipeline(options)
     from nextgpt.train.nano.evaluate import ROWS, Bench, ablate, as_json, table
     from nextgpt.train.nano.report import write_report
 
     if unknown := set(options.part or ()) - set(ROWS):
         raise UserInputError(f"--part {unknown.pop()}: there is no such row; the rows are {', '.join(ROWS)}")
-    bench = Bench(pipeline, 40 if options.quick else 200, options.split)
+    bench = Bench(_load_pipeline(options), 40 if options.quick else 200, options.split)
     rows = [ablate] if options.ablate else [ROWS[part] for part in options.part or ROWS]
     scores = [score for row in rows for score in row(bench)]
     print(as_json(scores) if options.json else table(scores))

@@ -178,3 +178,8 @@ def test_version(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out == f"nextgpt {__version__}\n"
+
+
+def test_evaluate_refuses_a_row_that_it_does_not_have(capsys):
+    assert main(["evaluate", "nano", "--part", "smell"]) == 2
+    assert "--part smell" in (error := capsys.readouterr().err) and "text-to-image" in error
