@@ -120,7 +120,9 @@ def _add_params(commands, debug) -> None:
 
 def _add_info(commands, debug) -> None:
     parser = _add_command(commands, "info", info, "show versions, devices and what a model is made of", debug)
-    parser.add_argument("model", nargs="?", default="nano", help="preset, folder or Hub repository (default: %(default)s)")
+    parser.add_argument(
+        "model", nargs="?", default="nano", help="preset, folder, Hub repository or training run (default: %(default)s)"
+    )
 
 
 # ---------------------------------------------------------------------- commands
@@ -192,10 +194,13 @@ def params(options: argparse.Namespace) -> None:
 
 def info(options: argparse.Namespace) -> None:
     """Versions, devices, and the parts of a model; no weights are loaded."""
-    from nextgpt.info import describe_environment, describe_model
+    from nextgpt.info import describe_environment, describe_model, describe_run
 
-    environment, model = describe_environment(), describe_model(options.model)
-    print(_aligned(environment), _aligned(model), sep="\n\n")
+    run = describe_run(options.model)
+    if run:
+        print(_aligned(run), end="\n\n")
+    if not run or (Path(options.model) / "config.json").is_file():  # a run that is under way holds no model yet
+        print(_aligned(describe_environment()), _aligned(describe_model(options.model)), sep="\n\n")
 
 
 # ---------------------------------------------------------------------- options → arguments

@@ -93,15 +93,21 @@ class NextGPTConfig(PreTrainedConfig):
             )
         return values | {"name_or_path": location}, kwargs  # relative paths start from there
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """Writes `config.json`; relative paths of frozen parts are rewritten to start from the new folder."""
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, destination: str | os.PathLike | None = None, **kwargs
+    ) -> None:
+        """Writes `config.json`; relative paths of frozen parts are rewritten to start from the new folder.
+
+        Args:
+            destination: the folder's place once it is finished, where it is written elsewhere first.
+        """
         moved = copy.deepcopy(self)
         if self.base_folder is not None:
             for spec in moved._part_specs():
                 for key in ("source", "config"):
                     if spec.get(key, "").startswith("."):
                         target = (self.base_folder / spec[key]).resolve()
-                        moved_path = os.path.relpath(target, Path(save_directory).resolve())
+                        moved_path = os.path.relpath(target, Path(destination or save_directory).resolve())
                         spec[key] = moved_path if moved_path.startswith(".") else f"./{moved_path}"
         super(NextGPTConfig, moved).save_pretrained(save_directory, **kwargs)
 

@@ -178,12 +178,22 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
             module.to(device, model.get_base_model().dtype)
         return model.eval()
 
-    def save_pretrained(self, save_directory: str | os.PathLike, state_dict: dict | None = None, **unused) -> None:
-        """Writes what was trained and nothing else: `config.json`, `model.safetensors` and the LoRA folder."""
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        state_dict: dict | None = None,
+        destination: str | os.PathLike | None = None,
+        **unused,
+    ) -> None:
+        """Writes what was trained and nothing else: `config.json`, `model.safetensors` and the LoRA folder.
+
+        Args:
+            destination: the folder's place once it is finished, where it is written elsewhere first.
+        """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.config.architectures = [type(self).__name__]
-        self.config.save_pretrained(folder)
+        self.config.save_pretrained(folder, destination=destination)
         self.generation_config.save_pretrained(folder)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.trained_state().items()}
         save_file(tensors, folder / TRAINED_FILE, metadata={"format": "pt"})
