@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
 from nextgpt.decoders import StableDiffusionDecoder
@@ -23,81 +21,12 @@ from nextgpt.train.data import ChatCollator, ChatDataset, Reader, TrainingFeatur
 from nextgpt.train.features import FeatureCache, FeatureSource, FeatureTable, fill
 from nextgpt.train.stages import STAGES, load_for_training, run_stage
 from nextgpt.train.trainer import StageTrainer
-from tiny_models import tiny_config
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-COLOURS = ("red", "green", "blue", "yellow")
-
-
-def naming(colour: str) -> dict:
-    question = [{"type": "image", "path": f"pictures/{colour}.png"}, {"type": "text", "text": "What is it?"}]
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": f"A {colour} one."}]}
-
-
-def drawing(colour: str) -> dict:
-    picture = {"type": "image", "caption": f"a {colour} square", "path": f"pictures/{colour}.png"}
-    return {
-        "messages": [
-            {"role": "user", "content": f"draw {colour}"},
-            {"role": "assistant", "content": [{"type": "text", "text": "Here: "}, picture]},
-        ]
-    }
-
-
-def write_lines(path: Path, records: list[dict]) -> str:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return str(path)
-
-
-def make_responsive(file: Path) -> None:
-    """Random weights of the usual scale hardly pass on what they are shown; a projection can teach larger ones."""
-    scaled = {name: tensor * 8 if tensor.ndim == 2 else tensor for name, tensor in load_file(file).items()}
-    save_file(scaled, file, metadata={"format": "pt"})
+from tiny_training import REPOSITORY, build_world, checkpoint_tensors, config_for, drawing, log_of, naming, write_lines
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """A folder with a model's configuration and frozen parts, four pictures, and data for each stage."""
-    folder = tmp_path_factory.mktemp("a world")
-    tiny_config(folder / "parts").save_pretrained(folder / "model")
-    written = folder / "model" / "config.json"  # names the parts by relative paths, as a folder that may move does
-    written.write_text(written.read_text().replace(str(folder / "parts"), "../parts"))
-    make_responsive(folder / "parts" / "language_model" / "model.safetensors")
-    (folder / "pictures").mkdir()
-    for colour in COLOURS:
-        Image.new("RGB", (32, 32), colour).save(folder / "pictures" / f"{colour}.png")
-    write_lines(folder / "align_encoders.jsonl", [naming(colour) for colour in COLOURS])
-    write_lines(folder / "align_decoders.jsonl", [drawing(colour) for colour in COLOURS])
-    write_lines(folder / "instruct.jsonl", [make(colour) for colour in COLOURS for make in (naming, drawing)])
-    return folder
-
-
-def config_for(world: Path, stage: str, output: Path, **changes) -> TrainingConfig:
-    values = {
-        "model": str(world / "model"),
-        "data": [str(world / f"{stage}.jsonl")],
-        "output_dir": str(output),
-        "features": str(world / "features"),
-        "learning_rate": 1e-2,
-        "max_steps": 12,
-        "per_device_train_batch_size": 4,
-        "logging_steps": 2,
-        "save_steps": 6,
-        "lr_scheduler_type": "constant",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    return TrainingConfig.from_dict(values | changes)
-
-
-def log_of(folder: Path) -> list[dict]:
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [entry for entry in history if "loss" in entry]
-
-
-def checkpoint_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors") | load_file(folder / "lora" / "adapter_model.safetensors")
+    return build_world(tmp_path_factory.mktemp("a world"))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -143,19 +72,6 @@ def test_a_stage_starts_from_the_one_before(world, tmp_path) -> None:
     kept, moved = checkpoint_tensors(first), checkpoint_tensors(second)
     assert torch.equal(kept["input_projection.weight"], moved["input_projection.weight"])
     assert not torch.equal(kept["signal_rows.input"], moved["signal_rows.input"])
-
-
-def test_a_resumed_run_ends_where_a_straight_one_does(world, tmp_path) -> None:
-    straight = run_stage("instruct", config_for(world, "instruct", tmp_path / "straight"))
-    config = config_for(world, "instruct", tmp_path / "halves", max_steps=6)
-    run_stage("instruct", config)
-    (tmp_path / "halves" / "checkpoint-9").mkdir()  # what a kill inside a write leaves: it must be passed over
-    resumed = run_stage("instruct", config_for(world, "instruct", tmp_path / "halves", max_steps=12))
-    assert json.loads((resumed / "trainer_state.json").read_text())["global_step"] == 12
-    expected, found = checkpoint_tensors(straight), checkpoint_tensors(resumed)
-    assert expected.keys() == found.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(tensor, found[name]), name
 
 
 def test_frozen_features_are_computed_once(world, tmp_path, monkeypatch) -> None:
