@@ -1,6 +1,7 @@
 """The command line: what the options are called and how results are printed. The work is done elsewhere.
 
-It is the one door that reaches up to `demo`. Every command imports what it needs itself, so that `--help` is quick.
+With `nextgpt.training_commands` it is the one door that reaches up to `demo` and `train`. Every command imports what it
+needs itself, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from nextgpt import __version__
 from nextgpt.errors import NextGPTError, UserInputError
+from nextgpt.training_commands import add_data, add_train
 
 DEFAULT_OUT = "nextgpt-out"
 INPUT_MODALITIES = ("image", "audio", "video")
@@ -51,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"nextgpt {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_chat, _add_generate, _add_demo, _add_params, _add_info):
+    for add in (_add_chat, _add_generate, _add_demo, _add_params, _add_info, add_train, add_data):
         add(commands, debug)
     return parser
 

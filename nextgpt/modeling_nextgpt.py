@@ -129,7 +129,7 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
             ModelLoadError: a frozen part is missing or unreadable; the message names it.
         """
         language_model = _load_language_model(config, dtype, device_map, quantization_config)
-        model = cls(config, language_model=language_model, encoder=encoder or _load_encoder(config, dtype))
+        model = cls(config, language_model=language_model, encoder=encoder or load_frozen_encoder(config, dtype))
         own = language_model.get_input_embeddings()
         sample = torch.arange(config.text_config.vocab_size, device=own.weight.device)
         model.signal_rows.initialize_from(own(sample).cpu(), language_model.get_output_embeddings().weight.cpu())
@@ -467,7 +467,12 @@ def _load_part(name: str, config: NextGPTConfig, load: Callable):
         ) from error
 
 
-def _load_encoder(config: NextGPTConfig, dtype: torch.dtype | str) -> nn.Module:
+def load_frozen_encoder(config: NextGPTConfig, dtype: torch.dtype | str) -> nn.Module:
+    """The encoder that `config` names, without the rest of the model.
+
+    Raises:
+        ModelLoadError: it is missing or unreadable.
+    """
     dtype = None if dtype == "auto" else dtype
 
     def load(source: str, part: FrozenPart) -> nn.Module:

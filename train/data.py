@@ -200,12 +200,21 @@ class ChatDataset(Dataset):
         reader: tokenizes them.
         folder: keeps the tokens (and the hashes of files) from run to run; by default a temporary one.
         workers: processes that share the tokenizing; 0: this one alone.
+        retry: read the files again where some of their lines were skipped last time; they may have been mended.
 
     Raises:
         UserInputError: names the file and the line.
     """
 
-    def __init__(self, files: Iterable[str | Path], reader: Reader, *, folder: str | Path | None = None, workers: int = 0):
+    def __init__(
+        self,
+        files: Iterable[str | Path],
+        reader: Reader,
+        *,
+        folder: str | Path | None = None,
+        workers: int = 0,
+        retry: bool = True,
+    ):
         files = list(files)
         check_files(files)
         if folder is None:
@@ -214,18 +223,18 @@ class ChatDataset(Dataset):
         self.hashes = FileHashes(folder)
         contents = self.hashes.of(map(Path, files))
         self.fingerprint = _digest([contents[Path(file)].hex() for file in files])
-        self.store = self._open(files, reader, Path(folder), workers)
+        self.store = self._open(files, reader, Path(folder), workers, retry)
         self.skipped = list(self.store.skipped)
         self._kept: np.ndarray | None = None  # indices into the store; None: all
         if not len(self):
             raise UserInputError(f"no conversations in {', '.join(map(str, files)) or 'an empty list of files'}")
 
-    def _open(self, files: list, reader: Reader, folder: Path, workers: int) -> ExampleStore:
+    def _open(self, files: list, reader: Reader, folder: Path, workers: int, retry: bool) -> ExampleStore:
         identity = [STORE_VERSION, self.fingerprint, [str(Path(file).absolute()) for file in files]]
         settings = [reader.max_length, reader.needs, reader.needs_output_files, reader.on_bad_item]
         name = _digest([*identity, *settings, _processor_identity(reader.processor)])[:16]
         store = ExampleStore(folder / "conversations" / name)
-        if store.folder.is_dir() and not store.skipped:  # what was skipped may have been mended
+        if store.folder.is_dir() and not (retry and store.skipped):
             logger.info("tokenized conversations: %s", store.folder)
             return store
         size = sum(Path(file).stat().st_size for file in files)
@@ -302,13 +311,16 @@ def _media(record: dict) -> tuple[list[InputMedia], list[OutputMedia]]:
 
 
 @contextmanager
-def mapper(workers: int) -> Iterator[Callable]:
-    """`map`, or the same over processes. They are spawned, because an accelerator does not survive a fork."""
+def mapper(workers: int, chunk: int = 500) -> Iterator[Callable]:
+    """`map`, or the same over processes that take `chunk` items at once.
+
+    They are spawned, because an accelerator does not survive a fork.
+    """
     if not workers:
         yield map
         return
     with get_context("spawn").Pool(workers) as pool:
-        yield partial(pool.imap, chunksize=500)
+        yield partial(pool.imap, chunksize=chunk)
 
 
 def _digest(values: list) -> str:

@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
+from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders import Decoder, load_decoder
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.media import load_media
-from nextgpt.modeling_nextgpt import NextGPTModel
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.data import ChatDataset, InputMedia, OutputMedia, TrainingFeatures
 from nextgpt.train.hashes import LOCK_SECONDS, FileHashes
@@ -293,13 +293,14 @@ class _ShardWriter:
 
 def gather_features(
     dataset: ChatDataset,
-    model: NextGPTModel,
+    config: NextGPTConfig,
+    encoder: nn.Module,
     processor: NextGPTProcessor,
     folder: str | Path,
     *,
     device: torch.device,
     batch_size: int = 64,
-    denoising: bool = False,
+    decoders: dict[str, Decoder] | None = None,
     share: tuple[int, int] = (0, 1),
     on_bad_item: str = "fail",
     accept_stale: bool = False,
@@ -307,9 +308,10 @@ def gather_features(
     """All frozen features that training on `dataset` needs; what is missing is computed now.
 
     Args:
+        config, encoder: of the model; its frozen encoder.
         folder: of the caches.
-        device: where the frozen encoders run; decoders are loaded only for what is missing, and let go.
-        denoising: also the latents of the assistant's media, and the decoders themselves in `model.decoders`.
+        device: where the frozen parts run; decoders are loaded only for what is missing, and let go.
+        decoders: for the denoising loss: is given the decoders, and the latents of the assistant's media are had too.
         share, on_bad_item: as for `fill`; conversations with a bad item are dropped from `dataset`.
         accept_stale: as for `FeatureCache`.
     """
@@ -323,17 +325,17 @@ def gather_features(
 
     inputs, outputs = _modalities(dataset)
     for modality in inputs:
-        source = _input_source(modality, model, processor, dataset.hashes, Path(folder), device, accept_stale)
+        source = _input_source(modality, config, encoder, processor, dataset.hashes, Path(folder), device, accept_stale)
         features.inputs[modality] = filled(source)
     for modality in outputs:
-        part, location = model.config.part(modality), model.config.location(modality)
+        part, location = config.part(modality), config.location(modality)
         decoder = load_decoder(part.kind, location, revision=part.revision, device=device)
         source = _caption_source(decoder, modality, location, part.revision, dataset.hashes, Path(folder), accept_stale)
         features.targets[modality] = filled(source)
-        if denoising:
+        if decoders is not None:
             source = _latent_source(decoder, modality, location, part.revision, dataset.hashes, Path(folder), accept_stale)
             features.latents[modality] = filled(source)
-            model.decoders[modality] = decoder
+            decoders[modality] = decoder
     dataset.drop(bad)
     return features
 
@@ -350,15 +352,16 @@ def _modalities(dataset: ChatDataset) -> tuple[list[str], list[str]]:
 
 def _input_source(
     modality: str,
-    model: NextGPTModel,
+    config: NextGPTConfig,
+    encoder: nn.Module,
     processor: NextGPTProcessor,
     hashes: FileHashes,
     folder: Path,
     device: torch.device,
     accept_stale: bool,
 ) -> FeatureSource:
-    dtype = str(next(model.encoder.parameters()).dtype).removeprefix("torch.")
-    location, revision = model.config.location("encoder"), model.config.part("encoder").revision
+    dtype = str(next(encoder.parameters()).dtype).removeprefix("torch.")
+    location, revision = config.location("encoder"), config.part("encoder").revision
     # How media are prepared is part of what an embedding is, wherever that is written.
     prepared = json.dumps(processor.encoder_config.to_dict(), sort_keys=True, default=str)
     part = _part(hashes, location, revision, ENCODER_FILES) | {"preparation": _sha256(prepared.encode()).hex()}
@@ -375,7 +378,7 @@ def _input_source(
         good = [item for item in items if isinstance(computed[item], Tensor)]
         if good:
             values = torch.stack([computed[item] for item in good]).to(device, getattr(torch, dtype))
-            computed |= zip(good, model.encoder.to(device).encode(modality, values), strict=True)
+            computed |= zip(good, encoder.to(device).encode(modality, values), strict=True)
         return computed
 
     return FeatureSource(

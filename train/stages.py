@@ -69,15 +69,17 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
     set_seed(arguments.seed)
     model, processor = load_for_training(config)
     with arguments.main_process_first(desc="data and frozen features"):
-        dataset = open_dataset(stage, config, model, processor)
+        first = arguments.local_process_index == 0
+        dataset = open_dataset(stage, config, model.config, processor, retry=first)
         features = gather_features(
             dataset,
-            model,
+            model.config,
+            model.encoder,
             processor,
             config.features,
             device=arguments.device,
             batch_size=config.feature_batch_size,
-            denoising=config.denoising,
+            decoders=model.decoders if config.denoising else None,
             on_bad_item=config.on_bad_item,
         )
     _report_skipped(dataset, Path(config.output_dir))
@@ -100,16 +102,18 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
     return Path(config.output_dir)
 
 
-def open_dataset(stage: str, config: TrainingConfig, model: NextGPTModel, processor: NextGPTProcessor) -> ChatDataset:
-    """The conversations that a stage learns from."""
+def open_dataset(
+    stage: str, config: TrainingConfig, model_config: NextGPTConfig, processor: NextGPTProcessor, *, retry: bool = True
+) -> ChatDataset:
+    """The conversations that a stage learns from; `retry` as for `ChatDataset`."""
     reader = Reader(
         processor,
-        max_length=config.max_length or model.config.text_config.max_position_embeddings,
+        max_length=config.max_length or model_config.text_config.max_position_embeddings,
         needs=STAGES[stage].needs,
         needs_output_files=config.denoising,
         on_bad_item=config.on_bad_item,
     )
-    return ChatDataset(config.data, reader, folder=config.features, workers=config.tokenizing_workers)
+    return ChatDataset(config.data, reader, folder=config.features, workers=config.tokenizing_workers, retry=retry)
 
 
 def _trainer(
@@ -182,9 +186,14 @@ def load_for_training(config: TrainingConfig) -> tuple[NextGPTModel, NextGPTProc
     else:
         logger.info("%s holds no %s: the trained parts start afresh", location, TRAINED_FILE)
     model.get_base_model().config.use_cache = False  # nothing is generated here
+    return model, load_processor(location, model_config)
+
+
+def load_processor(location: Path, model_config: NextGPTConfig) -> NextGPTProcessor:
+    """The processor that was saved with a model, or a new one for a model that was never trained."""
     if (location / PROCESSOR_FILE).is_file():
-        return model, NextGPTProcessor.from_pretrained(location)
-    return model, NextGPTProcessor.from_config(model_config)
+        return NextGPTProcessor.from_pretrained(location)
+    return NextGPTProcessor.from_config(model_config)
 
 
 def _checkpoint(config: TrainingConfig, identity: dict[str, Any], *, is_main: bool) -> str | None:
@@ -211,16 +220,39 @@ def _checkpoint(config: TrainingConfig, identity: dict[str, Any], *, is_main: bo
     return str(checkpoint)
 
 
+def train(stage: str, config: str, overrides: Sequence[str] = ()) -> Path:
+    """What the commands do: reads a configuration file, trains, and says where the result is.
+
+    Args:
+        config: a YAML file, or `nano` or `7b` for the one that comes with the package.
+        overrides: `key=value`.
+
+    Raises:
+        NextGPTError: as for `run_stage`.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    try:
+        folder = run_stage(stage, read_config(stage, config, overrides))
+    except OSError as error:  # a decoder's file, a full disk
+        raise error if isinstance(error, NextGPTError) else UserInputError(str(error)) from error
+    logger.info("saved in %s", folder)
+    return folder
+
+
+def read_config(stage: str, config: str, overrides: Sequence[str] = ()) -> TrainingConfig:
+    """The settings in a file, or in the packaged one that `nano` or `7b` names, with `key=value` overrides."""
+    packaged = Path(__file__).parent / "configs" / config / f"{stage}.yaml"
+    return TrainingConfig.from_file(packaged if packaged.is_file() else config, overrides)
+
+
 def main(stage: str, arguments: Sequence[str] | None = None) -> None:
     """The command of one stage: `--config FILE [key=value ...]`. A user's mistake ends it with one line and code 2."""
     description = f"Trains {', '.join(STAGES[stage].trains)}."
     parser = argparse.ArgumentParser(prog=f"python -m nextgpt.train.{stage}", description=description)
-    parser.add_argument("--config", required=True, help="YAML file; examples stand in train/configs")
+    parser.add_argument("--config", required=True, help="YAML file, or nano or 7b for the one that comes with the package")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     try:
-        folder = run_stage(stage, TrainingConfig.from_file(options.config, options.overrides))
-    except (NextGPTError, OSError) as error:
+        train(stage, options.config, options.overrides)
+    except NextGPTError as error:
         parser.exit(2, f"error: {error}\n")
-    logger.info("saved in %s", folder)

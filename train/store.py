@@ -62,7 +62,11 @@ class ExampleStore:
         try:
             _write(staging, examples)
             shutil.rmtree(folder, ignore_errors=True)
-            os.replace(staging, folder)
+            try:
+                os.replace(staging, folder)
+            except OSError:
+                if not folder.is_dir():  # else another process has just put the same there
+                    raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return cls(folder)
