@@ -15,6 +15,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.doctor import ADAPTER_FILE, file_hash
 from nextgpt.info import RUN_FILE, describe_environment
 from nextgpt.modeling_nextgpt import LORA_FOLDER, TRAINED_FILE
 from nextgpt.train.config import TrainingConfig
@@ -89,11 +90,12 @@ def write_start(
     write_skipped(Path(folder) / SKIPPED_FILE, dataset.skipped)
 
 
-def write_finish(folder: str | Path, state: Any) -> dict[str, Any]:
-    """Adds how the run ended, and returns the whole record."""
+def write_finish(folder: str | Path, model: Path, state: Any) -> dict[str, Any]:
+    """Adds how the run ended and the hashes of the trained weights in `model`, and returns the whole record."""
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     finish = {"time": _now(), "steps": state.global_step, "epochs": state.epoch, "loss": losses[-1] if losses else None}
-    record = read_record(folder) | {"finished": finish}
+    hashes = {name: file_hash(model / name) for name in (TRAINED_FILE, ADAPTER_FILE) if (model / name).is_file()}
+    record = read_record(folder) | {"finished": finish, "hashes": hashes}
     _write(folder, record)
     return record
 

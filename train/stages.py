@@ -85,6 +85,7 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
     _report_skipped(dataset, Path(config.output_dir))
     model.encoder = nn.Module()  # its features are there: the frozen encoder need not travel to the device
     model.train_only(STAGES[stage].trains)
+    model.config.trained_groups = sorted({*(model.config.trained_groups or ()), *STAGES[stage].trains})
     fingerprint = fingerprint_model(fetch_model(config.model), model.config, dataset.hashes)
     identity = run_identity(stage, config, arguments, dataset, fingerprint)
     trainer = _trainer(stage, config, arguments, model, processor, dataset, features, identity)
@@ -94,9 +95,9 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
     logger.info("%s: %d conversations, %s trained", stage, len(dataset), ", ".join(STAGES[stage].trains))
     _train(trainer, checkpoint)
     if arguments.should_save:
-        record = write_finish(config.output_dir, trainer.state)
         with written_whole(config.output_dir) as folder:
             trainer.save_model(str(folder))
+            record = write_finish(config.output_dir, folder, trainer.state)
             write_card(folder, model.config, record)
     trainer.save_state()
     return Path(config.output_dir)
