@@ -17,6 +17,7 @@ from nextgpt.events import Reply
 from nextgpt.modeling_nextgpt import NextGPTModel
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
 from nextgpt.train.data import ChatCollator, ChatDataset
+from nextgpt.train.trainer import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -59,22 +60,34 @@ class SampleAnswers(TrainerCallback):
         self.board = next((each for each in callbacks if isinstance(each, TensorBoardCallback)), None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: NextGPTModel = None, **kwargs: Any) -> None:
-        if state.global_step % self.steps or not state.is_world_process_zero:
+        if not self.steps or state.global_step % self.steps or not state.is_world_process_zero:
             return
-        folder = Path(args.output_dir) / SAMPLES_FOLDER / f"step-{state.global_step}"
+        try:
+            self._answer_all(model, args, state.global_step)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("no memory for sample answers beside the training: none from here on (sample_steps=0)")
+            self.steps = 0
+            self.decoders.clear()
+        finally:
+            model.train()
+
+    @torch.no_grad()
+    def _answer_all(self, model: NextGPTModel, args: Any, step: int) -> None:
+        folder = Path(args.output_dir) / SAMPLES_FOLDER / f"step-{step}"
+        model.eval()
         # Sampling draws from no generator of the training; should a library do, it draws from a copy.
         kind = args.device.type
-        with torch.random.fork_rng(devices=[] if kind == "cpu" else None, device_type=kind), torch.no_grad():
-            model.eval()
+        with torch.random.fork_rng(devices=[] if kind == "cpu" else None, device_type=kind):
             for number, index in enumerate(self.chosen):
                 question, reply = self._answer(model, index)
                 files = reply.save(folder, f"answer-{number}")
                 asked = {"id": self.dataset[index]["id"], "prompt": question}
                 (folder / f"question-{number}.json").write_text(json.dumps(asked, ensure_ascii=False) + "\n")
                 pictures = ", ".join(str(file) for file in files[:-1])
-                logger.info("step %d, %s → %r %s", state.global_step, question[-80:].strip(), reply.text, pictures)
-                self._to_board(number, question, reply, state.global_step)
-            model.train()
+                logger.info("step %d, %s → %r %s", step, question[-80:].strip(), reply.text, pictures)
+                self._to_board(number, question, reply, step)
 
     def _answer(self, model: NextGPTModel, index: int) -> tuple[str, Reply]:
         example = self.dataset[index]

@@ -19,7 +19,8 @@ from tiny_models import tiny_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMIT = "a" * 40
-WEIGHTS = os.urandom(300_000)
+WEIGHTS = os.urandom(24_000_000)  # huggingface_hub takes a connection up after every ten megabytes
+BREAK = 21_000_000
 FILES = {
     "org/llm": {
         "config.json": b'{"model_type": "llama"}',
@@ -29,7 +30,7 @@ FILES = {
     },
     "org/decoder": {
         "model_index.json": b"{}",
-        "unet/config.json": b"{}",
+        "unet/config.json": b'{"sample_size": 8}',
         "unet/diffusion_pytorch_model.safetensors": WEIGHTS[:1000],
         "unet/diffusion_pytorch_model.fp16.safetensors": b"half",
         "safety_checker/model.safetensors": b"unused",
@@ -55,7 +56,8 @@ class Hub(BaseHTTPRequestHandler):
     def answer(self, send: bool) -> None:
         path = self.path.split("?")[0].strip("/")
         if path.startswith("api/models/"):
-            return self.describe("/".join(path.split("/")[2:4]), send)
+            describe = self.list_tree if "/tree/" in path else self.describe
+            return describe("/".join(path.split("/")[2:4]), send)
         repository, name = "/".join(path.split("/")[:2]), "/".join(path.split("/")[4:])
         content = FILES.get(repository, {}).get(name)
         if content is None:
@@ -66,7 +68,7 @@ class Hub(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         if send:
             Hub.asked[name, start > 0] += 1
-        if name in Hub.damaged:
+        if send and name in Hub.damaged:
             Hub.damaged.discard(name)
             content = content[:-1] + bytes([content[-1] ^ 1])
         self.reply(206 if start else 200, content[start:], headers, send)
@@ -85,6 +87,16 @@ class Hub(BaseHTTPRequestHandler):
         info = {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
         self.reply(200, json.dumps(info).encode(), {"Content-Type": "application/json"}, send)
 
+    def list_tree(self, repository: str, send: bool) -> None:
+        entries = []
+        for name, content in FILES[repository].items():
+            entry = {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+            if not name.endswith(".json"):
+                sha256 = hashlib.sha256(content).hexdigest()
+                entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 100}
+            entries.append(entry)
+        self.reply(200, json.dumps(entries).encode(), {"Content-Type": "application/json"}, send)
+
     def reply(self, code: int, content: bytes, headers: dict, send: bool) -> None:
         self.send_response(code)
         for name, value in headers.items():
@@ -93,9 +105,9 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
         if not send:
             return
-        if Hub.breaks_left and len(content) > 100_000:
+        if Hub.breaks_left and len(content) > BREAK:
             Hub.breaks_left -= 1
-            self.wfile.write(content[:100_000])
+            self.wfile.write(content[:BREAK])
             self.close_connection = True
             return
         self.wfile.write(content)
@@ -139,7 +151,7 @@ def test_sizes_come_first_then_what_is_needed_and_nothing_twice(hub, model) -> N
     done = download(hub, model)
     assert done.returncode == 0, done.stderr
     first = done.stdout.splitlines()
-    assert first[1].split()[:4] == ["language_model", "org/llm", "2", "0.00"] and "0.00 GB in all" in done.stdout
+    assert first[1].split()[:4] == ["language_model", "org/llm", "2", "0.02"] and "0.02 GB in all" in done.stdout
     fetched = {name for name, _ in Hub.asked}
     weights = "unet/diffusion_pytorch_model.safetensors"
     assert fetched == {"config.json", "model.safetensors", "model_index.json", "unet/config.json", weights}
