@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 STAGES = {"encoders": "align_encoders", "decoders": "align_decoders", "instruct": "instruct"}
 SUMMARIES = {
@@ -14,7 +15,7 @@ SUMMARIES = {
 }
 
 
-def add_train(commands, debug: argparse.ArgumentParser) -> None:
+def add_train(commands: Any, debug: argparse.ArgumentParser) -> None:
     """`nextgpt train encoders|decoders|instruct --config FILE [key=value ...]`."""
     parser = commands.add_parser("train", help="train one of the three stages", parents=[debug])
     stages = parser.add_subparsers(title="stages", metavar="STAGE", required=True)
@@ -34,7 +35,7 @@ def train(options: argparse.Namespace) -> None:
     train(options.stage, options.config, options.overrides)
 
 
-def add_data(commands, debug: argparse.ArgumentParser) -> None:
+def add_data(commands: Any, debug: argparse.ArgumentParser) -> None:
     """`nextgpt data convert|check|cache`."""
     parser = commands.add_parser("data", help="convert, check and cache training data", parents=[debug])
     tools = parser.add_subparsers(title="tools", metavar="TOOL", required=True)

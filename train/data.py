@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -126,11 +127,13 @@ def _resolve(message: dict, folder: Path) -> dict:
     content = message.get("content")
     if not isinstance(content, list):
         return message  # text, or something that the processor will refuse
-    parts = [
-        part | {"path": str(folder / part["path"])} if isinstance(part, dict) and isinstance(part.get("path"), str) else part
-        for part in content
-    ]
-    return message | {"content": parts}
+
+    def resolved(part: Any) -> Any:
+        if isinstance(part, dict) and isinstance(part.get("path"), str):
+            return part | {"path": os.path.normpath(folder / part["path"])}
+        return part
+
+    return message | {"content": [resolved(part) for part in content]}
 
 
 @dataclass
