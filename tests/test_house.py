@@ -130,7 +130,14 @@ def test_public_functions_have_type_hints(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["generate", "--help"], ["train", "encoders", "--help"], ["data", "check", "--help"], ["doctor", "--help"]],
+    [
+        ["--help"],
+        ["generate", "--help"],
+        ["chat", "--help"],
+        ["train", "encoders", "--help"],
+        ["data", "check", "--help"],
+        ["doctor", "--help"],
+    ],
     ids=" ".join,
 )
 def test_help_loads_no_heavy_library(arguments: list[str]) -> None:

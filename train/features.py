@@ -315,9 +315,12 @@ def gather_features(
         share, on_bad_item: as for `fill`; conversations with a bad item are dropped from `dataset`.
         accept_stale: as for `FeatureCache`.
     """
-    options = {"batch_size": batch_size, "share": share, "on_bad_item": on_bad_item}
+    hashes, options = dataset.hashes, {"batch_size": batch_size, "share": share, "on_bad_item": on_bad_item}
     features = TrainingFeatures()
     bad: dict[Item, str] = {}
+
+    def cache(kind: str, part: dict[str, Any]) -> FeatureCache:
+        return FeatureCache(folder, kind, part, accept_stale=accept_stale)
 
     def filled(source: FeatureSource) -> FeatureTable:
         bad.update(fill(source, dataset, **options))
@@ -325,16 +328,20 @@ def gather_features(
 
     inputs, outputs = _modalities(dataset)
     for modality in inputs:
-        source = _input_source(modality, config, encoder, processor, dataset.hashes, Path(folder), device, accept_stale)
-        features.inputs[modality] = filled(source)
+        dtype = next(encoder.parameters()).dtype
+        identity = _encoder_identity(hashes, config, processor)
+        table = FeatureTable(cache(f"{modality}-{str(dtype).removeprefix('torch.')}", identity), hashes.of)
+        features.inputs[modality] = filled(_input_source(modality, encoder, processor, table, device, dtype))
     for modality in outputs:
         part, location = config.part(modality), config.location(modality)
         decoder = load_decoder(part.kind, location, revision=part.revision, device=device)
-        source = _caption_source(decoder, modality, location, part.revision, dataset.hashes, Path(folder), accept_stale)
-        features.targets[modality] = filled(source)
+        identity = _identity(hashes, location, part.revision, TEXT_ENCODER_FILES)
+        table = FeatureTable(cache(f"captions-{decoder.kind}", identity), _caption_keys)
+        features.targets[modality] = filled(_caption_source(decoder, table))
         if decoders is not None:
-            source = _latent_source(decoder, modality, location, part.revision, dataset.hashes, Path(folder), accept_stale)
-            features.latents[modality] = filled(source)
+            identity = _identity(hashes, location, part.revision, AUTOENCODER_FILES)
+            table = FeatureTable(cache(f"latents-{decoder.kind}", identity), hashes.of)
+            features.latents[modality] = filled(_latent_source(decoder, table))
             decoders[modality] = decoder
     dataset.drop(bad)
     return features
@@ -352,20 +359,12 @@ def _modalities(dataset: ChatDataset) -> tuple[list[str], list[str]]:
 
 def _input_source(
     modality: str,
-    config: NextGPTConfig,
     encoder: nn.Module,
     processor: NextGPTProcessor,
-    hashes: FileHashes,
-    folder: Path,
+    table: FeatureTable,
     device: torch.device,
-    accept_stale: bool,
+    dtype: torch.dtype,
 ) -> FeatureSource:
-    dtype = str(next(encoder.parameters()).dtype).removeprefix("torch.")
-    location, revision = config.location("encoder"), config.part("encoder").revision
-    # How media are prepared is part of what an embedding is, wherever that is written.
-    prepared = json.dumps(processor.encoder_config.to_dict(), sort_keys=True, default=str)
-    part = _part(hashes, location, revision, ENCODER_FILES) | {"preparation": _sha256(prepared.encode()).hex()}
-
     def prepare(item: Item) -> Tensor | NextGPTError:
         try:
             return processor.prepare_media(modality, str(item))
@@ -377,61 +376,51 @@ def _input_source(
             computed: Computed = dict(zip(items, pool.map(prepare, items), strict=True))
         good = [item for item in items if isinstance(computed[item], Tensor)]
         if good:
-            values = torch.stack([computed[item] for item in good]).to(device, getattr(torch, dtype))
+            values = torch.stack([computed[item] for item in good]).to(device, dtype)
             computed |= zip(good, encoder.to(device).encode(modality, values), strict=True)
         return computed
 
-    return FeatureSource(
-        FeatureTable(FeatureCache(folder, f"{modality}-{dtype}", part, accept_stale=accept_stale), hashes.of),
-        lambda inputs, outputs: [media.path for media in inputs if media.modality == modality],
-        compute,
-        f"Encoding {modality}s",
-    )
+    def items(inputs: list[InputMedia], outputs: list[OutputMedia]) -> list[Item]:
+        return [media.path for media in inputs if media.modality == modality]
+
+    return FeatureSource(table, items, compute, f"Encoding {modality}s")
 
 
-def _caption_source(
-    decoder: Decoder,
-    modality: str,
-    location: str,
-    revision: str | None,
-    hashes: FileHashes,
-    folder: Path,
-    accept_stale: bool,
-) -> FeatureSource:
-    part = _part(hashes, location, revision, TEXT_ENCODER_FILES)
-    return FeatureSource(
-        FeatureTable(FeatureCache(folder, f"captions-{decoder.kind}", part, accept_stale=accept_stale), _caption_keys),
-        lambda inputs, outputs: [media.caption for media in outputs if media.modality == modality],
-        lambda captions: dict(zip(captions, decoder.encode(captions), strict=True)),
-        f"Encoding the captions of {modality}s",
-    )
+def _caption_source(decoder: Decoder, table: FeatureTable) -> FeatureSource:
+    def compute(captions: list[Item]) -> Computed:
+        return dict(zip(captions, decoder.encode(captions), strict=True))
+
+    def items(inputs: list[InputMedia], outputs: list[OutputMedia]) -> list[Item]:
+        return [media.caption for media in outputs if media.modality == decoder.modality]
+
+    return FeatureSource(table, items, compute, f"Encoding the captions of {decoder.modality}s")
 
 
-def _latent_source(
-    decoder: Decoder,
-    modality: str,
-    location: str,
-    revision: str | None,
-    hashes: FileHashes,
-    folder: Path,
-    accept_stale: bool,
-) -> FeatureSource:
+def _latent_source(decoder: Decoder, table: FeatureTable) -> FeatureSource:
     def encode(path: Item) -> Tensor | NextGPTError:
         try:
-            return decoder.encode_media([load_media(modality, str(path))])[0].cpu()
+            return decoder.encode_media([load_media(decoder.modality, str(path))])[0].cpu()
         except NextGPTError as error:
             return error
 
-    part = _part(hashes, location, revision, AUTOENCODER_FILES)
-    return FeatureSource(
-        FeatureTable(FeatureCache(folder, f"latents-{decoder.kind}", part, accept_stale=accept_stale), hashes.of),
-        lambda inputs, outputs: [media.path for media in outputs if media.modality == modality],
-        lambda paths: {path: encode(path) for path in paths},  # one at a time: a clip's frames are large
-        f"Encoding {modality} latents",
-    )
+    def compute(paths: list[Item]) -> Computed:
+        return {path: encode(path) for path in paths}  # one at a time: a clip's frames are large
+
+    def items(inputs: list[InputMedia], outputs: list[OutputMedia]) -> list[Item]:
+        return [media.path for media in outputs if media.modality == decoder.modality]
+
+    return FeatureSource(table, items, compute, f"Encoding {decoder.modality} latents")
 
 
-def _part(hashes: FileHashes, location: str, revision: str | None, patterns: Iterable[str]) -> dict[str, Any]:
+def _encoder_identity(hashes: FileHashes, config: NextGPTConfig, processor: NextGPTProcessor) -> dict[str, Any]:
+    """How media are prepared is part of what an embedding is, wherever that is written."""
+    prepared = json.dumps(processor.encoder_config.to_dict(), sort_keys=True, default=str)
+    part = _identity(hashes, config.location("encoder"), config.part("encoder").revision, ENCODER_FILES)
+    return part | {"preparation": _sha256(prepared.encode()).hex()}
+
+
+def _identity(hashes: FileHashes, location: str, revision: str | None, patterns: Iterable[str]) -> dict[str, Any]:
+    """What a frozen part is."""
     return {"source": location, "revision": revision, "content": hashes.fingerprint(location, revision, patterns)}
 
 
