@@ -106,6 +106,8 @@ def convert_checkpoint(source: str | Path, out: str | Path, *, language_model: s
         ModelLoadError: a file cannot be read.
     """
     file = Path(source) / CHECKPOINT_FILE if Path(source).is_dir() else Path(source)
+    if Path(language_model).is_dir():
+        language_model = str(Path(language_model).resolve())  # relative paths would start from the new folder
     tensors = _read(file)
     if second := [key for key in tensors if _after(key, SECOND_PREFIXES)]:
         raise _second_code(file, tensors, second)

@@ -1,6 +1,6 @@
 """Samples per second and memory of the three stages, beside the plainest correct loop. Asserts nothing.
 
-    python tests/benchmarks/training.py [--samples 512] [--batch 64] [--steps 8]
+    python tests/benchmarks/training.py [--samples 512] [--batch 64] [--steps 8] [--stages instruct]
 
 A model of nano's size with random weights learns from random pictures of 64 pixels. The plain loop reads, tokenizes,
 encodes and embeds everything anew in every step: forward, backward, step. Every figure comes from a process of its own;
@@ -214,6 +214,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=8, help="of each loop; half of them are timed")
+    parser.add_argument("--stages", nargs="+", choices=tuple(stages.STAGES), default=tuple(stages.STAGES))
     parser.add_argument("--measure", nargs=3, metavar=("LOOP", "STAGE", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -228,7 +229,7 @@ def main() -> None:
         print(f"{'':15}{'samples/s':^38}{'peak MB':^18}{'share of a step':^22}")
         heads = ("plain", "uncached", "cached", "× plain", "plain", "cached", "waiting", "outside")
         print(f"{'stage':15}" + "".join(f"{head:>{9 if i < 6 else 11}}" for i, head in enumerate(heads)))
-        for stage in stages.STAGES:
+        for stage in options.stages:
             plain = measured(folder, stage, "plain", options)
             first, cached = (measured(folder, stage, "ours", options) for _ in range(2))
             uncached = 1 / (first["features"] / options.samples + 1 / first["samples_per_second"])
