@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from nextgpt.demo.conversations import Conversation, Pending, Store, Turn, as_messages, without_folders
+from nextgpt.demo.conversations import Conversation, Pending, Store, Turn, as_messages, media_of, without_folders
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta
 from nextgpt.media import guess_modality
@@ -122,7 +122,7 @@ class Answers:
         with self._lock:
             self._check_idle(conversation)
             if len(self._line) > self.places:
-                raise UserInputError(f"{self.places} questions are waiting already: ask again in a minute")
+                raise UserInputError(f"too many are waiting (the line has {self.places} places): ask again in a minute")
             self._line.append(conversation)
             conversation.busy = True
         try:
@@ -174,7 +174,7 @@ class Answers:
 
     def _finish(self, conversation: Conversation, turn: Turn, reply: Reply) -> None:
         """The texts as the pipeline gives them at the end, so that the next turn finds the KV cache valid."""
-        made = iter([part for part in turn.answer if part["type"] != "text"])
+        made = iter(media_of(turn.answer))
         turn.answer = [part if part["type"] == "text" else next(made) for part in reply.message["content"]]
         turn.timings, turn.token_ids = reply.timings, reply.token_ids
         if conversation.cancel.is_set():

@@ -15,7 +15,7 @@ import gradio as gr
 
 from nextgpt.demo.answers import PLACES, Answers
 from nextgpt.demo.api import add_endpoints, refusals
-from nextgpt.demo.conversations import KEEP_HOURS, Conversation, Store
+from nextgpt.demo.conversations import KEEP_HOURS, Conversation, Store, media_of
 from nextgpt.demo.options import Panel
 from nextgpt.demo.view import Shown, happened, listed, shown
 from nextgpt.errors import UserInputError
@@ -169,7 +169,7 @@ class Chat:
 
             answered = [self.box, self.chatbot, self.happened]
             given = [self.tab, *self.panel.components]
-            private = {"api_visibility": "private", "show_progress": "hidden"}
+            private = {"api_name": "page", "api_visibility": "private", "show_progress": "hidden"}
             page.load(self.open, self.tab, [self.tab], js=READ_TAB, **private).then(
                 None, self.tab, None, js=WRITE_TAB, **private
             ).then(self.follow, self.tab, answered, **private)
@@ -248,7 +248,7 @@ class Chat:
             conversation = self.store.get(tab)
             question = self.answers.undo(conversation, _turn(conversation, event))
         text = " ".join(part["text"] for part in question if part["type"] == "text")
-        files = [part["path"] for part in question if part["type"] != "text"]
+        files = [part["path"] for part in media_of(question)]
         return {"text": text, "files": files}, *self._drawn(conversation)
 
     def clear(self, tab: str) -> tuple:

@@ -63,9 +63,8 @@ class Turn:
 
     def forget_answer(self) -> None:
         """The answer's files go."""
-        for part in self.answer:
-            if part["type"] != "text":
-                Path(part["path"]).unlink(missing_ok=True)
+        for part in media_of(self.answer):
+            Path(part["path"]).unlink(missing_ok=True)
         self.answer = []
 
 
@@ -121,7 +120,7 @@ class Conversation:
         path = self.folder / "conversation.zip"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             messages = self.messages()
-            for part in _media_parts(messages):
+            for part in _all_media(messages):
                 archive.write(part["path"], Path(part["path"]).name)
             named = [message | {"content": [_named(part) for part in message["content"]]} for message in messages]
             archive.writestr(MESSAGES_FILE, json.dumps({"messages": named}, indent=2, ensure_ascii=False) + "\n")
@@ -138,7 +137,7 @@ class Conversation:
             with zipfile.ZipFile(path) as archive:
                 _check_size(archive, name)
                 messages = _checked_messages(json.loads(archive.read(MESSAGES_FILE)))
-                for part in _media_parts(messages):
+                for part in _all_media(messages):
                     part["path"] = self._unpack_file(archive, part)
         except UserInputError as error:
             raise without_folders(error, self.folder) from None
@@ -257,8 +256,13 @@ def without_folders(error: UserInputError, *folders: str | Path) -> UserInputErr
     return UserInputError(words)
 
 
-def _media_parts(messages: Iterable[dict]) -> list[dict]:
-    return [part for message in messages for part in message["content"] if part["type"] != "text"]
+def media_of(parts: Iterable[dict]) -> list[dict]:
+    """The parts that are not words."""
+    return [part for part in parts if part["type"] != "text"]
+
+
+def _all_media(messages: Iterable[dict]) -> list[dict]:
+    return [part for message in messages for part in media_of(message["content"])]
 
 
 def _named(part: dict) -> dict:

@@ -34,7 +34,7 @@ class Panel:
         import gradio as gr
 
         # gr.Number shows an empty value as 0; a text box can be empty and say what that means.
-        number = {"max_lines": 1, "html_attributes": gr.InputHTMLAttributes(inputmode="decimal", autocomplete="off")}
+        number = {"max_lines": 1, "html_attributes": gr.InputHTMLAttributes(autocomplete="off")}
         defaults = GenerationOptions()
         kinds = list(pipeline.output_modalities)
         self._decoder_options: list[tuple[str, str]] = []

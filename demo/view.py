@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from nextgpt.demo.conversations import Conversation, Pending, Turn
+from nextgpt.demo.conversations import Conversation, Pending, Turn, media_of
 
 FILE_ADDRESS = "gradio_api/file="  # below the page's own address, wherever that is
 PLAYERS = {
@@ -94,8 +94,8 @@ def happened(turns: Sequence[Turn], signal_tokens: dict[str, list[str]]) -> str:
     if turn is None:
         return "<p>Ask something, and the way of the answer through the model is shown here.</p>"
     times = turn.timings
-    read = [part["type"] for part in turn.question if part["type"] != "text"]
-    made = [part for part in turn.answer if part["type"] != "text"]
+    read = [part["type"] for part in media_of(turn.question)]
+    made = media_of(turn.answer)
     media_in = f"{listed(read)}: one embedding each, and the words as tokens" if read else "the words as tokens"
     rows = [
         ("encoder → projection", media_in, times.prepare),
@@ -117,11 +117,12 @@ def happened(turns: Sequence[Turn], signal_tokens: dict[str, list[str]]) -> str:
     if not made:
         rows.append(("signal tokens", "none: the answer is words alone", None))
     rows.append(("in all", "", times.total))
-    cells = "".join(
-        f'<tr><th scope="row">{stage}</th><td>{what}</td><td>{"" if seconds is None else f"{max(seconds, 0):.2f} s"}</td></tr>'
-        for stage, what, seconds in rows
-    )
-    return f'<table class="happened"><tbody>{cells}</tbody></table>'
+    return f'<table class="happened"><tbody>{"".join(_row(*row) for row in rows)}</tbody></table>'
+
+
+def _row(stage: str, what: str, seconds: float | None) -> str:
+    took = "" if seconds is None else f"{max(seconds, 0):.2f} s"
+    return f'<tr><th scope="row">{stage}</th><td>{what}</td><td>{took}</td></tr>'
 
 
 def _run(tokens: Sequence[str]) -> str:

@@ -1,5 +1,8 @@
 """A whole tiny assistant for the page's tests: random weights, all four modalities, and answers of the kind asked for."""
 
+import os
+import shutil
+
 import pytest
 
 from nextgpt import NextGPTPipeline
@@ -24,13 +27,11 @@ class ObedientPipeline(NextGPTPipeline):
     """
 
     def stream(self, messages, **options):
-        self.asked, self.options = messages, options
+        self.asked, self.options = messages, dict(options)
         words = " ".join(part["text"] for part in messages[-1]["content"] if part["type"] == "text").lower()
-        require = {kind: 1 for verb, kind in KINDS.items() if verb in words}
-        short = {kind: {"num_inference_steps": 2} | options.pop(kind, {}) for kind in self.decoders}
-        return super().stream(
-            messages, require=require, **(options | short | {"output_modalities": None, "max_new_tokens": 40})
-        )
+        options |= {kind: {"num_inference_steps": 2} | options.get(kind, {}) for kind in self.decoders}
+        options |= {"output_modalities": None, "max_new_tokens": min(options.get("max_new_tokens", 40), 40)}
+        return super().stream(messages, require={kind: 1 for verb, kind in KINDS.items() if verb in words}, **options)
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +43,31 @@ def pipeline(tmp_path_factory) -> ObedientPipeline:
     model, processor = tiny_model(folder, decoders=parts)
     decoders = {kind: load_decoder(part["kind"], part["source"]) for kind, part in parts.items()}
     return ObedientPipeline(model, processor, decoders)
+
+
+@pytest.fixture(scope="session")
+def served(pipeline):
+    """The chat and its address."""
+    from nextgpt.demo.app import Chat
+
+    chat = Chat(pipeline, places=1)
+    yield chat, chat.serve("127.0.0.1")
+    chat.close()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's Chromium, driven by Playwright."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        missing = "no browser to look at the page with: apt-get install chromium"
+        if os.environ.get("NEXTGPT_REQUIRE_BROWSER"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        is_root = hasattr(os, "geteuid") and os.geteuid() == 0  # Chromium's sandbox refuses root
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"] if is_root else [])
+        yield browser
+        browser.close()
