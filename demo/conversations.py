@@ -97,11 +97,11 @@ class Conversation:
             shutil.copyfile(path, kept)
         return {"type": guess_modality(kept), "path": str(kept)}
 
-    def keep_media(self, modality: str, media: Media, **details) -> dict:
-        """Saves a generated piece of media and returns it as a part with `details`."""
-        path = self._new_path(modality + SUFFIXES[modality])
+    def keep_media(self, modality: str, media: Media, seed: int, seconds: float) -> dict:
+        """Saves a generated piece of media and returns it as a part."""
+        path = self._new_path(f"{modality}-seed-{seed}{SUFFIXES[modality]}")
         save_media(media, path)
-        return {"type": modality, "path": str(path), **details}
+        return {"type": modality, "path": str(path), "seed": seed, "seconds": seconds}
 
     def truncate(self, turn: int) -> None:
         """Takes back everything from this turn on. The files of its questions stay, for they may be asked again."""

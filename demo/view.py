@@ -53,10 +53,9 @@ def _figure(part: dict) -> str:
     label = escape(f"{kind}, seed {seed}" if seed is not None else path.name)
     caption = ""
     if seed is not None:
-        name = f"{kind}-{seed}{path.suffix}"
         took = f" · {part['seconds']:.1f} s" if "seconds" in part else ""
         caption = (
-            f'<figcaption>seed {seed}{took} · <a href="{address}" download="{name}" '
+            f'<figcaption>seed {seed}{took} · <a href="{address}" download '
             f'aria-label="Download the {kind}">download</a></figcaption>'
         )
     return f'<figure class="medium">{PLAYERS[kind].format(address=address, label=label)}{caption}</figure>'

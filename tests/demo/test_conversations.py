@@ -175,7 +175,7 @@ def test_an_answer_is_shown_in_its_order(conversation):
     assert [(piece.role, piece.text) for piece in pieces] == [
         *(("user", "Draw."), ("assistant", "Here: "), ("assistant", ""), ("assistant", "Done."))
     ]
-    assert "seed 3 · 0.5 s" in pieces[2].html and 'download="image-3.png"' in pieces[2].html
+    assert "seed 3 · 0.5 s" in pieces[2].html and "image-seed-3.png" in pieces[2].html
 
 
 def test_a_medium_under_way_shows_its_steps_and_preview(conversation):
