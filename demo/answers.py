@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from nextgpt.demo.conversations import Conversation, Pending, Store, Turn, as_messages, media_of, without_folders
+from nextgpt.demo.conversations import Conversation, Pending, Store, Turn, as_messages, for_visitors, media_of
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta
 from nextgpt.media import guess_modality
@@ -54,7 +54,8 @@ class Answers:
         if not question:
             raise UserInputError("the message is empty: write something or attach a file")
         with self._place(conversation):
-            self._check(conversation, question)
+            messages = [*conversation.messages(), {"role": "user", "content": question}]
+            self._check(messages, *(Path(part["path"]).parent for part in media_of(question)))
             kept = [part if part["type"] == "text" else conversation.keep_file(part["path"]) for part in question]
             self._start(conversation, Turn(kept), options)
 
@@ -94,7 +95,7 @@ class Answers:
         self._check_idle(conversation)
         turns = conversation.unpack(path)
         if turns:
-            self.pipeline.check(as_messages(turns))
+            self._check(as_messages(turns), conversation.folder)
         conversation.truncate(0)
         conversation.turns = turns
 
@@ -107,14 +108,12 @@ class Answers:
         if conversation.busy:
             raise UserInputError("an answer is under way in this conversation: wait for it, or stop it first")
 
-    def _check(self, conversation: Conversation, question: list[dict]) -> None:
-        """The pipeline's own checks, without the server's folders in its words."""
+    def _check(self, messages: list[dict], *folders: Path) -> None:
+        """The pipeline's own checks, in its own words."""
         try:
-            self.pipeline.check([*conversation.messages(), {"role": "user", "content": question}])
+            self.pipeline.check(messages)
         except UserInputError as error:
-            raise without_folders(
-                error, *(Path(part["path"]).parent for part in question if part["type"] != "text")
-            ) from None
+            raise UserInputError(for_visitors(error, *folders)) from None
 
     @contextmanager
     def _place(self, conversation: Conversation) -> Iterator[None]:
@@ -148,7 +147,7 @@ class Answers:
             for event in events:
                 self._take(conversation, turn, event)
         except NextGPTError as error:
-            turn.note, turn.failed = f"Error: {error}", True
+            turn.note, turn.failed = f"Error: {for_visitors(error, conversation.folder)}", True
         except Exception as error:  # the conversation must stay usable; the log has the details
             logger.exception("the answer failed")
             turn.note, turn.failed = f"The answer failed ({type(error).__name__}); see the log.", True

@@ -32,6 +32,11 @@ POLL = 0.1  # seconds between two looks at an answer under way
 
 TAB = "nextgpt-conversation"  # name in the tab's own storage, which outlives a reload and no more
 READ_TAB = f"() => sessionStorage.getItem('{TAB}') || ''"
+# Every button sends the id first; one that is pressed while the page still opens waits for it.
+WITH_TAB = f"""async (_, ...others) => {{
+    while (!sessionStorage.getItem('{TAB}')) await new Promise(resolve => setTimeout(resolve, 50));
+    return [sessionStorage.getItem('{TAB}'), ...others];
+}}"""
 WRITE_TAB = f"id => {{ sessionStorage.setItem('{TAB}', id); return [] }}"
 SAVE_EXPORT = "() => { setTimeout(() => document.querySelector('#exported').click(), 200); return [] }"
 
@@ -71,7 +76,7 @@ class Chat:
         pipeline: what answers.
         keep_hours: how long a conversation is kept after its last use.
         places: how many questions may wait while another is answered.
-        examples: a folder with `examples.json`, see `read_examples`.
+        max_upload: of one file, as Gradio takes it.
 
     Attributes:
         page: the Gradio page.
@@ -83,13 +88,13 @@ class Chat:
         *,
         keep_hours: float = KEEP_HOURS,
         places: int = PLACES,
-        examples: Path = EXAMPLES,
+        max_upload: str = MAX_UPLOAD,
     ):
-        self.pipeline = pipeline
+        self.pipeline, self.max_upload = pipeline, max_upload
         self.store = Store(pipeline.new_session, keep_hours)
         self.answers = Answers(pipeline, self.store, places)
-        gr.set_static_paths([self.store.folder, examples])  # served from where they are; nothing else of ours is
-        self.page = self._build(read_examples(examples, pipeline))
+        gr.set_static_paths([self.store.folder, EXAMPLES])  # served from where they are; nothing else of ours is
+        self.page = self._build(read_examples(EXAMPLES, pipeline))
 
     def serve(self, host: str, port: int | None = None, share: bool = False) -> str:
         """Begins to listen and returns the page's address.
@@ -105,7 +110,7 @@ class Chat:
                 quiet=True,
                 prevent_thread_lock=True,
                 ssr_mode=False,
-                max_file_size=MAX_UPLOAD,
+                max_file_size=self.max_upload,
                 run_history=False,  # the browser would keep questions and answers beyond their time
                 enable_monitoring=False,
                 footer_links=["api", "settings"],
@@ -170,10 +175,11 @@ class Chat:
             answered = [self.box, self.chatbot, self.happened]
             given = [self.tab, *self.panel.components]
             private = {"api_name": "page", "api_visibility": "private", "show_progress": "hidden"}
-            page.load(self.open, self.tab, [self.tab], js=READ_TAB, **private).then(
+            page.load(self.open, self.tab, self.tab, js=READ_TAB, **private).then(
                 None, self.tab, None, js=WRITE_TAB, **private
             ).then(self.follow, self.tab, answered, **private)
-            self.box.submit(self.ask, [self.box, *given], answered, **private)
+            private["js"] = WITH_TAB
+            self.box.submit(self.ask, [self.tab, self.box, *self.panel.components], answered, **private)
             self.box.stop(self.stop, self.tab, None, queue=False, **private)
             self.chatbot.retry(self.retry, given, answered, **private)
             self.chatbot.edit(self.edit, given, answered, **private)
@@ -181,8 +187,8 @@ class Chat:
             self.chatbot.clear(self.clear, self.tab, answered, **private)
             for example, button in zip(examples, buttons, strict=True):
                 button.click(self._asking(example), given, answered, **private)
-            export.click(self.export, self.tab, exported, **private).success(None, None, None, js=SAVE_EXPORT, **private)
-            unpack.upload(self.unpack, [unpack, self.tab], answered, **private)
+            unpack.upload(self.unpack, [self.tab, unpack], answered, **private)
+            export.click(self.export, self.tab, exported, **private).success(None, js=SAVE_EXPORT, api_visibility="private")
             add_endpoints(self.answers, self.store)
         return page
 
@@ -202,7 +208,7 @@ class Chat:
         async for update in self._follow(conversation):
             yield update
 
-    async def ask(self, message: dict, tab: str, *options) -> AsyncIterator[tuple]:
+    async def ask(self, tab: str, message: dict, *options) -> AsyncIterator[tuple]:
         """Sends what stands in the box."""
         with refusals():
             conversation = self.store.get(tab)
@@ -271,7 +277,7 @@ class Chat:
                 raise UserInputError("there is nothing to export yet: the conversation is empty")
             return str(conversation.export())
 
-    def unpack(self, path: str, tab: str) -> tuple:
+    def unpack(self, tab: str, path: str) -> tuple:
         """Puts an exported conversation in the place of this one."""
         with refusals():
             conversation = self.store.get(tab)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
-from nextgpt.errors import UserInputError
+from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.events import SUFFIXES, Media, Timings, save_media
 from nextgpt.media import guess_modality, load_media
 from nextgpt.pipeline import Session
@@ -140,7 +140,7 @@ class Conversation:
                 for part in _all_media(messages):
                     part["path"] = self._unpack_file(archive, part)
         except UserInputError as error:
-            raise without_folders(error, self.folder) from None
+            raise UserInputError(for_visitors(error, self.folder)) from None
         except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise UserInputError(
                 f"{name}: not an exported conversation ({error}): expected a zip file with {MESSAGES_FILE} and its media"
@@ -248,12 +248,12 @@ def as_messages(turns: Sequence[Turn]) -> list[dict]:
     return messages
 
 
-def without_folders(error: UserInputError, *folders: str | Path) -> UserInputError:
-    """The same words for a visitor, whom the server's folders do not concern."""
+def for_visitors(error: NextGPTError, *folders: str | Path) -> str:
+    """The words of an error without the server's folders, which do not concern a visitor."""
     words = str(error)
     for folder in folders:
         words = words.replace(f"{folder}{os.sep}", "")
-    return UserInputError(words)
+    return words
 
 
 def media_of(parts: Iterable[dict]) -> list[dict]:

@@ -63,7 +63,13 @@ def _add_command(commands, name: str, function, summary: str, debug, **details) 
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="nano", help="preset, folder or Hub repository (default: %(default)s)")
+    parser.add_argument(
+        "--model",
+        "--preset",
+        default="nano",
+        metavar="MODEL",
+        help="preset, folder or Hub repository (default: %(default)s)",
+    )
     parser.add_argument("--device", default="auto", help="e.g. cpu, mps (default: an accelerator if there is one)")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: by the device)")
 

@@ -8,12 +8,14 @@ import zipfile
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+import soundfile
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from nextgpt.demo.app import launch
+from nextgpt.demo.app import Chat, launch
 from nextgpt.errors import UserInputError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity" / "media"
@@ -111,6 +113,21 @@ def test_a_bad_file_is_refused_in_the_pipelines_words_and_nothing_changes(client
         client.predict(conversation, "what is this?", [handle_file(broken)], api_name="/ask")
     assert "/" not in str(refused.value), "the server's folders are not the visitor's business"
     assert client.predict(conversation, api_name="/messages") == []
+
+
+def test_a_sound_that_is_too_long_is_refused(client, conversation, tmp_path):
+    soundfile.write(tmp_path / "long.wav", np.zeros(601_000, dtype=np.int16), 1000)
+    with pytest.raises(AppError, match="long.wav: 601 s long, at most 600 s are taken"):
+        client.predict(conversation, "what is this?", [handle_file(tmp_path / "long.wav")], api_name="/ask")
+
+
+def test_a_file_that_is_too_large_is_refused(pipeline):
+    chat = Chat(pipeline, max_upload="100kb")
+    address = chat.serve("127.0.0.1")
+    for path, status in ((SOUND, 413), (PICTURE, 200)):
+        with path.open("rb") as file:
+            assert httpx.post(f"{address}gradio_api/upload", files={"files": file}, timeout=60).status_code == status
+    chat.close()
 
 
 def test_a_failure_inside_an_answer_leaves_the_conversation_usable(client, conversation):

@@ -157,7 +157,9 @@ def test_progress_sharpens_and_stop_really_stops(page):
     box(page).fill("draw")
     box(page).press("Enter")
     for step in (1, 50):
-        page.wait_for_function(f"(bar => bar?.max == 900 && bar.value >= {step})(document.querySelector('.pending progress'))")
+        page.wait_for_function(
+            f"(bar => bar?.max == 900 && bar.value >= {step})(document.querySelector('.pending progress'))"
+        )
         page.wait_for_function("document.querySelector('.pending img')?.naturalWidth > 0")
     page.get_by_role("button", name="Stop").click()
     expect(said(page, "bot").get_by_text("Stopped.")).to_be_visible()
