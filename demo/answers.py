@@ -16,7 +16,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from nextgpt.demo.conversations import Conversation, Pending, Store, Turn, as_messages, for_visitors, media_of
+from nextgpt.demo.conversations import (
+    Conversation,
+    Pending,
+    Store,
+    Turn,
+    as_messages,
+    for_visitors,
+    media_of,
+    refusing_for_visitors,
+)
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta
 from nextgpt.media import guess_modality
@@ -50,12 +59,11 @@ class Answers:
             UserInputError: the question or a file of it is refused, another answer is under way, or the line is
                 full. Nothing has changed then.
         """
-        question = [{"type": guess_modality(path), "path": path} for path in files] + _words(text)
-        if not question:
-            raise UserInputError("the message is empty: write something or attach a file")
-        with self._place(conversation):
-            messages = [*conversation.messages(), {"role": "user", "content": question}]
-            self._check(messages, *(Path(part["path"]).parent for part in media_of(question)))
+        with self._place(conversation), refusing_for_visitors(*{Path(path).parent for path in files}):
+            question = [{"type": guess_modality(path), "path": path} for path in files] + _words(text)
+            if not question:
+                raise UserInputError("the message is empty: write something or attach a file")
+            self.pipeline.check([*conversation.messages(), {"role": "user", "content": question}])
             kept = [part if part["type"] == "text" else conversation.keep_file(part["path"]) for part in question]
             self._start(conversation, Turn(kept), options)
 
@@ -67,7 +75,7 @@ class Answers:
         """
         question = conversation.turns[turn].question
         if text is not None:
-            question = [part for part in question if part["type"] != "text"] + _words(text)
+            question = media_of(question) + _words(text)
         if not question:
             raise UserInputError("the message is empty: write something")
         with self._place(conversation):
@@ -95,7 +103,8 @@ class Answers:
         self._check_idle(conversation)
         turns = conversation.unpack(path)
         if turns:
-            self._check(as_messages(turns), conversation.folder)
+            with refusing_for_visitors(conversation.folder):
+                self.pipeline.check(as_messages(turns))
         conversation.truncate(0)
         conversation.turns = turns
 
@@ -104,16 +113,16 @@ class Answers:
         with self._lock:
             return self._line.index(conversation) if conversation in self._line else 0
 
+    def close(self) -> None:
+        """Stops the answer that is under way and drops those that wait."""
+        with self._lock:
+            for conversation in self._line:
+                conversation.cancel.set()
+        self._worker.shutdown(cancel_futures=True)
+
     def _check_idle(self, conversation: Conversation) -> None:
         if conversation.busy:
             raise UserInputError("an answer is under way in this conversation: wait for it, or stop it first")
-
-    def _check(self, messages: list[dict], *folders: Path) -> None:
-        """The pipeline's own checks, in its own words."""
-        try:
-            self.pipeline.check(messages)
-        except UserInputError as error:
-            raise UserInputError(for_visitors(error, *folders)) from None
 
     @contextmanager
     def _place(self, conversation: Conversation) -> Iterator[None]:

@@ -19,7 +19,7 @@ from nextgpt.demo.conversations import KEEP_HOURS, Conversation, Store, media_of
 from nextgpt.demo.options import Panel
 from nextgpt.demo.view import Shown, happened, listed, shown
 from nextgpt.errors import UserInputError
-from nextgpt.media import SUFFIXES, guess_modality
+from nextgpt.media import guess_modality
 from nextgpt.pipeline import NextGPTPipeline
 
 logger = logging.getLogger(__name__)
@@ -125,6 +125,7 @@ class Chat:
     def close(self) -> None:
         """Stops serving; conversations and their files go."""
         self.page.close(verbose=False)
+        self.answers.close()
         self.store.close()
 
     # ------------------------------------------------------------------ the page
@@ -154,7 +155,6 @@ class Chat:
                 label="Message",
                 elem_id="message",
                 file_count="multiple",
-                file_types=[f".{suffix}" for kind in takes if kind != "text" for suffix in SUFFIXES[kind]] or ["text"],
                 sources=["upload", "microphone"] if "audio" in takes else ["upload"],
                 placeholder="Write a message; attach, drop or paste files",
                 max_plain_text_length=10_000,

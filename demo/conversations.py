@@ -14,7 +14,8 @@ import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -26,6 +27,7 @@ from nextgpt.pipeline import Session
 
 KEEP_HOURS = 24  # after the last use
 MAX_SESSIONS = 8  # conversations whose KV cache stays in memory
+UNSHOWABLE = {".tif", ".tiff", ".mov", ".mkv", ".avi"}  # by a browser
 MESSAGES_FILE = "messages.json"
 MAX_IMPORT_BYTES = 500_000_000  # unpacked
 MAX_IMPORT_FILES = 1000
@@ -90,12 +92,20 @@ class Conversation:
         return as_messages(self.turns)
 
     def keep_file(self, path: str | Path) -> dict:
-        """Copies a file into the folder, where it is not there yet, and returns it as a part."""
-        path = Path(path)
-        kept = path if path.parent == self.folder else self._new_path(path.name)
-        if kept != path:
+        """Copies a file into the folder, where it is not there yet, and returns it as a part.
+
+        What no browser shows is kept as PNG or MP4.
+        """
+        path, modality = Path(path), guess_modality(path)
+        if path.parent == self.folder:
+            return {"type": modality, "path": str(path)}
+        if path.suffix.lower() in UNSHOWABLE:
+            kept = self._new_path(path.stem + SUFFIXES[modality])
+            save_media(load_media(modality, path), kept)
+        else:
+            kept = self._new_path(path.name)
             shutil.copyfile(path, kept)
-        return {"type": guess_modality(kept), "path": str(kept)}
+        return {"type": modality, "path": str(kept)}
 
     def keep_media(self, modality: str, media: Media, seed: int, seconds: float) -> dict:
         """Saves a generated piece of media and returns it as a part."""
@@ -134,13 +144,13 @@ class Conversation:
         """
         name = Path(path).name
         try:
-            with zipfile.ZipFile(path) as archive:
+            with refusing_for_visitors(self.folder), zipfile.ZipFile(path) as archive:
                 _check_size(archive, name)
                 messages = _checked_messages(json.loads(archive.read(MESSAGES_FILE)))
                 for part in _all_media(messages):
                     part["path"] = self._unpack_file(archive, part)
-        except UserInputError as error:
-            raise UserInputError(for_visitors(error, self.folder)) from None
+        except UserInputError:
+            raise
         except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise UserInputError(
                 f"{name}: not an exported conversation ({error}): expected a zip file with {MESSAGES_FILE} and its media"
@@ -184,7 +194,8 @@ class Store:
 
     def create(self) -> Conversation:
         """A new conversation, under an id that nobody can guess."""
-        conversation = Conversation(secrets.token_urlsafe(32), Path(tempfile.mkdtemp(dir=self.folder)))
+        conversation = Conversation(secrets.token_urlsafe(32), self.folder / secrets.token_urlsafe(16))
+        conversation.folder.mkdir()
         with self._lock:
             self._conversations[conversation.id] = conversation
         return conversation
@@ -226,10 +237,8 @@ class Store:
             shutil.rmtree(conversation.folder)
 
     def close(self) -> None:
-        """Stops every answer and deletes everything."""
+        """Deletes everything."""
         self._closed.set()
-        for conversation in self._conversations.values():
-            conversation.cancel.set()
         self._folder.cleanup()
 
     def _sweep_until_closed(self) -> None:
@@ -254,6 +263,15 @@ def for_visitors(error: NextGPTError, *folders: str | Path) -> str:
     for folder in folders:
         words = words.replace(f"{folder}{os.sep}", "")
     return words
+
+
+@contextmanager
+def refusing_for_visitors(*folders: str | Path) -> Iterator[None]:
+    """Refusals that pass through it lose the names of these folders."""
+    try:
+        yield
+    except UserInputError as error:
+        raise UserInputError(for_visitors(error, *folders)) from None
 
 
 def media_of(parts: Iterable[dict]) -> list[dict]:

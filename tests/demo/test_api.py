@@ -106,11 +106,14 @@ def test_an_export_holds_the_chat_and_can_be_imported(client, conversation):
     assert [kinds(message) for message in client.predict(other, api_name="/messages")] == [["image"], ["image"]]
 
 
-def test_a_bad_file_is_refused_in_the_pipelines_words_and_nothing_changes(client, conversation, tmp_path):
-    broken = tmp_path / "broken.png"
-    broken.write_text("no picture")
-    with pytest.raises(AppError, match="^broken.png: not a picture") as refused:
-        client.predict(conversation, "what is this?", [handle_file(broken)], api_name="/ask")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("broken.png", "^broken.png: not a picture"), ("notes.txt", "^notes.txt: its suffix does not say what it is")],
+)
+def test_a_bad_file_is_refused_in_the_pipelines_words_and_nothing_changes(client, conversation, tmp_path, name, told):
+    (tmp_path / name).write_text("no picture")
+    with pytest.raises(AppError, match=told) as refused:
+        client.predict(conversation, "what is this?", [handle_file(tmp_path / name)], api_name="/ask")
     assert "/" not in str(refused.value), "the server's folders are not the visitor's business"
     assert client.predict(conversation, api_name="/messages") == []
 

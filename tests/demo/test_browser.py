@@ -204,6 +204,18 @@ def test_an_edited_question_is_answered_in_its_new_words(page):
     expect(said(page, "user")).to_have_text(re.compile("draw"))
 
 
+def test_an_edited_question_keeps_its_picture(page):
+    page.get_by_role("button", name=re.compile("^image → text: ")).click()
+    expect(said(page, "bot")).to_be_visible()
+    wait_for_the_end(page)
+    page.get_by_role("button", name="Edit").first.click()
+    said(page, "user").get_by_role("textbox").last.fill("Draw it.")
+    page.get_by_role("button", name="Submit").first.click()
+    assert value_shown(media(page, "bot", "image"), "image") == 32
+    expect(said(page, "user")).to_have_text(re.compile("Draw it."))
+    assert value_shown(media(page, "user", "image"), "image") == 64
+
+
 def test_clear_empties_the_conversation(page):
     ask(page, "hello")
     page.get_by_role("button", name="Clear").click()

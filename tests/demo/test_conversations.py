@@ -1,6 +1,7 @@
 """Conversations, the panel and what is shown of them, without a server."""
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from nextgpt.demo.conversations import MAX_SESSIONS, Conversation, Pending, Stor
 from nextgpt.demo.view import happened, shown
 from nextgpt.errors import UserInputError
 from nextgpt.events import Timings
+from nextgpt.media import load_media
 from nextgpt.pipeline import Session
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity" / "media"
@@ -103,6 +105,15 @@ def test_taking_back_deletes_what_was_made_and_keeps_what_was_sent(conversation)
     conversation.truncate(0)
     assert conversation.turns == [] and Path(sent["path"]).exists() and not Path(made["path"]).exists()
     assert conversation.keep_file(sent["path"]) == sent, "what was taken back can be sent again"
+
+
+def test_what_no_browser_shows_is_kept_as_something_that_it_does(conversation, tmp_path):
+    Image.open(PICTURE).save(tmp_path / "scan.TIF", "TIFF")
+    kept = Path(conversation.keep_file(tmp_path / "scan.TIF")["path"])
+    assert kept.name == "1-scan.png" and Image.open(kept).format == "PNG" and Image.open(kept).size == (500, 340)
+    shutil.copyfile(FIXTURES / "disc.mp4", tmp_path / "disc.mov")
+    [frames, fps] = load_media("video", conversation.keep_file(tmp_path / "disc.mov")["path"])
+    assert frames.shape == load_media("video", FIXTURES / "disc.mp4").frames.shape and fps > 0
 
 
 # ---------------------------------------------------------------------- export and import
