@@ -67,12 +67,13 @@ def _add_command(commands, name: str, function, summary: str, debug, **details) 
 
 
 def _add_model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
-    name = {"nargs": "?"} if positional else {}
+    names = ("model",) if positional else ("--model", "--preset")
     parser.add_argument(
-        "model" if positional else "--model",
+        *names,
         default="nano",
+        metavar="MODEL",
         help="preset, folder or Hub repository (default: %(default)s)",
-        **name,
+        **({"nargs": "?"} if positional else {}),
     )
     parser.add_argument("--device", default="auto", help="e.g. cpu, mps (default: an accelerator if there is one)")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: by the device)")
