@@ -19,8 +19,9 @@ from nextgpt.train.nano import loop
 
 LEARNING_RATE = 6e-4
 # Above this signal-to-noise ratio the loss counts less, as in Hang et al. 2023, "Efficient Diffusion Training via
-# Min-SNR Weighting Strategy". Below it, unlike there, it counts in full: in almost pure noise the words decide.
+# Min-SNR Weighting Strategy". Below it, unlike there, it counts in full.
 SNR_GAMMA = 5.0
+NOISIEST = 0.75  # of the timesteps on; half of the training happens there, for there the words decide
 EMPTY_SHARE = 0.1  # of the captions are empty, for classifier-free guidance
 NOISY_SHARE = 0.3  # of the text states get noise: later they come, slightly wrong, from an output projection
 MOST_NOISE = 0.3  # in units of the text states' own deviation
@@ -62,6 +63,13 @@ class Denoising(nn.Module):
         return (weight * F.mse_loss(predicted.float(), velocity, reduction="none").flatten(1).mean(1)).mean()
 
 
+def draw_timesteps(count: int, device: torch.device) -> Tensor:
+    """Timesteps `[count]`: half of them from all, half from the noisiest ones."""
+    least = torch.where(torch.rand(count, device=device) < 0.5, NOISIEST, 0.0)
+    at = least + (1 - least) * torch.rand(count, device=device)
+    return (at * NOISE_SCHEDULE["num_train_timesteps"]).long()
+
+
 def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
     """Moves the averaged weights towards the current ones: fast at first, then over `EMA_STEPS` steps."""
     decay = min(1 - 1 / EMA_STEPS, (1 + int(count)) / (10 + int(count)))
@@ -82,7 +90,7 @@ def train(
     compute = torch.compile(network) if args.compile else network
     run = loop.Loop(args.out, args.minutes, optimizer, {"network": network, "averaged": averaged})
     for _ in run:
-        timesteps = torch.randint(NOISE_SCHEDULE["num_train_timesteps"], (args.batch,), device=device)
+        timesteps = draw_timesteps(args.batch, device)
         with loop.autocast(device):
             with torch.no_grad():
                 states, latents = draw(args.batch)

@@ -12,6 +12,7 @@ caption's words, with some noise. So a linear projection of a picture's features
 import argparse
 import json
 import logging
+import math
 import random
 import re
 import time
@@ -286,7 +287,7 @@ def train(
             break
         warm = min(1.0, (step + 1) / 200)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * warm * 0.5 * (1 + np.cos(np.pi * progress))
+            group["lr"] = learning_rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
         tokens, weights, soft = corpus.batch(rows)
         with torch.autocast(model.device.type, dtype=torch.bfloat16):
             embeddings = embed(model, tokens, soft, corpus.bags, SOFT_NOISE)
