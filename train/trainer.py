@@ -188,9 +188,10 @@ class _Meter:
         self.parts: dict[str, Any] = defaultdict(float)  # part of the loss → sum over the steps
         self.steps: dict[str, int] = defaultdict(int)  # part of the loss → steps that had it
         self.conversations = self.input_seconds = 0.0
-        self.started = time.perf_counter()
+        self.started: float | None = None  # when the first batch was asked for
 
     def start_step(self, totals: dict[str, float], conversations: float, input_seconds: float) -> None:
+        self.started = self.started or time.perf_counter() - input_seconds
         for name in totals:
             self.steps[name] += 1
         self.conversations += conversations

@@ -40,7 +40,6 @@ WORDS = [f"{first}{second}" for first in ("bo", "ka", "li", "mu", "ne") for seco
 
 def build(folder: Path, samples: int) -> None:
     """A model of nano's size and data for its stages, in `folder`."""
-    from nextgpt.configuration_nextgpt import NextGPTConfig
     from nextgpt.encoders import encoder_from_config
     from nextgpt.train.nano import autoencoder, encoder, image_decoder, language_model
     from nextgpt.train.nano.assemble import new_config
@@ -58,11 +57,7 @@ def build(folder: Path, samples: int) -> None:
     clip = tiny_clip_tokenizer(image_decoder.CONTEXT)
     parts = image_decoder.new_text_encoder(clip), image_decoder.new_unet(pictures.config.latent_channels)
     image_decoder.new_pipeline(folder / "autoencoder", *parts, clip).save_pretrained(folder / "image_decoder")
-    values = new_config().to_dict()
-    for name in ("language_model", "encoder"):
-        values[name]["source"] = str(folder / name)
-    values["decoders"]["image"]["source"] = str(folder / "image_decoder")
-    NextGPTConfig.from_dict(values).save_pretrained(folder / "model")
+    new_config(str(folder)).save_pretrained(folder / "model")
 
     (folder / "pictures").mkdir()
     lines: dict[str, list[dict]] = {stage: [] for stage in stages.STAGES}

@@ -26,13 +26,17 @@ OF_THE_RUN = ("trainer_state.json", "training_args.bin", "run.json", "README.md"
 LICENCE = "Apache-2.0; trained on artwork listed in ATTRIBUTION.md"
 
 
-def new_config() -> NextGPTConfig:
-    """The nano model: every number that is not its frozen parts' own."""
+def new_config(parts: str = "preset:nano") -> NextGPTConfig:
+    """The nano model: every number that is not its frozen parts' own.
+
+    Args:
+        parts: where the frozen parts' folders lie.
+    """
     return NextGPTConfig(
-        language_model={"source": "preset:nano/language_model", "license": LICENCE},
-        encoder={"kind": "imagebind", "source": "preset:nano/encoder", "license": LICENCE},
+        language_model={"source": f"{parts}/language_model", "license": LICENCE},
+        encoder={"kind": "imagebind", "source": f"{parts}/encoder", "license": LICENCE},
         decoders={
-            "image": {"kind": "stable-diffusion", "source": "preset:nano/image_decoder", "license": LICENCE},
+            "image": {"kind": "stable-diffusion", "source": f"{parts}/image_decoder", "license": LICENCE},
         },
         input_modalities=["image"],
         output_projection={"hidden_size": 192, "num_layers": 2, "num_heads": 4},
