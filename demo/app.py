@@ -147,6 +147,7 @@ class Chat:
                 min_height="16rem",
                 buttons=["copy"],
                 editable="user",
+                group_consecutive_messages=False,  # in a bubble that holds more than words, Gradio's edit button fails
                 latex_delimiters=[],
                 placeholder="Write, attach a file, or take an example from below.",
             )

@@ -59,7 +59,12 @@ def box(page):
 
 
 def said(page, who: str):
+    """Everything of one side, one element for each stretch of words, medium or note."""
     return page.locator(f"#conversation .message-row.{who}-row")
+
+
+def words(page, who: str):
+    return said(page, who).locator(".md")
 
 
 def media(page, who: str, kind: str):
@@ -74,10 +79,10 @@ def value_shown(element, kind: str):
 
 def ask(page, text: str) -> None:
     """Sends a question and waits for the end of its answer."""
-    questions = said(page, "user").count()
+    questions = words(page, "user").count()
     box(page).fill(text)
     box(page).press("Enter")
-    expect(said(page, "user")).to_have_count(questions + 1)
+    expect(words(page, "user")).to_have_count(questions + 1)
     wait_for_the_end(page)
 
 
@@ -109,7 +114,7 @@ def test_each_direction_from_the_row_of_examples(page, direction):
     if given != "text":
         assert value_shown(media(page, "user", given), given)
     if answer == "text":
-        expect(said(page, "bot").locator(".md")).not_to_be_empty()
+        expect(words(page, "bot")).not_to_be_empty()
         wait_for_the_end(page)
         assert not any(media(page, "bot", kind).count() for kind in TAGS)
     else:
@@ -145,11 +150,10 @@ def test_an_answer_of_several_media_keeps_its_order(page):
     assert sorted(order) == ["AUDIO", "IMG", "VIDEO"]
     for kind in TAGS:
         assert value_shown(media(page, "bot", kind), kind)
-    before = said(page, "bot").inner_html()
     page.reload()
     expect(media(page, "bot", "video")).to_be_visible()
     after = said(page, "bot").locator("figure.medium > :first-child").evaluate_all("all => all.map(one => one.tagName)")
-    assert after == order, before
+    assert after == order
 
 
 def test_progress_sharpens_and_stop_really_stops(page):
@@ -165,7 +169,7 @@ def test_progress_sharpens_and_stop_really_stops(page):
     expect(said(page, "bot").get_by_text("Stopped.")).to_be_visible()
     assert media(page, "bot", "image").count() == 0
     ask(page, "hello")
-    expect(said(page, "bot")).to_have_count(2)
+    expect(words(page, "bot").last).not_to_be_empty()
 
 
 def test_a_player_is_left_alone_while_the_conversation_goes_on(page):
@@ -184,7 +188,7 @@ def test_retry_draws_anew_with_another_seed(page):
     wait_for_the_end(page)
     seeds = [re.search(r"seed (\d+)", text)[1] for text in (first, caption.inner_text())]
     assert seeds[0] != seeds[1]
-    expect(said(page, "user")).to_have_count(1)
+    expect(words(page, "user")).to_have_count(1)
 
 
 def test_undo_puts_the_question_back_into_the_box(page):
@@ -192,7 +196,7 @@ def test_undo_puts_the_question_back_into_the_box(page):
     ask(page, "again")
     page.get_by_role("button", name="Undo").click()
     expect(box(page)).to_have_value("again")
-    expect(said(page, "user")).to_have_count(1)
+    expect(words(page, "user")).to_have_count(1)
 
 
 def test_an_edited_question_is_answered_in_its_new_words(page):
@@ -206,20 +210,20 @@ def test_an_edited_question_is_answered_in_its_new_words(page):
 
 def test_an_edited_question_keeps_its_picture(page):
     page.get_by_role("button", name=re.compile("^image → text: ")).click()
-    expect(said(page, "bot")).to_be_visible()
+    expect(words(page, "bot")).not_to_be_empty()
     wait_for_the_end(page)
     page.get_by_role("button", name="Edit").first.click()
     said(page, "user").get_by_role("textbox").last.fill("Draw it.")
     page.get_by_role("button", name="Submit").first.click()
     assert value_shown(media(page, "bot", "image"), "image") == 32
-    expect(said(page, "user")).to_have_text(re.compile("Draw it."))
+    expect(words(page, "user")).to_have_text(re.compile("Draw it."))
     assert value_shown(media(page, "user", "image"), "image") == 64
 
 
 def test_clear_empties_the_conversation(page):
     ask(page, "hello")
     page.get_by_role("button", name="Clear").click()
-    expect(said(page, "user")).to_have_count(0)
+    expect(words(page, "user")).to_have_count(0)
     page.reload()
     expect(page.get_by_text("take an example from below")).to_be_visible()
 
@@ -229,7 +233,7 @@ def test_another_tab_is_another_conversation(page, served):
     other = open_in(page.context, served[1])
     expect(other.get_by_text("take an example from below")).to_be_visible()
     ask(other, "second tab")
-    expect(said(other, "user")).to_have_count(1)
+    expect(words(other, "user")).to_have_count(1)
     page.reload()
     expect(said(page, "user")).to_have_text(re.compile("first tab"))
 
