@@ -149,7 +149,7 @@ def test_an_abandoned_stream_stops(pipe):
         if isinstance(event, MediaProgress):
             break
     stream.close()
-    assert not any(thread.name.startswith("nextgpt") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("nextgpt-stream") for thread in threading.enumerate())
     assert pipe(TALK, max_new_tokens=2, output_modalities=("text",)).token_ids
 
 
