@@ -1,28 +1,44 @@
-"""The chat in the browser, in its simplest form. Knows Gradio and the pipeline; nothing of models.
+"""The chat in the browser: the page, what its buttons do, and the server. Knows Gradio; leaves the answering to others.
 
-A conversation lives in its page: what the page shows is turned back into chat messages for every answer.
+What the page shows is drawn from the conversation that the server keeps; nothing of it is ever taken back as truth.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from nextgpt.errors import NextGPTError, UserInputError
-from nextgpt.events import SUFFIXES, MediaDone, MediaProgress, MediaStarted, TextDelta, save_media
+import gradio as gr
+
+from nextgpt.demo.answers import PLACES, Answers
+from nextgpt.demo.api import add_endpoints, refusals
+from nextgpt.demo.conversations import KEEP_HOURS, Conversation, Store, media_of
+from nextgpt.demo.options import Panel
+from nextgpt.demo.view import Shown, happened, listed, shown
+from nextgpt.errors import UserInputError
 from nextgpt.media import guess_modality
 from nextgpt.pipeline import NextGPTPipeline
 
-if TYPE_CHECKING:
-    import gradio as gr
-
 logger = logging.getLogger(__name__)
 
-EXAMPLES = ["Draw a banana on a blue background.", "Draw a small red apple, flat style.", "Show me a cat and a dog."]
-KEEP_UPLOADS = 24 * 3600  # seconds
+HERE = Path(__file__).parent
+EXAMPLES = HERE / "examples"
+MAX_UPLOAD = "100mb"
+KEEP_UPLOADS = 3600  # seconds in Gradio's own folder; what is sent is copied into the conversation's
+POLL = 0.1  # seconds between two looks at an answer under way
+
+TAB = "nextgpt-conversation"  # name in the tab's own storage, which outlives a reload and no more
+READ_TAB = f"() => sessionStorage.getItem('{TAB}') || ''"
+# Every button sends the id first; one that is pressed while the page still opens waits for it.
+WITH_TAB = f"""async (_, ...others) => {{
+    while (!sessionStorage.getItem('{TAB}')) await new Promise(resolve => setTimeout(resolve, 50));
+    return [sessionStorage.getItem('{TAB}'), ...others];
+}}"""
+WRITE_TAB = f"id => {{ sessionStorage.setItem('{TAB}', id); return [] }}"
+SAVE_EXPORT = "() => { setTimeout(() => document.querySelector('#exported').click(), 200); return [] }"
 
 
 def launch(
@@ -44,120 +60,275 @@ def launch(
     Raises:
         UserInputError: the port is taken or the address is not this machine's.
     """
-    page = build(pipeline)
+    chat = Chat(pipeline)
     try:
-        _, local, public = page.launch(
-            server_name=host, server_port=port, share=share, quiet=True, prevent_thread_lock=True, ssr_mode=False
-        )
-    except (OSError, OverflowError) as error:
-        raise UserInputError(
-            f"the page cannot listen on {host}, port {port} ({error}): give another --port or --host"
-        ) from None
-    (on_ready or (lambda address: logger.info("listening on %s", address)))(public or local)
-    page.block_thread()
+        address = chat.serve(host, port, share)
+        (on_ready or (lambda address: logger.info("listening on %s", address)))(address)
+        chat.page.block_thread()
+    finally:
+        chat.close()
 
 
-def build(pipeline: NextGPTPipeline) -> gr.Blocks:
-    """The page, not served yet. Each visitor's tab is a conversation of its own."""
-    import gradio as gr
+class Chat:
+    """The page and its server.
 
-    chatbot = gr.Chatbot(show_label=False, height="70vh", latex_delimiters=[])
-    cache = Path(chatbot.GRADIO_CACHE)  # files outside it are not served
-    cache.mkdir(parents=True, exist_ok=True)
-    folder = tempfile.TemporaryDirectory(prefix="nextgpt-", dir=cache)  # gone when the page is
+    Args:
+        pipeline: what answers.
+        keep_hours: how long a conversation is kept after its last use.
+        places: how many questions may wait while another is answered.
+        max_upload: of one file, as Gradio takes it.
 
-    def answer(message: dict, history: list[dict]) -> Iterator[list[dict]]:
-        yield from _answer(pipeline, [*history, _as_turn(message)], Path(folder.name))
-
-    return gr.ChatInterface(
-        answer,
-        multimodal=True,
-        title="NExT-GPT",
-        description=f"Takes {_listed(pipeline.input_modalities)}; answers with {_listed(pipeline.output_modalities)}.",
-        textbox=gr.MultimodalTextbox(
-            file_count="multiple",
-            sources=["upload", "microphone"] if "audio" in pipeline.input_modalities else ["upload"],
-            placeholder="Write a message; attach files if you like",
-        ),
-        chatbot=chatbot,
-        examples=[{"text": example} for example in EXAMPLES] if "image" in pipeline.output_modalities else None,
-        api_name="chat",
-        analytics_enabled=False,
-        delete_cache=(3600, KEEP_UPLOADS),
-    )
-
-
-def _answer(pipeline: NextGPTPipeline, shown: list[dict], folder: Path) -> Iterator[list[dict]]:
-    """Everything the answer shows so far, after every event that changes it."""
-    done: list[dict] = []  # Gradio messages, one per stretch of text or piece of media
-    try:
-        for event in pipeline.stream(to_messages(shown)):
-            match event:
-                case TextDelta(text):
-                    if not done or not isinstance(done[-1]["content"], str):
-                        done.append({"role": "assistant", "content": ""})
-                    done[-1]["content"] += text
-                    yield [dict(message) for message in done]
-                case MediaStarted(modality=modality):
-                    yield [*done, _note(f"Making the {modality} …", "pending")]
-                case MediaProgress(modality=modality, step=step, total=total):
-                    yield [*done, _note(f"Making the {modality}: step {step} of {total}", "pending")]
-                case MediaDone(modality=modality, media=media):
-                    with tempfile.NamedTemporaryFile(dir=folder, suffix=SUFFIXES[modality], delete=False) as file:
-                        save_media(media, file.name)
-                    done.append({"role": "assistant", "content": {"path": file.name}})
-                    yield [dict(message) for message in done]
-        if not done:
-            yield [_note("The answer is empty.", "done")]
-    except NextGPTError as error:
-        yield [*done, _note(f"Error: {error}", "done")]
-    except Exception as error:  # the page must stay usable; the log has the details
-        logger.exception("the answer failed")
-        yield [*done, _note(f"The answer failed ({type(error).__name__}); see the log.", "done")]
-
-
-def _note(text: str, status: str) -> dict:
-    """Something the page says about an answer; its title keeps it out of the conversation."""
-    return {"role": "assistant", "content": "", "metadata": {"title": text, "status": status}}
-
-
-def to_messages(shown: list[dict]) -> list[dict]:
-    """What the page shows (Gradio's messages) → the conversation in the pipeline's chat format.
-
-    Neighbours of one role make one message. Notes are left out, and so is a question that got no answer.
-
-    Raises:
-        UserInputError: a file is neither a picture, a sound nor a clip, by its suffix.
+    Attributes:
+        page: the Gradio page.
     """
-    messages: list[dict] = []
-    for message in shown:
-        role, notes = message["role"], (message.get("metadata") or {}).get("title")
-        parts = [] if notes else _as_parts(message["content"])
-        if messages and messages[-1]["role"] == role:
-            messages[-1]["content"] += parts
-        else:
-            messages.append({"role": role, "content": parts})
-    answered = [i for i, message in enumerate(messages) if message["role"] == "assistant" and message["content"]]
-    keep = {i for answer in answered for i in (answer - 1, answer)} | {len(messages) - 1}
-    return [message for i, message in enumerate(messages) if i in keep]
+
+    def __init__(
+        self,
+        pipeline: NextGPTPipeline,
+        *,
+        keep_hours: float = KEEP_HOURS,
+        places: int = PLACES,
+        max_upload: str = MAX_UPLOAD,
+    ):
+        self.pipeline, self.max_upload = pipeline, max_upload
+        self.store = Store(pipeline.new_session, keep_hours)
+        self.answers = Answers(pipeline, self.store, places)
+        gr.set_static_paths([self.store.folder, EXAMPLES])  # served from where they are; nothing else of ours is
+        self.page = self._build(read_examples(EXAMPLES, pipeline))
+
+    def serve(self, host: str, port: int | None = None, share: bool = False) -> str:
+        """Begins to listen and returns the page's address.
+
+        Raises:
+            UserInputError: the port is taken or the address is not this machine's.
+        """
+        try:
+            _, local, public = self.page.queue(default_concurrency_limit=None).launch(
+                server_name=host,
+                server_port=port,
+                share=share,
+                quiet=True,
+                prevent_thread_lock=True,
+                ssr_mode=False,
+                max_file_size=self.max_upload,
+                run_history=False,  # the browser would keep questions and answers beyond their time
+                enable_monitoring=False,
+                footer_links=["api", "settings"],
+                css_paths=HERE / "style.css",
+            )
+        except (OSError, OverflowError) as error:
+            raise UserInputError(
+                f"the page cannot listen on {host}, port {port} ({error}): give another --port or --host"
+            ) from None
+        return public or local
+
+    def close(self) -> None:
+        """Stops serving; conversations and their files go."""
+        self.page.close(verbose=False)
+        self.answers.close()
+        self.store.close()
+
+    # ------------------------------------------------------------------ the page
+
+    def _build(self, examples: list[dict]) -> gr.Blocks:
+        takes, gives = self.pipeline.input_modalities, self.pipeline.output_modalities
+        with gr.Blocks(title="NExT-GPT", analytics_enabled=False, delete_cache=(600, KEEP_UPLOADS)) as page:
+            gr.HTML(
+                f"<h1>NExT-GPT</h1><p>Takes {listed(takes)}; answers with {listed(gives)}. A conversation is kept for "
+                f"{self.store.keep_hours:g} hours after its last use, then deleted with its files.</p>",
+                elem_id="title",
+            )
+            self.tab = gr.Textbox(visible=False)
+            self.chatbot = gr.Chatbot(
+                show_label=False,
+                label="Conversation",
+                elem_id="conversation",
+                height="58vh",
+                min_height="16rem",
+                buttons=["copy"],
+                editable="user",
+                group_consecutive_messages=False,  # in a bubble that holds more than words, Gradio's edit button fails
+                latex_delimiters=[],
+                placeholder="Write, attach a file, or take an example from below.",
+            )
+            self.box = gr.MultimodalTextbox(
+                show_label=False,
+                label="Message",
+                elem_id="message",
+                file_count="multiple",
+                sources=["upload", "microphone"] if "audio" in takes else ["upload"],
+                placeholder="Write a message; attach, drop or paste files",
+                max_plain_text_length=10_000,
+                autofocus=True,
+            )
+            with gr.Row(elem_id="examples"):
+                buttons = [gr.Button(each["label"], size="sm", min_width=0) for each in examples]
+            with gr.Accordion("What happened", open=False, elem_id="happened"):
+                self.happened = gr.HTML(happened([], {}))
+            with gr.Row(elem_id="keep"):
+                export = gr.Button("Export", size="sm", min_width=0)
+                unpack = gr.UploadButton("Import", size="sm", min_width=0, file_types=[".zip"])
+                exported = gr.DownloadButton("Exported", visible="hidden", elem_id="exported")
+            with gr.Sidebar(label="Options", open=False, position="right"):
+                gr.Markdown("### Options")
+                self.panel = Panel(self.pipeline)
+
+            answered = [self.box, self.chatbot, self.happened]
+            given = [self.tab, *self.panel.components]
+            private = {"api_name": "page", "api_visibility": "private", "show_progress": "hidden"}
+            page.load(self.open, self.tab, self.tab, js=READ_TAB, **private).then(
+                None, self.tab, None, js=WRITE_TAB, **private
+            ).then(self.follow, self.tab, answered, **private)
+            private["js"] = WITH_TAB
+            self.box.submit(self.ask, [self.tab, self.box, *self.panel.components], answered, **private)
+            self.box.stop(self.stop, self.tab, None, queue=False, **private)
+            self.chatbot.retry(self.retry, given, answered, **private)
+            self.chatbot.edit(self.edit, given, answered, **private)
+            self.chatbot.undo(self.undo, self.tab, answered, **private)
+            self.chatbot.clear(self.clear, self.tab, answered, **private)
+            for example, button in zip(examples, buttons, strict=True):
+                button.click(self._asking(example), given, answered, **private)
+            unpack.upload(self.unpack, [self.tab, unpack], answered, **private)
+            export.click(self.export, self.tab, exported, **private).success(None, js=SAVE_EXPORT, api_visibility="private")
+            add_endpoints(self.answers, self.store)
+        return page
+
+    # ------------------------------------------------------------------ what its buttons do
+
+    def open(self, tab: str) -> str:
+        """The id that the tab has, or a new one where it has none or its conversation is gone."""
+        try:
+            return self.store.get(tab).id
+        except UserInputError:
+            return self.store.create().id
+
+    async def follow(self, tab: str) -> AsyncIterator[tuple]:
+        """Keeps the page like the conversation until no answer is under way."""
+        with refusals():
+            conversation = self.store.get(tab)
+        async for update in self._follow(conversation):
+            yield update
+
+    async def ask(self, tab: str, message: dict, *options) -> AsyncIterator[tuple]:
+        """Sends what stands in the box."""
+        with refusals():
+            conversation = self.store.get(tab)
+            text, files = message.get("text") or "", message.get("files") or []
+            await asyncio.to_thread(self.answers.ask, conversation, text, files, self.panel.options(*options))
+        async for update in self._follow(conversation, gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)):
+            yield update
+
+    def _asking(self, example: dict) -> Callable[..., AsyncIterator[tuple]]:
+        """What an example's button does: it asks, and leaves the box alone."""
+
+        async def ask_example(tab: str, *options) -> AsyncIterator[tuple]:
+            with refusals():
+                conversation = self.store.get(tab)
+                given = self.panel.options(*options)
+                await asyncio.to_thread(self.answers.ask, conversation, example["text"], example["files"], given)
+            async for update in self._follow(conversation):
+                yield update
+
+        return ask_example
+
+    async def retry(self, event: gr.RetryData, tab: str, *options) -> AsyncIterator[tuple]:
+        """Answers a question again, with another seed."""
+        with refusals():
+            conversation = self.store.get(tab)
+            given = self.panel.options(*options) | {"seed": None}
+            self.answers.ask_again(conversation, _turn(conversation, event), given)
+        async for update in self._follow(conversation):
+            yield update
+
+    async def edit(self, event: gr.EditData, tab: str, *options) -> AsyncIterator[tuple]:
+        """Answers a question in its new words."""
+        with refusals():
+            conversation = self.store.get(tab)
+            turn, given = _turn(conversation, event), self.panel.options(*options)
+            self.answers.ask_again(conversation, turn, given, text=str(event.value))
+        async for update in self._follow(conversation):
+            yield update
+
+    def undo(self, event: gr.UndoData, tab: str) -> tuple:
+        """Takes the last question back into the box."""
+        with refusals():
+            conversation = self.store.get(tab)
+            question = self.answers.undo(conversation, _turn(conversation, event))
+        text = " ".join(part["text"] for part in question if part["type"] == "text")
+        files = [part["path"] for part in media_of(question)]
+        return {"text": text, "files": files}, *self._drawn(conversation)
+
+    def clear(self, tab: str) -> tuple:
+        """Empties the conversation."""
+        with refusals():
+            conversation = self.store.get(tab)
+            self.answers.clear(conversation)
+        return gr.skip(), *self._drawn(conversation)
+
+    def stop(self, tab: str) -> None:
+        """Stops the answer within one token or one diffusion step."""
+        with refusals():
+            self.store.get(tab).cancel.set()
+
+    def export(self, tab: str) -> str:
+        """Packs the conversation."""
+        with refusals():
+            conversation = self.store.get(tab)
+            if not conversation.turns:
+                raise UserInputError("there is nothing to export yet: the conversation is empty")
+            return str(conversation.export())
+
+    def unpack(self, tab: str, path: str) -> tuple:
+        """Puts an exported conversation in the place of this one."""
+        with refusals():
+            conversation = self.store.get(tab)
+            self.answers.take_over(conversation, path)
+        return gr.skip(), *self._drawn(conversation)
+
+    async def _follow(self, conversation: Conversation, box: gr.MultimodalTextbox | None = None) -> AsyncIterator[tuple]:
+        box = box or gr.MultimodalTextbox(submit_btn=False, stop_btn=True)
+        seen = None
+        while conversation.busy:
+            now = self._shown(conversation)
+            if now != seen:
+                yield box, as_gradio(now), gr.skip()
+                box, seen = gr.skip(), now
+            await asyncio.sleep(POLL)
+        yield gr.MultimodalTextbox(submit_btn=True, stop_btn=False), *self._drawn(conversation)
+
+    def _shown(self, conversation: Conversation) -> list[Shown]:
+        return shown(conversation, self.answers.place(conversation))
+
+    def _drawn(self, conversation: Conversation) -> tuple[list[dict], str]:
+        return as_gradio(self._shown(conversation)), happened(conversation.turns, self.pipeline.signal_tokens)
 
 
-def _as_turn(message: dict) -> dict:
-    """What the text box gives, `{"text", "files"}`, as the page will show it."""
-    text = [message["text"]] if message.get("text") else []
-    return {"role": "user", "content": [{"path": path} for path in message.get("files", [])] + text}
+def read_examples(folder: Path, pipeline: NextGPTPipeline) -> list[dict]:
+    """The examples of `examples.json` that this model can do: `text`, `files` (in the folder) and `answer`, a kind.
+
+    A `label` that says the direction is added.
+    """
+    examples = []
+    for example in json.loads((folder / "examples.json").read_text(encoding="utf-8")):
+        files = [str(folder / name) for name in example["files"]]
+        kinds = [guess_modality(path) for path in files]
+        if set(kinds) <= set(pipeline.input_modalities) and example["answer"] in pipeline.output_modalities:
+            label = f"{' + '.join(kinds) or 'text'} → {example['answer']}: {example['text']}"
+            examples.append(example | {"files": files, "label": label})
+    return examples
 
 
-def _as_parts(content: str | dict | list) -> list[dict]:
-    """Gradio's content, long (`{"type": "file", "file": {"path": …}}`) or short (a text, `{"path": …}`)."""
-    if isinstance(content, list):
-        return [part for item in content for part in _as_parts(item)]
-    text = content if isinstance(content, str) else content.get("text")
-    if text is not None:
-        return [{"type": "text", "text": text}]
-    path = content.get("file", content)["path"]
-    return [{"type": guess_modality(path), "path": path}]
+def as_gradio(pieces: list[Shown]) -> list[dict]:
+    """What is shown, as the messages of Gradio's chatbot; one message a piece, so that indices agree."""
+    return [
+        {"role": piece.role, "content": gr.HTML(piece.html, padding=False) if piece.html else piece.text} for piece in pieces
+    ]
 
 
-def _listed(modalities: tuple[str, ...]) -> str:
-    return ", ".join(modalities[:-1]) + f" and {modalities[-1]}" if len(modalities) > 1 else modalities[0]
+def _turn(conversation: Conversation, event: gr.RetryData | gr.EditData | gr.UndoData) -> int:
+    """The turn whose piece a button of the chatbot belongs to."""
+    index = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
+    pieces = shown(conversation)
+    if not 0 <= index < len(pieces):
+        raise UserInputError("the conversation has changed meanwhile: reload the page")
+    return pieces[index].turn

@@ -1,6 +1,7 @@
 """The command line: what the options are called and how results are printed. The work is done elsewhere.
 
-It is the one door that reaches up to `demo` and `train`. Every command imports what it needs itself: `--help` is quick.
+With `nextgpt.training_commands` it is the one door that reaches up to `demo` and `train`. Every command imports what it
+needs itself, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from nextgpt import __version__
 from nextgpt.errors import NextGPTError, UserInputError
+from nextgpt.training_commands import add_data, add_train
 
 DEFAULT_OUT = "nextgpt-out"
 INPUT_MODALITIES = ("image", "audio", "video")
@@ -51,7 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"nextgpt {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_chat, _add_generate, _add_demo, _add_params, _add_info, _add_evaluate):
+    for add in (_add_chat, _add_generate, _add_demo, _add_params, _add_info, _add_doctor, _add_download):
+        add(commands, debug)
+    for add in (add_train, add_data, _add_evaluate, _add_convert):
         add(commands, debug)
     return parser
 
@@ -63,12 +67,13 @@ def _add_command(commands, name: str, function, summary: str, debug, **details) 
 
 
 def _add_model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
-    name = {"nargs": "?"} if positional else {}
+    names = ("model",) if positional else ("--model", "--preset")
     parser.add_argument(
-        "model" if positional else "--model",
+        *names,
         default="nano",
+        metavar="MODEL",
         help="preset, folder or Hub repository (default: %(default)s)",
-        **name,
+        **({"nargs": "?"} if positional else {}),
     )
     parser.add_argument("--device", default="auto", help="e.g. cpu, mps (default: an accelerator if there is one)")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: by the device)")
@@ -126,7 +131,34 @@ def _add_params(commands, debug) -> None:
 
 def _add_info(commands, debug) -> None:
     parser = _add_command(commands, "info", info, "show versions, devices and what a model is made of", debug)
-    parser.add_argument("model", nargs="?", default="nano", help="preset, folder or Hub repository (default: %(default)s)")
+    parser.add_argument(
+        "model", nargs="?", default="nano", help="preset, folder, Hub repository or training run (default: %(default)s)"
+    )
+
+
+def _add_doctor(commands, debug) -> None:
+    parser = _add_command(commands, "doctor", doctor, "check this environment and a model, one line each", debug)
+    parser.add_argument("model", nargs="?", help="preset, folder or Hub repository (default: the environment alone)")
+
+
+def _add_download(commands, debug) -> None:
+    parser = _add_command(commands, "download", download, "fetch a model's frozen parts from the Hub", debug)
+    parser.add_argument("model", nargs="?", default="7b", help="preset, folder or Hub repository (default: %(default)s)")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="PART", help="language_model, encoder, image …; repeatable"
+    )
+
+
+def _add_convert(commands, debug) -> None:
+    parser = _add_command(commands, "convert", convert, "read a checkpoint of the original NExT-GPT", debug)
+    parser.add_argument("checkpoint", type=Path, help="its pytorch_model.pt, or the folder that holds it")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--language-model", required=True, metavar="FOLDER", help="Vicuna 7B v0, the base of the first published code"
+    )
+    parser.add_argument(
+        "--model", default="7b", help="whose configuration names encoder and decoders (default: %(default)s)"
+    )
 
 
 def _add_evaluate(commands, debug) -> None:
@@ -209,10 +241,55 @@ def params(options: argparse.Namespace) -> None:
 
 def info(options: argparse.Namespace) -> None:
     """Versions, devices, and the parts of a model; no weights are loaded."""
-    from nextgpt.info import describe_environment, describe_model
+    from nextgpt.info import describe_environment, describe_model, describe_run
 
-    environment, model = describe_environment(), describe_model(options.model)
-    print(_aligned(environment), _aligned(model), sep="\n\n")
+    run = describe_run(options.model)
+    if run:
+        print(_aligned(run), end="\n\n")
+    if not run or (Path(options.model) / "config.json").is_file():  # a run that is under way holds no model yet
+        print(_aligned(describe_environment()), _aligned(describe_model(options.model)), sep="\n\n")
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """One line for each check; exit code 1 where something would not work."""
+    if not options.debug:
+        _quiet_libraries()
+    from nextgpt.doctor import examine
+
+    findings = examine(options.model)
+    marks = {True: "ok", False: "FAILS", None: "?"}
+    print(_aligned([(marks[finding.works], finding.what, finding.detail) for finding in findings]))
+    return 1 if any(finding.works is False for finding in findings) else 0
+
+
+def download(options: argparse.Namespace) -> None:
+    """The sizes first, then the files."""
+    from nextgpt.download import download, plan_downloads
+
+    plans = plan_downloads(options.model, options.only)
+    rows = [("part", "repository", "files", "GB", "licence")]
+    rows += [(p.name, p.part.source, str(len(p.files)), f"{p.size / 1e9:.2f}", p.part.license or "–") for p in plans]
+    print(_aligned(rows, right=3), f"\n{sum(plan.size for plan in plans) / 1e9:.2f} GB in all", flush=True)
+    for plan in plans:
+        print(f"{plan.name}: {download(plan)}", flush=True)
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Every key of the original and of this model, then the result."""
+    if not options.debug:
+        _quiet_libraries()
+    from nextgpt.original import IncompleteCheckpoint, convert_checkpoint
+
+    try:
+        report = convert_checkpoint(
+            options.checkpoint, options.out, language_model=options.language_model, model=options.model
+        )
+    except IncompleteCheckpoint as error:
+        print("\n".join(error.report.lines()))
+        raise
+    print("\n".join(report.lines()))
+    counts = f"{len(report.used)} tensors used, {len(report.unused)} unused, {len(report.missing)} missing"
+    print(f"{counts}; saved in {options.out}. Its base is Vicuna 7B v0: {options.language_model}")
 
 
 def evaluate(options: argparse.Namespace) -> None:

@@ -37,6 +37,7 @@ class NextGPTConfig(PreTrainedConfig):
         lora: fields of peft's `LoraConfig`, or `False` for none.
         loss_weights: weight of each part of the training loss.
         token_offset: id of the first added token; by default the LLM's vocabulary size.
+        trained_groups: which of the trained parts a stage has trained so far; None where no one wrote it down.
         text_config, encoder_config: given in place of `language_model` and `encoder` to build randomly initialised
             parts; otherwise read from the parts.
     """
@@ -55,6 +56,7 @@ class NextGPTConfig(PreTrainedConfig):
         lora: dict | bool | None = None,
         loss_weights: dict | None = None,
         token_offset: int | None = None,
+        trained_groups: list[str] | None = None,
         text_config: PreTrainedConfig | dict | None = None,
         encoder_config: PreTrainedConfig | dict | None = None,
         **kwargs,
@@ -68,6 +70,7 @@ class NextGPTConfig(PreTrainedConfig):
         self.signal_tokens = signal_tokens or {m: SIGNAL_DEFAULTS[m] for m in MODALITIES if m in self.decoders}
         self.output_projection = PROJECTION_DEFAULTS | (output_projection or {})
         self.lora = False if lora is False else LORA_DEFAULTS | (lora or {})
+        self.trained_groups = trained_groups
         self.loss_weights = LOSS_DEFAULTS | (loss_weights or {})
         self._name_or_path = str(kwargs.get("name_or_path", ""))  # relative paths are read from here on
         self._input_modalities = input_modalities
@@ -93,15 +96,21 @@ class NextGPTConfig(PreTrainedConfig):
             )
         return values | {"name_or_path": location}, kwargs  # relative paths start from there
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """Writes `config.json`; relative paths of frozen parts are rewritten to start from the new folder."""
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, destination: str | os.PathLike | None = None, **kwargs
+    ) -> None:
+        """Writes `config.json`; relative paths of frozen parts are rewritten to start from the new folder.
+
+        Args:
+            destination: the folder's place once it is finished, where it is written elsewhere first.
+        """
         moved = copy.deepcopy(self)
         if self.base_folder is not None:
             for spec in moved._part_specs():
                 for key in ("source", "config"):
                     if spec.get(key, "").startswith("."):
                         target = (self.base_folder / spec[key]).resolve()
-                        moved_path = os.path.relpath(target, Path(save_directory).resolve())
+                        moved_path = os.path.relpath(target, Path(destination or save_directory).resolve())
                         spec[key] = moved_path if moved_path.startswith(".") else f"./{moved_path}"
         super(NextGPTConfig, moved).save_pretrained(save_directory, **kwargs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,7 @@ from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.modeling_nextgpt import LORA_FOLDER, TRAINED_FILE
 from nextgpt.parts import FrozenPart, preset_names, resolve_model
 
+RUN_FILE = "run.json"  # a training run's folder says in it how it came to be
 LIBRARIES = ("torch", "transformers", "diffusers", "peft", "gradio", "accelerate", "bitsandbytes")
 
 
@@ -46,6 +48,38 @@ def describe_model(name_or_path: str | os.PathLike) -> list[tuple[str, str]]:
     rows.append(("trained", _describe_trained(Path(location))))
     rows.append(("takes", ", ".join(["text", *config.input_modalities])))
     rows.append(("gives", ", ".join(["text", *(f"{m} ({n} signal tokens)" for m, n in config.signal_tokens.items())])))
+    return rows
+
+
+def describe_run(folder: str | os.PathLike) -> list[tuple[str, str]]:
+    """How a training run's folder came to be, as (what, value); empty where it is none.
+
+    Raises:
+        ModelLoadError: its record is damaged.
+    """
+    file = Path(folder) / RUN_FILE
+    if not file.is_file():
+        return []
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        data, settings, finished = record["data"], record["configuration"], record.get("finished")
+        rows = [("stage", record["stage"])]
+        for start in record["starts"]:
+            code = start["git_revision"] or f"nextgpt {start['versions']['nextgpt']}, no git checkout"
+            origin = f"from {start['resumed_from']}" if start["resumed_from"] else f"from {settings['model']}"
+            rows.append(("started", f"{start['time']} {origin}, {start['processes']} × {start['device']}, {code}"))
+        versions = record["starts"][-1]["versions"]
+        rows.append(("finished", f"{finished['time']} at step {finished['steps']}" if finished else "not yet"))
+        rows.append(("versions", ", ".join(f"{name} {versions[name]}" for name in ("python", *LIBRARIES))))
+        rows.append(("data", ", ".join(data["files"])))
+        rows.append(("", f"{data['conversations']:,} conversations, {data['tokens']:,} tokens, {data['skipped']} skipped"))
+        rows.append(("data fingerprint", data["fingerprint"]))
+        rows.append(("model fingerprint", record["model_fingerprint"]))
+        rows.append(("seed", str(record["seed"])))
+        arguments = settings.pop("arguments")
+        rows += [(name, str(value)) for name, value in {**settings, **arguments}.items() if name not in ("model", "data")]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelLoadError(f"{file} is damaged ({type(error).__name__}: {error}): it cannot be shown") from None
     return rows
 
 

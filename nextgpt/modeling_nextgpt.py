@@ -129,7 +129,7 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
             ModelLoadError: a frozen part is missing or unreadable; the message names it.
         """
         language_model = _load_language_model(config, dtype, device_map, quantization_config)
-        model = cls(config, language_model=language_model, encoder=encoder or _load_encoder(config, dtype))
+        model = cls(config, language_model=language_model, encoder=encoder or load_frozen_encoder(config, dtype))
         own = language_model.get_input_embeddings()
         sample = torch.arange(config.text_config.vocab_size, device=own.weight.device)
         model.signal_rows.initialize_from(own(sample).cpu(), language_model.get_output_embeddings().weight.cpu())
@@ -178,12 +178,22 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
             module.to(device, model.get_base_model().dtype)
         return model.eval()
 
-    def save_pretrained(self, save_directory: str | os.PathLike, state_dict: dict | None = None, **unused) -> None:
-        """Writes what was trained and nothing else: `config.json`, `model.safetensors` and the LoRA folder."""
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        state_dict: dict | None = None,
+        destination: str | os.PathLike | None = None,
+        **unused,
+    ) -> None:
+        """Writes what was trained and nothing else: `config.json`, `model.safetensors` and the LoRA folder.
+
+        Args:
+            destination: the folder's place once it is finished, where it is written elsewhere first.
+        """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.config.architectures = [type(self).__name__]
-        self.config.save_pretrained(folder)
+        self.config.save_pretrained(folder, destination=destination)
         self.generation_config.save_pretrained(folder)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.trained_state().items()}
         save_file(tensors, folder / TRAINED_FILE, metadata={"format": "pt"})
@@ -457,7 +467,12 @@ def _load_part(name: str, config: NextGPTConfig, load: Callable):
         ) from error
 
 
-def _load_encoder(config: NextGPTConfig, dtype: torch.dtype | str) -> nn.Module:
+def load_frozen_encoder(config: NextGPTConfig, dtype: torch.dtype | str) -> nn.Module:
+    """The encoder that `config` names, without the rest of the model.
+
+    Raises:
+        ModelLoadError: it is missing or unreadable.
+    """
     dtype = None if dtype == "auto" else dtype
 
     def load(source: str, part: FrozenPart) -> nn.Module:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 
 import torch
-from transformers import DynamicCache
+from transformers import BatchFeature, DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
@@ -227,6 +227,11 @@ class NextGPTPipeline:
         return self.model.get_input_embeddings().weight.device
 
     @property
+    def position_limit(self) -> int | None:
+        """How many positions the LLM has, where it says so."""
+        return getattr(self.model.config.text_config, "max_position_embeddings", None)
+
+    @property
     def input_modalities(self) -> tuple[str, ...]:
         """What may stand in a user's message, text included."""
         return ("text", *self.model.vocabulary.placeholders)
@@ -236,11 +241,30 @@ class NextGPTPipeline:
         """What an answer may hold, text included."""
         return ("text", *self.model.vocabulary.runs)
 
+    @property
+    def signal_tokens(self) -> dict[str, list[str]]:
+        """Output modality → the run of tokens that calls for it, as the LLM writes it."""
+        runs = self.model.vocabulary.runs
+        return {modality: self.processor.tokenizer.convert_ids_to_tokens(run) for modality, run in runs.items()}
+
     def new_session(self) -> Session:
         """A session for one conversation: its KV cache is reused from turn to turn."""
         return Session()
 
     # ------------------------------------------------------------------ answering
+
+    def check(self, messages: list[dict]) -> None:
+        """Reads messages and their media as a call does, without answering.
+
+        Raises:
+            UserInputError: whatever a call would find wrong with them.
+        """
+        self._read(messages)
+
+    def _read(self, conversations: list[dict] | list[list[dict]]) -> BatchFeature:
+        """Messages → the processor's tensors, refused where they are longer than the LLM's positions."""
+        limit = self.position_limit
+        return self.processor(conversations, max_length=limit - 1 if limit else None)
 
     @torch.no_grad()
     def __call__(
@@ -418,21 +442,15 @@ class _Answer:
 
     def _prepare(self, conversations: list[list[dict]]) -> dict:
         model = self.pipeline.model
-        limit = self._position_limit()
-        inputs = self.pipeline.processor(conversations, max_length=limit - 1 if limit else None)
-        inputs = {name: tensor.to(self.pipeline.device) for name, tensor in inputs.items()}
+        inputs = {name: tensor.to(self.pipeline.device) for name, tensor in self.pipeline._read(conversations).items()}
         values = {name: inputs.pop(name) for name in list(inputs) if name.endswith("_values")}
         inputs["media_features"] = model.encode_media(inputs["input_ids"], **values)
         return inputs
 
-    def _position_limit(self) -> int | None:
-        """How many positions the LLM has, where it says so."""
-        return getattr(self.pipeline.model.config.text_config, "max_position_embeddings", None)
-
     def _token_budgets(self, prompt_lengths: list[int]) -> list[int]:
         """What each row may generate: never beyond the LLM's positions, a last run included."""
         asked, model = self.options.max_new_tokens, self.pipeline.model
-        limit = self._position_limit()
+        limit = self.pipeline.position_limit
         if limit is None:
             return [asked] * len(prompt_lengths)
         longest_run = max((len(run) for run in model.vocabulary.runs.values()), default=1)

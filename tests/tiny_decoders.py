@@ -144,24 +144,31 @@ def _vae(channels: int = 3):
     )
 
 
-def _clip(width: int, text_length: int):
-    """A character-level CLIP tokenizer and a one-layer text encoder."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+def tiny_clip_tokenizer(text_length: int):
+    """A character-level CLIP tokenizer."""
+    from transformers import CLIPTokenizer
 
     alphabet = _byte_alphabet()
     tokens = [*alphabet, *(f"{character}</w>" for character in alphabet), *SPECIAL]
     vocab = {token: index for index, token in enumerate(tokens)}
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=text_length)
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=text_length)
+
+
+def _clip(width: int, text_length: int):
+    """Its tokenizer and a one-layer text encoder."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tokenizer = tiny_clip_tokenizer(text_length)
     config = CLIPTextConfig(
-        vocab_size=len(vocab),
+        vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
         max_position_embeddings=text_length,
-        bos_token_id=vocab["<|startoftext|>"],
-        eos_token_id=vocab["<|endoftext|>"],
-        pad_token_id=vocab["<|endoftext|>"],
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     return tokenizer, CLIPTextModel(config)
 

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from nextgpt.configuration_nextgpt import LOSS_DEFAULTS
 from nextgpt.errors import UserInputError
+from nextgpt.train.data import ON_BAD_ITEM
 
 # Set by this package, not by the user: what they would mean is said by `TrainingConfig`'s own fields.
 _RESERVED = {"output_dir", "remove_unused_columns", "resume_from_checkpoint"}
@@ -27,6 +28,8 @@ DEFAULT_ARGUMENTS = {
     "report_to": "tensorboard",
     "dataloader_pin_memory": torch.accelerator.is_available(),
     "ddp_timeout": 7 * 24 * 3600,  # the other processes wait while one computes the frozen features
+    "ddp_find_unused_parameters": True,  # not every batch holds every kind of media, with checkpointed activations too
+    "logging_nan_inf_filter": False,  # such a loss stops the run here, it is not passed over
     "use_cpu": not torch.accelerator.is_available(),  # else `bf16` is refused on a CPU
 }
 
@@ -39,8 +42,12 @@ class TrainingConfig:
         model: where to start: a NExT-GPT preset, folder or Hub repository. With trained weights in it (an earlier
             stage's output) training goes on from them; with a `config.json` alone the trained parts start afresh.
         data: JSON-lines files of chat messages (see `nextgpt.train.data`).
+        data_weights: one number for each file, its weight in the mixture; by default every conversation comes once an
+            epoch.
+        on_bad_item: `fail` stops at a conversation or a file that cannot be used; `skip` goes on without it and lists
+            it in `skipped.jsonl`.
         output_dir: receives the checkpoints and, at the end, the trained model.
-        features: folder of the cached frozen features; stages and runs may share one.
+        features: folder of the cached frozen features and of the tokenized data; stages and runs may share one.
         feature_batch_size: items that the frozen encoders take at once.
         max_length: longest conversation in tokens; by default what the LLM takes.
         tokenizing_workers: processes that tokenize the data at the start; worth it above some 20,000 conversations.
@@ -49,12 +56,17 @@ class TrainingConfig:
         denoising: add the decoders' own denoising loss; the assistant's media then need a `path` beside the `caption`.
         resume: `auto` goes on from the last checkpoint in `output_dir`, if there is one; a folder names one; `false`
             starts anew.
+        sample_steps: after so many steps each time, answers to a few conversations of the data go to the log and to
+            `samples` in `output_dir`; 0: never.
+        sample_count: how many.
         arguments: fields of `TrainingArguments`.
     """
 
     model: str
     data: list[str]
     output_dir: str
+    data_weights: list[float] | None = None
+    on_bad_item: str = "fail"
     features: str = "runs/features"
     feature_batch_size: int = 64
     max_length: int | None = None
@@ -63,6 +75,8 @@ class TrainingConfig:
     loss_weights: dict[str, float] = field(default_factory=dict)
     denoising: bool = False
     resume: str | bool = "auto"
+    sample_steps: int = 500
+    sample_count: int = 4
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -71,11 +85,23 @@ class TrainingConfig:
             raise UserInputError(f"data is {self.data!r}, expected a list of JSON-lines files")
         if self.dtype not in DTYPES:
             raise UserInputError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        if self.on_bad_item not in ON_BAD_ITEM:
+            raise UserInputError(f"on_bad_item is {self.on_bad_item!r}, expected one of {', '.join(ON_BAD_ITEM)}")
+        if self.data_weights is not None:
+            self._check_weights()
         _refuse_unknown(self.loss_weights, LOSS_DEFAULTS, "loss_weights: ")
         try:
             self.loss_weights = {name: float(weight) for name, weight in self.loss_weights.items()}
         except (TypeError, ValueError):
             raise UserInputError(f"loss_weights is {self.loss_weights!r}, expected a number for each part") from None
+
+    def _check_weights(self) -> None:
+        weights = self.data_weights
+        numbers = isinstance(weights, list) and all(isinstance(each, int | float) and each >= 0 for each in weights)
+        if not numbers or len(weights) != len(self.data) or not sum(weights):
+            raise UserInputError(
+                f"data_weights is {weights!r}, expected a number for each of the {len(self.data)} files, one above 0"
+            )
 
     @classmethod
     def from_file(cls, path: str | Path, overrides: Iterable[str] = ()) -> TrainingConfig:

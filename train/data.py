@@ -12,15 +12,18 @@ what the frozen text encoder makes the training target of; its `path` is needed 
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +34,13 @@ from transformers.utils.logging import tqdm
 from nextgpt.errors import UserInputError
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
 from nextgpt.signals import MODALITIES
+from nextgpt.train.hashes import FileHashes
+from nextgpt.train.store import Example, ExampleStore, Skipped
+
+logger = logging.getLogger(__name__)
+
+STORE_VERSION = "1"  # raised when the same files come to mean other examples
+ON_BAD_ITEM = ("fail", "skip")
 
 
 class InputMedia(NamedTuple):
@@ -48,76 +58,152 @@ class OutputMedia(NamedTuple):
     path: Path | None
 
 
+class FeatureRows(Protocol):
+    """Where the frozen features of items (paths, captions) are had from."""
+
+    def rows(self, items: list) -> list[Tensor]:
+        """One tensor for each item, on the CPU."""
+
+
 @dataclass
 class TrainingFeatures:
-    """What the frozen parts say of a data set: each table maps an item to its tensor on the CPU.
+    """What the frozen parts say of a data set.
 
     Args:
-        inputs: media → embedding `[embed_dim]`.
-        targets: output modality → caption → conditioning `[queries, width]`.
-        latents: output modality → media file → latents, for the denoising loss.
+        inputs: input modality → embeddings `[embed_dim]` of media files, by path.
+        targets: output modality → conditioning `[queries, width]` of captions.
+        latents: output modality → latents of media files, by path, for the denoising loss.
     """
 
-    inputs: dict[InputMedia, Tensor] = field(default_factory=dict)
-    targets: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    latents: dict[str, dict[Path, Tensor]] = field(default_factory=dict)
+    inputs: dict[str, FeatureRows] = field(default_factory=dict)
+    targets: dict[str, FeatureRows] = field(default_factory=dict)
+    latents: dict[str, FeatureRows] = field(default_factory=dict)
 
 
-def read_conversations(file: str | Path) -> Iterator[tuple[str, list[dict]]]:
-    """Yields `(file:line, messages)` with media paths resolved.
+class Line(NamedTuple):
+    """One line of a data file, as it stands there."""
 
-    Raises:
-        UserInputError: the file or a line is not what it should be; the message names both.
-    """
-    path = Path(file)
-    if not path.is_file():
-        raise UserInputError(f"{path}: no such file; `data` names JSON-lines files of chat messages")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(_decoded(lines, path), start=1):
-            if line.strip():
-                where = f"{path}:{number}"
-                yield where, [_resolve(message, path.parent) for message in _messages(line, where)]
+    source: int
+    where: str
+    folder: str
+    content: bytes
 
+    def messages(self) -> list[dict]:
+        """The conversation, with media paths resolved.
 
-def _decoded(lines: Iterable[str], path: Path) -> Iterator[str]:
-    try:
-        yield from lines
-    except UnicodeDecodeError as error:
-        raise UserInputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
-
-
-def _messages(line: str, where: str) -> list:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserInputError(f"{where}: not valid JSON ({error}); each line is one conversation") from None
-    messages = record.get("messages") if isinstance(record, dict) else None
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise UserInputError(f'{where}: expected {{"messages": [...]}}, found {line.strip()[:60]}')
-    return messages
+        Raises:
+            UserInputError: the line is not what it should be.
+        """
+        try:
+            record = json.loads(self.content)
+        except ValueError as error:
+            reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not valid JSON"
+            raise UserInputError(f"{reason} ({error}); each line is one conversation") from None
+        messages = record.get("messages") if isinstance(record, dict) else None
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            shown = self.content.decode(errors="replace").strip()[:60]
+            raise UserInputError(f'expected {{"messages": [...]}}, found {shown}')
+        return [_resolve(message, Path(self.folder)) for message in messages]
 
 
-def _resolve(message: Any, folder: Path) -> Any:
-    content = message.get("content") if isinstance(message, dict) else None
+def read_lines(files: Iterable[str | Path]) -> Iterator[Line]:
+    """The lines of JSON-lines files that are not empty, in order."""
+    for source, file in enumerate(files):
+        path = Path(file)
+        with path.open("rb") as lines:
+            for number, content in enumerate(lines, start=1):
+                if content.strip():
+                    yield Line(source, f"{path}:{number}", str(path.parent), content)
+
+
+def check_files(files: Iterable[str | Path]) -> None:
+    """Raises UserInputError for a data file that is not there."""
+    for file in files:
+        if not Path(file).is_file():
+            raise UserInputError(f"{file}: no such file; `data` names JSON-lines files of chat messages")
+
+
+def _resolve(message: dict, folder: Path) -> dict:
+    content = message.get("content")
     if not isinstance(content, list):
         return message  # text, or something that the processor will refuse
-    parts = [
-        part | {"path": str(folder / part["path"])} if isinstance(part, dict) and isinstance(part.get("path"), str) else part
-        for part in content
-    ]
-    return message | {"content": parts}
+
+    def resolved(part: Any) -> Any:
+        if isinstance(part, dict) and isinstance(part.get("path"), str):
+            return part | {"path": os.path.normpath(folder / part["path"])}
+        return part
+
+    return message | {"content": [resolved(part) for part in content]}
 
 
-class ChatDataset(Dataset):
-    """Conversations, tokenized once and kept in memory; media by name only.
+@dataclass
+class Reader:
+    """Tokenizes lines, and says what is wrong with them. Travels to other processes.
 
     Args:
-        files: JSON-lines files.
         processor: tokenizes, and refuses malformed messages.
         max_length: longest conversation, in tokens.
         needs: `input` or `output`: refuse conversations without media on that side (they would teach nothing).
         needs_output_files: refuse media of the assistant without a `path`.
+        on_bad_item: `fail`, or `skip`: give a `Skipped` in its place.
+    """
+
+    processor: NextGPTProcessor
+    max_length: int | None = None
+    needs: str | None = None
+    needs_output_files: bool = False
+    on_bad_item: str = "fail"
+
+    def __call__(self, line: Line) -> Example | Skipped:
+        """The line's tokens and media.
+
+        Raises:
+            UserInputError: names the file and the line.
+        """
+        try:
+            return self._read(line)
+        except UserInputError as error:
+            if self.on_bad_item == "skip":
+                return Skipped(line.where, str(error))
+            raise UserInputError(f"{line.where}: {error}") from None
+
+    def _read(self, line: Line) -> Example:
+        messages = line.messages()
+        encoded = self.processor(
+            messages, add_generation_prompt=False, return_labels=True, load_media=False, max_length=self.max_length
+        )
+        learned = (encoded["labels"][0] != IGNORED_LABEL).numpy()
+        inputs = [_input_media(part) for part in _media_parts(messages, "user")]
+        outputs = [_output_media(part) for part in _media_parts(messages, "assistant")]
+        self._check(learned, inputs, outputs)
+        record = {
+            "id": line.where,
+            "inputs": [(media.modality, str(media.path)) for media in inputs],
+            "outputs": [(media.modality, media.caption, media.path and str(media.path)) for media in outputs],
+        }
+        return Example(encoded["input_ids"][0].numpy(), learned, record, line.source)
+
+    def _check(self, learned: np.ndarray, inputs: list[InputMedia], outputs: list[OutputMedia]) -> None:
+        if not learned.any():
+            raise UserInputError("the assistant says nothing, so there is nothing to learn; add its answer")
+        if self.needs and not {"input": inputs, "output": outputs}[self.needs]:
+            speaker = {"input": "user", "output": "assistant"}[self.needs]
+            raise UserInputError(f"no media from the {speaker}: this stage learns nothing from it; leave the line out")
+        if self.needs_output_files:
+            for media in outputs:
+                if media.path is None or not media.path.is_file():
+                    raise UserInputError(f"{media.modality} {media.caption!r} needs a file at `path` for denoising")
+
+
+class ChatDataset(Dataset):
+    """Conversations, tokenized once and kept on disk; media by name only.
+
+    Args:
+        files: JSON-lines files.
+        reader: tokenizes them.
+        folder: keeps the tokens (and the hashes of files) from run to run; by default a temporary one.
         workers: processes that share the tokenizing; 0: this one alone.
+        retry: read the files again where some of their lines were skipped last time; they may have been mended.
 
     Raises:
         UserInputError: names the file and the line.
@@ -126,82 +212,130 @@ class ChatDataset(Dataset):
     def __init__(
         self,
         files: Iterable[str | Path],
-        processor: NextGPTProcessor,
+        reader: Reader,
         *,
-        max_length: int | None = None,
-        needs: str | None = None,
-        needs_output_files: bool = False,
+        folder: str | Path | None = None,
         workers: int = 0,
+        retry: bool = True,
     ):
-        self.processor, self.max_length = processor, max_length
-        self.needs, self.needs_output_files = needs, needs_output_files
-        lines = [line for file in files for line in read_conversations(file)]
-        if not lines:
+        files = list(files)
+        check_files(files)
+        if folder is None:
+            self._temporary = tempfile.TemporaryDirectory()  # goes when the data set goes
+            folder = self._temporary.name
+        self.hashes = FileHashes(folder)
+        contents = self.hashes.of(map(Path, files))
+        self.fingerprint = _digest([contents[Path(file)].hex() for file in files])
+        self.store = self._open(files, reader, Path(folder), workers, retry)
+        self.skipped = list(self.store.skipped)
+        self._kept: np.ndarray | None = None  # indices into the store; None: all
+        if not len(self):
             raise UserInputError(f"no conversations in {', '.join(map(str, files)) or 'an empty list of files'}")
-        with _mapper(workers) as each:
-            examples = tqdm(each(self._example, lines), desc="Tokenizing", total=len(lines), unit=" conversations")
-            self.examples = [{name: _tensor(value) for name, value in example.items()} for example in examples]
+
+    def _open(self, files: list, reader: Reader, folder: Path, workers: int, retry: bool) -> ExampleStore:
+        identity = [STORE_VERSION, self.fingerprint, [str(Path(file).absolute()) for file in files]]
+        settings = [reader.max_length, reader.needs, reader.needs_output_files, reader.on_bad_item]
+        name = _digest([*identity, *settings, _processor_identity(reader.processor)])[:16]
+        store = ExampleStore(folder / "conversations" / name)
+        if store.folder.is_dir() and not (retry and store.skipped):
+            logger.info("tokenized conversations: %s", store.folder)
+            return store
+        size = sum(Path(file).stat().st_size for file in files)
+        with tqdm(desc="Tokenizing", total=size, unit="B", unit_scale=True) as bar, mapper(workers) as each:
+
+            def lines() -> Iterator[Line]:
+                for line in read_lines(files):
+                    bar.update(len(line.content))
+                    yield line
+
+            return ExampleStore.write(store.folder, each(reader, lines()))
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.store) if self._kept is None else len(self._kept)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`input_ids` and `labels` `[length]`, `inputs` and `outputs`: media in the order of their tokens."""
-        return self.examples[index]
+        """`input_ids` and `labels` `[length]`, `inputs` and `outputs`: media in the order of their tokens, `id`."""
+        example = self.store[self._stored(index)]
+        inputs, outputs = _media(example.record)
+        return {
+            "id": example.record["id"],
+            "input_ids": torch.from_numpy(example.ids.astype(np.int64)),
+            "labels": torch.from_numpy(np.where(example.learned, example.ids, IGNORED_LABEL).astype(np.int64)),
+            "inputs": inputs,
+            "outputs": outputs,
+        }
+
+    def media(self, index: int) -> tuple[list[InputMedia], list[OutputMedia]]:
+        """What the model looks at, and what it learns to make."""
+        return _media(self.store.record(self._stored(index)))
 
     @property
-    def inputs(self) -> set[InputMedia]:
-        """All media that the model looks at."""
-        return {media for example in self.examples for media in example["inputs"]}
+    def lengths(self) -> np.ndarray:
+        """Tokens of each conversation: `[n]`."""
+        return self._of_kept(self.store.lengths)
 
     @property
-    def outputs(self) -> set[OutputMedia]:
-        """All media that the model learns to make."""
-        return {media for example in self.examples for media in example["outputs"]}
+    def sources(self) -> np.ndarray:
+        """The number of each conversation's file: `[n]`."""
+        return self._of_kept(self.store.sources)
 
-    def _example(self, line: tuple[str, list[dict]]) -> dict[str, Any]:
-        where, messages = line
-        try:
-            encoded = self.processor(
-                messages,
-                add_generation_prompt=False,
-                return_labels=True,
-                load_media=False,
-                max_length=self.max_length,
-            )
-            example = {name: encoded[name][0].numpy() for name in ("input_ids", "labels")}
-            example["inputs"] = [_input_media(part) for part in _media_parts(messages, "user")]
-            example["outputs"] = [_output_media(part) for part in _media_parts(messages, "assistant")]
-            self._check(example)
-        except UserInputError as error:
-            raise UserInputError(f"{where}: {error}") from None
-        return example
+    def drop(self, bad: Mapping[Any, str]) -> None:
+        """Leaves out the conversations that hold one of the `bad` items (path or caption → reason).
 
-    def _check(self, example: dict[str, Any]) -> None:
-        if (example["labels"] == IGNORED_LABEL).all():
-            raise UserInputError("the assistant says nothing, so there is nothing to learn; add its answer")
-        if self.needs and not example[f"{self.needs}s"]:
-            speaker = {"input": "user", "output": "assistant"}[self.needs]
-            raise UserInputError(f"no media from the {speaker}: this stage learns nothing from it; leave the line out")
-        if self.needs_output_files:
-            for media in example["outputs"]:
-                if media.path is None or not media.path.is_file():
-                    raise UserInputError(f"{media.modality} {media.caption!r} needs a file at `path` for denoising")
+        Raises:
+            UserInputError: nothing is left.
+        """
+        if not bad:
+            return
+        kept = []
+        for index in map(self._stored, range(len(self))):
+            record = self.store.record(index)
+            inputs, outputs = _media(record)
+            items = [*(media.path for media in inputs), *(item for media in outputs for item in media[1:])]
+            reasons = [f"{item}: {bad[item]}" for item in items if item in bad]
+            if reasons:
+                self.skipped.append(Skipped(record["id"], reasons[0]))
+            else:
+                kept.append(index)
+        if not kept:
+            raise UserInputError(f"every conversation has a bad item; the last is {self.skipped[-1].reason}")
+        self._kept = np.array(kept)
+
+    def _stored(self, index: int) -> int:
+        return index if self._kept is None else int(self._kept[index])
+
+    def _of_kept(self, values: np.ndarray) -> np.ndarray:
+        return values if self._kept is None else values[self._kept]
+
+
+def _media(record: dict) -> tuple[list[InputMedia], list[OutputMedia]]:
+    inputs = [InputMedia(modality, Path(path)) for modality, path in record["inputs"]]
+    return inputs, [OutputMedia(modality, caption, path and Path(path)) for modality, caption, path in record["outputs"]]
 
 
 @contextmanager
-def _mapper(workers: int) -> Iterator[Callable]:
-    """`map`, or the same over processes. They are spawned, because an accelerator does not survive a fork."""
+def mapper(workers: int, chunk: int = 500) -> Iterator[Callable]:
+    """`map`, or the same over processes that take `chunk` items at once.
+
+    They are spawned, because an accelerator does not survive a fork.
+    """
     if not workers:
         yield map
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield partial(pool.map, chunksize=500)
+    with get_context("spawn").Pool(workers) as pool:
+        yield partial(pool.imap, chunksize=chunk)
 
 
-def _tensor(value: Any) -> Any:
-    """Arrays travel between processes at less cost than tensors, which take a file descriptor each."""
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+def _digest(values: list) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _processor_identity(processor: NextGPTProcessor) -> str:
+    """What decides how messages become tokens."""
+    tokenizer = processor.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return _digest([vocabulary, processor.chat_template, processor.vocabulary.strings])
 
 
 def _media_parts(messages: list[dict], role: str) -> list[dict]:
@@ -237,29 +371,40 @@ class ChatCollator:
         self.pad_token_id, self.features = pad_token_id, features
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Media features and targets come in the row-major order of their placeholders and signal runs."""
-        features = self.features
+        """Media features and targets come in the row-major order of their placeholders and signal runs.
+
+        Beside the model's inputs there is `ids`: the conversations' files and lines.
+        """
         ids = [example["input_ids"] for example in examples]
         lengths = torch.tensor([len(row) for row in ids])
         batch = {
+            "ids": [example["id"] for example in examples],
             "input_ids": _pad(ids, self.pad_token_id),
             "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long(),  # [batch, length]
             "labels": _pad([example["labels"] for example in examples], IGNORED_LABEL),
         }
-        inputs = [features.inputs[media] for example in examples for media in example["inputs"]]
+        inputs = [media for example in examples for media in example["inputs"]]
         if inputs:
-            batch["media_features"] = torch.stack(inputs)
+            batch["media_features"] = torch.stack(self.input_features(inputs))
         outputs = [media for example in examples for media in example["outputs"]]
-        for name, tables in (("conditioning_targets", features.targets), ("media_latents", features.latents)):
+        for name, tables in (("conditioning_targets", self.features.targets), ("media_latents", self.features.latents)):
             column = "caption" if name == "conditioning_targets" else "path"
-            rows = {
-                modality: [table[getattr(media, column)] for media in outputs if media.modality == modality]
-                for modality, table in tables.items()
-            }
-            stacked = {modality: torch.stack(values) for modality, values in rows.items() if values}
+            stacked = {}
+            for modality, table in tables.items():
+                items = [getattr(media, column) for media in outputs if media.modality == modality]
+                if items:
+                    stacked[modality] = torch.stack(table.rows(items))
             if stacked:
                 batch[name] = stacked
         return batch
+
+    def input_features(self, media: list[InputMedia]) -> list[Tensor]:
+        """The embedding `[embed_dim]` of each piece of media, in order."""
+        rows = {
+            modality: iter(self.features.inputs[modality].rows([each.path for each in media if each.modality == modality]))
+            for modality in {each.modality for each in media}
+        }
+        return [next(rows[each.modality]) for each in media]
 
 
 def _pad(rows: list[Tensor], value: int) -> Tensor:

@@ -1,31 +1,40 @@
 """The three stages (NExT-GPT, sections 4 and 5): what each trains, and the way from a configuration to a saved model.
 
-The losses are the model's, the loop is transformers' `Trainer`'s.
+The losses are the model's, the loop is transformers' `Trainer`'s, as `nextgpt.train.trainer` has it.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from transformers import Trainer, set_seed
+from torch import nn
+from transformers import TrainerState, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.modeling_nextgpt import TRAINED_FILE, NextGPTModel
 from nextgpt.parts import fetch_model
 from nextgpt.processing_nextgpt import PROCESSOR_FILE, NextGPTProcessor
+from nextgpt.train.card import write_card
+from nextgpt.train.checkpoints import check_identity, checkpoints, set_aside, written_whole
 from nextgpt.train.config import TrainingConfig
-from nextgpt.train.data import ChatCollator, ChatDataset
+from nextgpt.train.data import ChatCollator, ChatDataset, Reader, TrainingFeatures
 from nextgpt.train.features import gather_features
+from nextgpt.train.record import fingerprint_model, run_identity, write_finish, write_start
+from nextgpt.train.sampling import EpochSampler
+from nextgpt.train.store import SKIPPED_FILE
+from nextgpt.train.trainer import StageTrainer
+from nextgpt.train.watch import SampleAnswers
 
 logger = logging.getLogger(__name__)
+
+STRATEGIES = ("random", "sequential", "group_by_length")
 
 
 class Stage(NamedTuple):
@@ -59,38 +68,112 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
         raise UserInputError(f"{arguments.n_gpu} accelerators are visible to one process: use `accelerate launch -m`")
     set_seed(arguments.seed)
     model, processor = load_for_training(config)
-    dataset = ChatDataset(
-        config.data,
-        processor,
-        max_length=config.max_length or model.config.text_config.max_position_embeddings,
-        needs=STAGES[stage].needs,
-        needs_output_files=config.denoising,
-        workers=config.tokenizing_workers,
-    )
-    with arguments.main_process_first(desc="frozen features"):
+    with arguments.main_process_first(desc="data and frozen features"):
+        first = arguments.local_process_index == 0
+        dataset = open_dataset(stage, config, model.config, processor, retry=first)
         features = gather_features(
             dataset,
-            model,
+            model.config,
+            model.encoder,
             processor,
             config.features,
             device=arguments.device,
             batch_size=config.feature_batch_size,
-            denoising=config.denoising,
+            decoders=model.decoders if config.denoising else None,
+            on_bad_item=config.on_bad_item,
         )
+    _report_skipped(dataset, Path(config.output_dir))
     model.encoder = nn.Module()  # its features are there: the frozen encoder need not travel to the device
     model.train_only(STAGES[stage].trains)
-    trainer = StageTrainer(
-        processor,
-        model=model,
-        args=arguments,
-        train_dataset=dataset,
-        data_collator=ChatCollator(processor.tokenizer.pad_token_id, features),
-    )
+    model.config.trained_groups = sorted({*(model.config.trained_groups or ()), *STAGES[stage].trains})
+    fingerprint = fingerprint_model(fetch_model(config.model), model.config, dataset.hashes)
+    identity = run_identity(stage, config, arguments, dataset, fingerprint)
+    trainer = _trainer(stage, config, arguments, model, processor, dataset, features, identity)
+    checkpoint = _checkpoint(config, identity, is_main=arguments.should_save)
+    if arguments.should_save:
+        write_start(config.output_dir, stage, config, arguments, dataset, identity, checkpoint)
     logger.info("%s: %d conversations, %s trained", stage, len(dataset), ", ".join(STAGES[stage].trains))
-    trainer.train(resume_from_checkpoint=_checkpoint(config))
-    trainer.save_model()
+    _train(trainer, checkpoint)
+    if arguments.should_save:
+        with written_whole(config.output_dir) as folder:
+            trainer.save_model(str(folder))
+            record = write_finish(config.output_dir, folder, trainer.state)
+            write_card(folder, model.config, record)
     trainer.save_state()
     return Path(config.output_dir)
+
+
+def open_dataset(
+    stage: str, config: TrainingConfig, model_config: NextGPTConfig, processor: NextGPTProcessor, *, retry: bool = True
+) -> ChatDataset:
+    """The conversations that a stage learns from; `retry` as for `ChatDataset`."""
+    reader = Reader(
+        processor,
+        max_length=config.max_length or model_config.text_config.max_position_embeddings,
+        needs=STAGES[stage].needs,
+        needs_output_files=config.denoising,
+        on_bad_item=config.on_bad_item,
+    )
+    return ChatDataset(config.data, reader, folder=config.features, workers=config.tokenizing_workers, retry=retry)
+
+
+def _trainer(
+    stage: str,
+    config: TrainingConfig,
+    arguments: TrainingArguments,
+    model: NextGPTModel,
+    processor: NextGPTProcessor,
+    dataset: ChatDataset,
+    features: TrainingFeatures,
+    identity: dict[str, Any],
+) -> StageTrainer:
+    strategy = arguments.train_sampling_strategy
+    if strategy not in STRATEGIES:
+        raise UserInputError(f"train_sampling_strategy is {strategy!r}, expected one of {', '.join(STRATEGIES)}")
+    sampler = EpochSampler(
+        dataset.sources,
+        seed=arguments.seed,
+        weights=config.data_weights,
+        lengths=dataset.lengths if strategy == "group_by_length" else None,
+        step_size=identity["conversations per step"],
+        shuffle=strategy != "sequential",
+    )
+    collator = ChatCollator(processor.tokenizer.pad_token_id, features)
+    trainer = StageTrainer(
+        processor, sampler, identity, model=model, args=arguments, train_dataset=dataset, data_collator=collator
+    )
+    if config.sample_steps:
+        makes_media = "output_projections" in STAGES[stage].trains
+        samples = SampleAnswers(
+            dataset, collator, processor, steps=config.sample_steps, count=config.sample_count, make_media=makes_media
+        )
+        samples.use_tensorboard(trainer.callback_handler.callbacks)
+        trainer.add_callback(samples)
+    return trainer
+
+
+def _train(trainer: StageTrainer, checkpoint: str | None) -> None:
+    """Trains from a checkpoint on, or takes it as it is where it is the last one: the `Trainer` would add a step."""
+    if checkpoint:
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        if 0 < trainer.args.max_steps <= state.global_step:
+            logger.info("%s has all %d steps", checkpoint, trainer.args.max_steps)
+            trainer._load_from_checkpoint(checkpoint)
+            trainer.state = state
+            return
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def _report_skipped(dataset: ChatDataset, folder: Path) -> None:
+    if dataset.skipped:
+        first = dataset.skipped[0]
+        logger.warning(
+            "%d bad items skipped, listed in %s; the first is %s: %s",
+            len(dataset.skipped),
+            folder / SKIPPED_FILE,
+            first.where,
+            first.reason,
+        )
 
 
 def load_for_training(config: TrainingConfig) -> tuple[NextGPTModel, NextGPTProcessor]:
@@ -104,70 +187,73 @@ def load_for_training(config: TrainingConfig) -> tuple[NextGPTModel, NextGPTProc
     else:
         logger.info("%s holds no %s: the trained parts start afresh", location, TRAINED_FILE)
     model.get_base_model().config.use_cache = False  # nothing is generated here
+    return model, load_processor(location, model_config)
+
+
+def load_processor(location: Path, model_config: NextGPTConfig) -> NextGPTProcessor:
+    """The processor that was saved with a model, or a new one for a model that was never trained."""
     if (location / PROCESSOR_FILE).is_file():
-        return model, NextGPTProcessor.from_pretrained(location)
-    return model, NextGPTProcessor.from_config(model_config)
+        return NextGPTProcessor.from_pretrained(location)
+    return NextGPTProcessor.from_config(model_config)
 
 
-def _checkpoint(config: TrainingConfig) -> str | None:
-    """The checkpoint to go on from. `trainer_state.json` is written last, so a folder without it is incomplete."""
+def _checkpoint(config: TrainingConfig, identity: dict[str, Any], *, is_main: bool) -> str | None:
+    """The checkpoint to go on from.
+
+    Raises:
+        UserInputError: it is none, or that of another run.
+    """
     if not config.resume:
+        if is_main:
+            set_aside(config.output_dir)
         return None
-    if config.resume not in ("auto", True):
-        return str(config.resume)
-    complete = [file.parent for file in Path(config.output_dir).glob("checkpoint-*/trainer_state.json")]
-    if not complete:
-        return None
-    last = max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]))
-    logger.info("Resuming from %s; `resume=false` starts anew", last)
-    return str(last)
+    if config.resume in ("auto", True):
+        whole = checkpoints(config.output_dir)
+        if not whole:
+            return None
+        checkpoint = whole[-1]
+        logger.info("Resuming from %s; `resume=false` starts anew", checkpoint)
+    else:
+        checkpoint = Path(config.resume)
+        if not (checkpoint / TRAINER_STATE_NAME).is_file():
+            raise UserInputError(f"resume names {checkpoint}, which holds no {TRAINER_STATE_NAME}: name a checkpoint folder")
+    check_identity(checkpoint, identity)
+    return str(checkpoint)
 
 
-class StageTrainer(Trainer):
-    """A `Trainer` whose checkpoints hold only what is trained, and whose log names the parts of the loss."""
+def train(stage: str, config: str, overrides: Sequence[str] = ()) -> Path:
+    """What the commands do: reads a configuration file, trains, and says where the result is.
 
-    def __init__(self, processor: NextGPTProcessor, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.processor = processor  # not as `processing_class`: the Trainer would change the model's special tokens
-        self._loss_parts: dict[str, list[Tensor]] = defaultdict(list)
+    Args:
+        config: a YAML file, or `nano` or `7b` for the one that comes with the package.
+        overrides: `key=value`.
 
-    def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, **kwargs: Any) -> Any:
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        for name, part in outputs.losses.items():
-            self._loss_parts[name].append(part.detach())  # read at the next log only, so the device is not waited for
-        return (loss, outputs) if return_outputs else loss
+    Raises:
+        NextGPTError: as for `run_stage`.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    try:
+        folder = run_stage(stage, read_config(stage, config, overrides))
+    except OSError as error:  # a decoder's file, a full disk
+        raise error if isinstance(error, NextGPTError) else UserInputError(str(error)) from error
+    logger.info("saved in %s", folder)
+    return folder
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs:
-            logs |= {f"loss/{name}": torch.stack(parts).mean().item() for name, parts in self._loss_parts.items()}
-            self._loss_parts.clear()
-        super().log(logs, *args, **kwargs)
 
-    def floating_point_ops(self, inputs: dict) -> int:
-        """Not counted: the `Trainer` would walk through all parameters at every step of a small model."""
-        return 0
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if not self.args.should_save:
-            return
-        folder = output_dir or self.args.output_dir
-        self.accelerator.unwrap_model(self.model).save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.accelerator.unwrap_model(model or self.model).load_trained(resume_from_checkpoint)
+def read_config(stage: str, config: str, overrides: Sequence[str] = ()) -> TrainingConfig:
+    """The settings in a file, or in the packaged one that `nano` or `7b` names, with `key=value` overrides."""
+    packaged = Path(__file__).parent / "configs" / config / f"{stage}.yaml"
+    return TrainingConfig.from_file(packaged if packaged.is_file() else config, overrides)
 
 
 def main(stage: str, arguments: Sequence[str] | None = None) -> None:
     """The command of one stage: `--config FILE [key=value ...]`. A user's mistake ends it with one line and code 2."""
     description = f"Trains {', '.join(STAGES[stage].trains)}."
     parser = argparse.ArgumentParser(prog=f"python -m nextgpt.train.{stage}", description=description)
-    parser.add_argument("--config", required=True, help="YAML file; examples stand in train/configs")
+    parser.add_argument("--config", required=True, help="YAML file, or nano or 7b for the one that comes with the package")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     try:
-        folder = run_stage(stage, TrainingConfig.from_file(options.config, options.overrides))
-    except (NextGPTError, OSError) as error:
+        train(stage, options.config, options.overrides)
+    except NextGPTError as error:
         parser.exit(2, f"error: {error}\n")
-    logger.info("saved in %s", folder)

@@ -62,6 +62,22 @@ def test_a_reply_can_be_appended_and_answered(pipe):
     assert second.timings.prompt_tokens > reply.timings.prompt_tokens
 
 
+def test_check_refuses_what_a_call_would_refuse_and_answers_nothing(pipe, tmp_path):
+    (tmp_path / "broken.png").write_text("no picture")
+    assert pipe.check(ASK) is None
+    for part, told in (
+        ({"type": "image", "path": str(tmp_path / "broken.png")}, "not a picture"),
+        ({"type": "text", "text": "word " * 1000}, "the model takes 511"),
+    ):
+        with pytest.raises(UserInputError, match=told):
+            pipe.check([{"role": "user", "content": [part]}])
+
+
+def test_the_signal_tokens_are_told_as_the_model_writes_them(pipe):
+    assert pipe.signal_tokens["image"] == ["[IMG0]", "[IMG1]", "[IMG2]", "[IMG3]"]
+    assert list(pipe.signal_tokens) == ["image", "audio", "video"]
+
+
 def test_the_seed_decides_the_media(pipe):
     first, again, other = (pipe(ASK, require={"image": 1}, max_new_tokens=20, seed=seed, **STEPS) for seed in (1, 1, 2))
     assert same_media(first.images, again.images) and not same_media(first.images, other.images)
@@ -133,7 +149,7 @@ def test_an_abandoned_stream_stops(pipe):
         if isinstance(event, MediaProgress):
             break
     stream.close()
-    assert not any(thread.name.startswith("nextgpt") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("nextgpt-stream") for thread in threading.enumerate())
     assert pipe(TALK, max_new_tokens=2, output_modalities=("text",)).token_ids
 
 

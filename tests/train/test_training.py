@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
 from nextgpt.decoders import StableDiffusionDecoder
@@ -19,84 +17,16 @@ from nextgpt.errors import UserInputError
 from nextgpt.modeling_nextgpt import NextGPTModel
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.config import TrainingConfig
-from nextgpt.train.data import ChatCollator, ChatDataset, TrainingFeatures
-from nextgpt.train.features import cached_features
-from nextgpt.train.stages import STAGES, StageTrainer, load_for_training, run_stage
-from tiny_models import tiny_config
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-COLOURS = ("red", "green", "blue", "yellow")
-
-
-def naming(colour: str) -> dict:
-    question = [{"type": "image", "path": f"pictures/{colour}.png"}, {"type": "text", "text": "What is it?"}]
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": f"A {colour} one."}]}
-
-
-def drawing(colour: str) -> dict:
-    picture = {"type": "image", "caption": f"a {colour} square", "path": f"pictures/{colour}.png"}
-    return {
-        "messages": [
-            {"role": "user", "content": f"draw {colour}"},
-            {"role": "assistant", "content": [{"type": "text", "text": "Here: "}, picture]},
-        ]
-    }
-
-
-def write_lines(path: Path, records: list[dict]) -> str:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return str(path)
-
-
-def make_responsive(file: Path) -> None:
-    """Random weights of the usual scale hardly pass on what they are shown; a projection can teach larger ones."""
-    scaled = {name: tensor * 8 if tensor.ndim == 2 else tensor for name, tensor in load_file(file).items()}
-    save_file(scaled, file, metadata={"format": "pt"})
+from nextgpt.train.data import ChatCollator, ChatDataset, Reader, TrainingFeatures
+from nextgpt.train.features import FeatureCache, FeatureSource, FeatureTable, fill
+from nextgpt.train.stages import STAGES, load_for_training, run_stage
+from nextgpt.train.trainer import StageTrainer
+from tiny_training import REPOSITORY, build_world, checkpoint_tensors, config_for, drawing, log_of, naming, write_lines
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """A folder with a model's configuration and frozen parts, four pictures, and data for each stage."""
-    folder = tmp_path_factory.mktemp("a world")
-    tiny_config(folder / "parts").save_pretrained(folder / "model")
-    written = folder / "model" / "config.json"  # names the parts by relative paths, as a folder that may move does
-    written.write_text(written.read_text().replace(str(folder / "parts"), "../parts"))
-    make_responsive(folder / "parts" / "language_model" / "model.safetensors")
-    (folder / "pictures").mkdir()
-    for colour in COLOURS:
-        Image.new("RGB", (32, 32), colour).save(folder / "pictures" / f"{colour}.png")
-    write_lines(folder / "align_encoders.jsonl", [naming(colour) for colour in COLOURS])
-    write_lines(folder / "align_decoders.jsonl", [drawing(colour) for colour in COLOURS])
-    write_lines(folder / "instruct.jsonl", [make(colour) for colour in COLOURS for make in (naming, drawing)])
-    return folder
-
-
-def config_for(world: Path, stage: str, output: Path, **changes) -> TrainingConfig:
-    values = {
-        "model": str(world / "model"),
-        "data": [str(world / f"{stage}.jsonl")],
-        "output_dir": str(output),
-        "features": str(world / "features"),
-        "learning_rate": 1e-2,
-        "max_steps": 12,
-        "per_device_train_batch_size": 4,
-        "logging_steps": 2,
-        "save_steps": 6,
-        "lr_scheduler_type": "constant",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    return TrainingConfig.from_dict(values | changes)
-
-
-def log_of(folder: Path) -> list[dict]:
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [entry for entry in history if "loss" in entry]
-
-
-def checkpoint_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors") | load_file(folder / "lora" / "adapter_model.safetensors")
+    return build_world(tmp_path_factory.mktemp("a world"))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -144,19 +74,6 @@ def test_a_stage_starts_from_the_one_before(world, tmp_path) -> None:
     assert not torch.equal(kept["signal_rows.input"], moved["signal_rows.input"])
 
 
-def test_a_resumed_run_ends_where_a_straight_one_does(world, tmp_path) -> None:
-    straight = run_stage("instruct", config_for(world, "instruct", tmp_path / "straight"))
-    config = config_for(world, "instruct", tmp_path / "halves", max_steps=6)
-    run_stage("instruct", config)
-    (tmp_path / "halves" / "checkpoint-9").mkdir()  # what a kill inside a write leaves: it must be passed over
-    resumed = run_stage("instruct", config_for(world, "instruct", tmp_path / "halves", max_steps=12))
-    assert json.loads((resumed / "trainer_state.json").read_text())["global_step"] == 12
-    expected, found = checkpoint_tensors(straight), checkpoint_tensors(resumed)
-    assert expected.keys() == found.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(tensor, found[name]), name
-
-
 def test_frozen_features_are_computed_once(world, tmp_path, monkeypatch) -> None:
     first = run_stage("instruct", config_for(world, "instruct", tmp_path / "1", max_steps=2))
 
@@ -169,26 +86,62 @@ def test_frozen_features_are_computed_once(world, tmp_path, monkeypatch) -> None
     assert log_of(first)[0]["loss"] == log_of(second)[0]["loss"]
 
 
+class Letters:
+    """Stands for a data set whose items are letters, one a conversation."""
+
+    def __init__(self, letters: str):
+        self.letters = letters
+
+    def __len__(self) -> int:
+        return len(self.letters)
+
+    def media(self, index: int) -> tuple[list, list]:
+        return [self.letters[index]], []
+
+
+def letter_source(folder: Path, compute) -> FeatureSource:
+    def keys(letters):
+        return {letter: letter.lower().encode().ljust(32) for letter in letters}
+
+    table = FeatureTable(FeatureCache(folder, "letters", {"content": "1"}), keys)
+    return FeatureSource(table, lambda inputs, outputs: inputs, compute, "letters")
+
+
 def test_an_interrupted_cache_keeps_what_it_has_and_equal_content_is_computed_once(tmp_path) -> None:
-    keys = {name: name.lower().encode().ljust(32) for name in ("a", "b", "B", "c", "d")}
     asked = []
 
-    def compute(items: list[str]) -> torch.Tensor:
+    def compute(items: list[str]) -> dict:
         asked.extend(items)
         if "d" in items and len(asked) == 4:
             raise KeyboardInterrupt
-        return torch.tensor([[float(ord(item.lower()))] for item in items])
+        return {item: torch.tensor([float(ord(item.lower()))]) for item in items}
 
-    options = {"batch_size": 1, "description": "letters"}
     with pytest.raises(KeyboardInterrupt):
-        cached_features(tmp_path, keys, compute, **options)
-    features = cached_features(tmp_path, keys, compute, **options)
+        fill(letter_source(tmp_path, compute), Letters("abBcd"), batch_size=1)
+    source = letter_source(tmp_path, compute)
+    fill(source, Letters("abBcd"), batch_size=1)
     assert len(asked) == 5 and asked[-1] == "d"
-    assert {name: chr(int(row)) for name, row in features.items()} == {name: name.lower() for name in keys}
+    assert [chr(int(row)) for row in source.table.rows(list("abBcd"))] == list("abbcd")
 
-    next(tmp_path.glob("*.safetensors")).write_bytes(b"cut off")
+    (source.table.cache.folder / "index.sqlite").unlink()  # it is made anew
+    assert [chr(int(row)) for row in letter_source(tmp_path, compute).table.rows(list("dB"))] == list("db")
+
+    (source.table.cache.folder / "cut.safetensors").write_bytes(b"cut off")
     with pytest.raises(UserInputError, match=r"safetensors: a broken shard .* delete it"):
-        cached_features(tmp_path, keys, compute, **options)
+        letter_source(tmp_path, compute)
+
+
+def test_processes_divide_the_items_of_a_cache(tmp_path) -> None:
+    asked: list[str] = []
+
+    def compute(items: list[str]) -> dict:
+        asked.extend(items)
+        return {item: torch.zeros(1) for item in items}
+
+    letters = "abcdefghijklmnop"
+    for part in (0, 1, 2):
+        fill(letter_source(tmp_path, compute), Letters(letters), batch_size=4, share=(part, 3))
+    assert sorted(asked) == list(letters)
 
 
 def test_cached_features_give_the_loss_of_the_encoder_itself(world, tmp_path) -> None:
@@ -218,10 +171,17 @@ def test_bf16_gradient_accumulation_and_length_groups_run(world, tmp_path) -> No
 
 def test_labels_stand_on_the_assistants_words_only(world) -> None:
     processor = load_for_training(config_for(world, "instruct", world / "unused"))[1]
-    dataset = ChatDataset([world / "instruct.jsonl"], processor)
-    for example, expected in zip(dataset, ("A red one.</s>", "Here: [IMG0][IMG1][IMG2][IMG3]</s>"), strict=False):
-        labels = example["labels"]
+    dataset = ChatDataset([world / "instruct.jsonl"], Reader(processor))
+    for index, expected in enumerate(("A red one.</s>", "Here: [IMG0][IMG1][IMG2][IMG3]</s>")):
+        labels = dataset[index]["labels"]
         assert processor.tokenizer.decode(labels[labels != -100]).strip() == expected
+
+
+class StemLengths:
+    """Features that tell items apart: the length of a file's stem, or of a caption."""
+
+    def rows(self, items: list) -> list[torch.Tensor]:
+        return [torch.tensor([len(getattr(item, "stem", item))]) for item in items]
 
 
 def test_a_batch_holds_features_in_the_order_of_their_tokens(world, tmp_path) -> None:
@@ -229,26 +189,25 @@ def test_a_batch_holds_features_in_the_order_of_their_tokens(world, tmp_path) ->
     two = {"messages": [{"role": "user", "content": [blue, red]}, {"role": "assistant", "content": "Two."}]}
     file = write_lines(tmp_path / "data.jsonl", [two, drawing("red"), naming("red") | two, drawing("blue")])
     processor = load_for_training(config_for(world, "instruct", tmp_path))[1]
-    dataset = ChatDataset([file], processor)
-    values = {media: torch.tensor([len(media.path.stem)]) for media in dataset.inputs}
-    targets = {"image": {media.caption: torch.tensor([len(media.caption)]) for media in dataset.outputs}}
-    batch = ChatCollator(0, TrainingFeatures(inputs=values, targets=targets))([dataset[i] for i in range(4)])
+    dataset = ChatDataset([file], Reader(processor))
+    features = TrainingFeatures(inputs={"image": StemLengths()}, targets={"image": StemLengths()})
+    batch = ChatCollator(0, features)([dataset[i] for i in range(4)])
     assert batch["media_features"].tolist() == [[4], [3], [4], [3]]
     assert batch["conditioning_targets"]["image"].tolist() == [[len("a red square")], [len("a blue square")]]
-    assert batch["attention_mask"].sum(1).tolist() == [len(example["input_ids"]) for example in dataset]
+    assert batch["attention_mask"].sum(1).tolist() == [len(dataset[i]["input_ids"]) for i in range(4)]
     assert (batch["attention_mask"].diff(dim=1) <= 0).all(), "padding stands on the right"
 
 
 def test_several_processes_tokenize_as_one_does(world, tmp_path) -> None:
     processor = load_for_training(config_for(world, "instruct", tmp_path))[1]
-    alone, shared = (ChatDataset([world / "instruct.jsonl"], processor, workers=workers) for workers in (0, 1))
-    for expected, found in zip(alone, shared, strict=True):
+    alone, shared = (ChatDataset([world / "instruct.jsonl"], Reader(processor), workers=n) for n in (0, 1))
+    for expected, found in ((alone[i], shared[i]) for i in range(len(alone))):
         assert torch.equal(expected.pop("input_ids"), found.pop("input_ids"))
         assert torch.equal(expected.pop("labels"), found.pop("labels"))
         assert expected == found
     file = write_lines(tmp_path / "data.jsonl", [drawing("red"), naming("purple")])
     with pytest.raises(UserInputError, match=r"data.jsonl:2: .*no such file"):
-        ChatDataset([file], processor, workers=1)
+        ChatDataset([file], Reader(processor), workers=1)
 
 
 BROKEN = {
@@ -268,7 +227,7 @@ def test_a_broken_line_is_named_by_file_and_number(problem, world, tmp_path) -> 
     file.write_text(f"{json.dumps(drawing('red'))}\n\n{BROKEN[problem]}\n")
     processor = load_for_training(config_for(world, "instruct", tmp_path))[1]
     with pytest.raises(UserInputError, match=f"data.jsonl:3: .*{problem}"):
-        ChatDataset([file], processor, max_length=512)
+        ChatDataset([file], Reader(processor, max_length=512))
 
 
 def test_a_conversation_that_teaches_a_stage_nothing_is_refused(world, tmp_path) -> None:

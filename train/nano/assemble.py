@@ -22,16 +22,21 @@ logger = logging.getLogger(__name__)
 
 FROZEN = ("encoder", "language_model", "image_decoder", "judge")
 LEFT_OUT = shutil.ignore_patterns("checkpoint*", "training_log.json", "*.png", "README.md", "runs")
+OF_THE_RUN = ("trainer_state.json", "training_args.bin", "run.json", "README.md", "skipped.jsonl")  # not of the preset
 LICENCE = "Apache-2.0; trained on artwork listed in ATTRIBUTION.md"
 
 
-def new_config() -> NextGPTConfig:
-    """The nano model: every number that is not its frozen parts' own."""
+def new_config(parts: str = "preset:nano") -> NextGPTConfig:
+    """The nano model: every number that is not its frozen parts' own.
+
+    Args:
+        parts: where the frozen parts' folders lie.
+    """
     return NextGPTConfig(
-        language_model={"source": "preset:nano/language_model", "license": LICENCE},
-        encoder={"kind": "imagebind", "source": "preset:nano/encoder", "license": LICENCE},
+        language_model={"source": f"{parts}/language_model", "license": LICENCE},
+        encoder={"kind": "imagebind", "source": f"{parts}/encoder", "license": LICENCE},
         decoders={
-            "image": {"kind": "stable-diffusion", "source": "preset:nano/image_decoder", "license": LICENCE},
+            "image": {"kind": "stable-diffusion", "source": f"{parts}/image_decoder", "license": LICENCE},
         },
         input_modalities=["image"],
         output_projection={"hidden_size": 192, "num_layers": 2, "num_heads": 4},
@@ -77,7 +82,7 @@ def assemble_trained(root: Path, preset: Path) -> None:
         log[stage] = {"steps": state["global_step"], "curve": curve[:: max(1, len(curve) // 40)]}
     (preset / "training_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
     for path in (root / "instruct").iterdir():
-        if path.is_file() and path.name not in ("trainer_state.json", "training_args.bin"):
+        if path.is_file() and path.name not in OF_THE_RUN:
             shutil.copy(path, preset / path.name)
     shutil.copytree(root / "instruct" / "lora", preset / "lora", ignore=LEFT_OUT, dirs_exist_ok=True)
 

@@ -1,0 +1,133 @@
+"""What the page shows of a conversation, as Gradio's messages and as HTML. Knows no pipeline and serves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from nextgpt.demo.conversations import Conversation, Pending, Turn, media_of
+
+FILE_ADDRESS = "gradio_api/file="  # below the page's own address, wherever that is
+PLAYERS = {
+    "image": '<img src="{address}" alt="{label}">',
+    "audio": '<audio src="{address}" aria-label="{label}" controls preload="metadata"></audio>',
+    "video": '<video src="{address}" aria-label="{label}" controls loop muted playsinline preload="auto"></video>',
+}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One bubble's worth: words, or HTML of our own making. `turn` is the index of the turn it shows."""
+
+    role: str
+    turn: int
+    text: str = ""
+    html: str = ""
+
+
+def shown(conversation: Conversation, place: int = 0) -> list[Shown]:
+    """Everything of a conversation; `place` is how many answers come before the one it waits for."""
+    pieces = []
+    for i, turn in enumerate(list(conversation.turns)):
+        pieces += [_part("user", i, part) for part in turn.question]
+        pieces += [_part("assistant", i, part) for part in list(turn.answer)]
+        if status := _status(turn, conversation.busy and turn is conversation.turns[-1], place):
+            pieces.append(Shown("assistant", i, html=status))
+    return pieces
+
+
+def _part(role: str, turn: int, part: dict) -> Shown:
+    if part["type"] == "text":
+        return Shown(role, turn, text=part["text"])
+    return Shown(role, turn, html=_figure(part))
+
+
+def _figure(part: dict) -> str:
+    """A picture, a player, and for what was made here its seed, its time and a link that saves it."""
+    path, kind = Path(part["path"]), part["type"]
+    address = escape(FILE_ADDRESS + quote(path.as_posix()))
+    seed = part.get("seed")
+    label = escape(f"{kind}, seed {seed}" if seed is not None else path.name)
+    caption = ""
+    if seed is not None:
+        took = f" · {part['seconds']:.1f} s" if "seconds" in part else ""
+        caption = (
+            f'<figcaption>seed {seed}{took} · <a href="{address}" download '
+            f'aria-label="Download the {kind}">download</a></figcaption>'
+        )
+    return f'<figure class="medium">{PLAYERS[kind].format(address=address, label=label)}{caption}</figure>'
+
+
+def _status(turn: Turn, under_way: bool, place: int) -> str:
+    if turn.pending:
+        return _progress(turn.pending)
+    if turn.note:
+        return f'<p class="note" role="alert">{escape(turn.note)}</p>'
+    if under_way and place:
+        before = "one answer comes" if place == 1 else f"{place} answers come"
+        return f'<p class="note" role="status">Waiting: {before} before yours.</p>'
+    if under_way and not turn.answer:
+        return '<p class="note" role="status">Reading …</p>'
+    return ""
+
+
+def _progress(pending: Pending) -> str:
+    step = f"step {pending.step} of {pending.total}" if pending.total else "starting"
+    value = f' value="{pending.step}" max="{pending.total}"' if pending.total else ""
+    preview = f'<img src="{pending.preview}" alt="preview">' if pending.preview else ""
+    return (
+        f'<figure class="medium pending" role="status">{preview}<figcaption>Making the {pending.modality}: {step}'
+        f"<progress{value}></progress></figcaption></figure>"
+    )
+
+
+# ---------------------------------------------------------------------- what happened
+
+
+def happened(turns: Sequence[Turn], signal_tokens: dict[str, list[str]]) -> str:
+    """The way of the last finished answer through the model, step by step, with times."""
+    turn = next((turn for turn in reversed(turns) if turn.timings), None)
+    if turn is None:
+        return "<p>Ask something, and the way of the answer through the model is shown here.</p>"
+    times = turn.timings
+    read = [part["type"] for part in media_of(turn.question)]
+    made = media_of(turn.answer)
+    media_in = f"{listed(read)}: one embedding each, and the words as tokens" if read else "the words as tokens"
+    rows = [
+        ("encoder → projection", media_in, times.prepare),
+        (
+            "language model reads",
+            f"{times.prompt_tokens} tokens, {times.cached_tokens} of them still known from before",
+            times.first_token - times.prepare,
+        ),
+        (
+            "language model writes",
+            f"{times.new_tokens} tokens, {times.tokens_per_second:.0f} a second; the first after {times.first_token:.2f} s",
+            times.prepare + times.generate - times.first_token,
+        ),
+    ]
+    for part in made:
+        run = signal_tokens[part["type"]]
+        rows.append(("signal tokens", f"<code>{escape(_run(run))}</code> call for the {part['type']}", None))
+        rows.append(("projection → decoder", f"{part['type']}, seed {part.get('seed')}", part.get("seconds")))
+    if not made:
+        rows.append(("signal tokens", "none: the answer is words alone", None))
+    rows.append(("in all", "", times.total))
+    return f'<table class="happened"><tbody>{"".join(_row(*row) for row in rows)}</tbody></table>'
+
+
+def _row(stage: str, what: str, seconds: float | None) -> str:
+    took = "" if seconds is None else f"{max(seconds, 0):.2f} s"
+    return f'<tr><th scope="row">{stage}</th><td>{what}</td><td>{took}</td></tr>'
+
+
+def _run(tokens: Sequence[str]) -> str:
+    return " ".join(tokens) if len(tokens) <= 4 else f"{tokens[0]} … {tokens[-1]}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as a person lists them: one, two and three."""
+    return ", ".join(words[:-1]) + f" and {words[-1]}" if len(words) > 1 else words[0]

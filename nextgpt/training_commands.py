@@ -1,0 +1,122 @@
+"""The commands of training and its data: `nextgpt train …` and `nextgpt data …`. The work is done in `nextgpt.train`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+STAGES = {"encoders": "align_encoders", "decoders": "align_decoders", "instruct": "instruct"}
+SUMMARIES = {
+    "encoders": "stage 1: media → caption; trains the input projection",
+    "decoders": "stage 2: caption → signal tokens; trains the output projections and the signal rows",
+    "instruct": "stage 3: dialogues; trains LoRA, the projections and the signal rows together",
+}
+
+
+def add_train(commands: Any, debug: argparse.ArgumentParser) -> None:
+    """`nextgpt train encoders|decoders|instruct --config FILE [key=value ...]`."""
+    parser = commands.add_parser("train", help="train one of the three stages", parents=[debug])
+    stages = parser.add_subparsers(title="stages", metavar="STAGE", required=True)
+    for name, summary in SUMMARIES.items():
+        stage = stages.add_parser(name, help=summary, description=summary, parents=[debug])
+        stage.set_defaults(command=train, stage=STAGES[name])
+        stage.add_argument(
+            "--config", required=True, help="YAML file, or nano or 7b for the one that comes with the package"
+        )
+        stage.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+
+
+def train(options: argparse.Namespace) -> None:
+    """Trains; the log goes to the terminal, the result to the configuration's `output_dir`."""
+    from nextgpt.train.stages import train
+
+    train(options.stage, options.config, options.overrides)
+
+
+def add_data(commands: Any, debug: argparse.ArgumentParser) -> None:
+    """`nextgpt data convert|check|cache`."""
+    parser = commands.add_parser("data", help="convert, check and cache training data", parents=[debug])
+    tools = parser.add_subparsers(title="tools", metavar="TOOL", required=True)
+    for add in (_add_convert, _add_check, _add_cache):
+        add(tools, debug)
+
+
+def _add_tool(tools, name: str, function, summary: str, debug) -> argparse.ArgumentParser:
+    parser = tools.add_parser(name, help=summary, description=summary, parents=[debug])
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _add_convert(tools, debug) -> None:
+    parser = _add_tool(tools, "convert", convert_data, "bring other formats to JSON lines of chat messages", debug)
+    parser.add_argument("files", nargs="+", type=Path, help="JSON or JSON-lines files of one format")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="JSON-lines file to write")
+    parser.add_argument(
+        "--format", default="auto", help="auto, captions, nextgpt, llava, alpaca or sharegpt (default: %(default)s)"
+    )
+    parser.add_argument("--media", type=Path, help="folder of the media files (default: the first file's folder)")
+    parser.add_argument(
+        "--task",
+        choices=("encoders", "decoders"),
+        default="encoders",
+        help="what plain pairs of media and caption become: questions about media or wishes for them (default: %(default)s)",
+    )
+
+
+def convert_data(options: argparse.Namespace) -> None:
+    """Converts, and says how many conversations there are and what was left out."""
+    from nextgpt.train.formats import convert_files
+
+    report = convert_files(options.files, options.out, format=options.format, media_folder=options.media, task=options.task)
+    print(f"{options.out}: {report.conversations:,} conversations from {', '.join(map(str, options.files))}")
+    for reason, count in report.left_out.items():
+        print(f"left out {count:,}: {reason}")
+
+
+def _add_check(tools, debug) -> None:
+    parser = _add_tool(tools, "check", check_data, "read everything and report what is wrong with it", debug)
+    parser.add_argument("files", nargs="+", type=Path, help="JSON-lines files of chat messages")
+    parser.add_argument("--model", default="nano", help="whose tokenizer and kinds of media count (default: %(default)s)")
+    parser.add_argument("--max-length", type=int, help="longest conversation in tokens (default: what the model takes)")
+    parser.add_argument("--min-length", type=int, default=1, help="shortest answer in tokens (default: %(default)s)")
+    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def check_data(options: argparse.Namespace) -> int:
+    """Prints the problems and the histogram of lengths; exit code 1 where there is a problem."""
+    from nextgpt.train.check import check_files
+
+    report = check_files(
+        options.files,
+        options.model,
+        max_length=options.max_length,
+        min_length=options.min_length,
+        workers=options.workers,
+    )
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        for problem in report.problems:
+            print(f"{problem.kind}  {problem.where}: {problem.reason}")
+        print("\n".join(report.summary()))
+    return 1 if report.problems else 0
+
+
+def _add_cache(tools, debug) -> None:
+    summary = "store what the frozen encoders and text encoders say of a stage's data"
+    parser = _add_tool(tools, "cache", cache_data, summary, debug)
+    parser.add_argument("stage", choices=tuple(STAGES), help="whose configuration it is")
+    parser.add_argument("--config", required=True, help="YAML file of the stage, or nano or 7b")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    parser.add_argument("--processes", type=int, default=1, help="that share the work (default: %(default)s)")
+
+
+def cache_data(options: argparse.Namespace) -> None:
+    """Computes what is missing; started again, it goes on where it stopped."""
+    from nextgpt.train.cache import cache_features
+
+    folder = cache_features(STAGES[options.stage], options.config, options.overrides, processes=options.processes)
+    print(f"features of the frozen parts: {folder}")

@@ -1,0 +1,240 @@
+"""Samples per second and memory of the three stages, beside the plainest correct loop. Asserts nothing.
+
+    python tests/benchmarks/training.py [--samples 512] [--batch 64] [--steps 8] [--stages instruct]
+
+A model of nano's size with random weights learns from random pictures of 64 pixels. The plain loop reads, tokenizes,
+encodes and embeds everything anew in every step: forward, backward, step. Every figure comes from a process of its own;
+the first half of its steps warms up. `uncached` is a first epoch that has to compute the features before, `cached` every
+later one. `waiting` is the share of a step in which the model waits for its batch, `outside` all that is not forward,
+backward or the optimizer's step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+
+from nextgpt.train import stages  # noqa: E402
+from nextgpt.train.config import TrainingConfig  # noqa: E402
+from nextgpt.train.trainer import StageTrainer  # noqa: E402
+
+WORDS = [f"{first}{second}" for first in ("bo", "ka", "li", "mu", "ne") for second in ("ra", "si", "to", "ve", "zu")]
+
+
+# ---------------------------------------------------------------------- what is trained
+
+
+def build(folder: Path, samples: int) -> None:
+    """A model of nano's size and data for its stages, in `folder`."""
+    from nextgpt.encoders import encoder_from_config
+    from nextgpt.train.nano import autoencoder, encoder, image_decoder, language_model
+    from nextgpt.train.nano.assemble import new_config
+    from tiny_decoders import tiny_clip_tokenizer
+
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    texts = [" ".join(random.choice(WORDS, 8)) + f" {random.integers(1_000_000)}" for _ in range(20_000)]
+    tokenizer = language_model.train_tokenizer(texts)
+    language_model.new_model(tokenizer).save_pretrained(folder / "language_model")
+    tokenizer.save_pretrained(folder / "language_model")
+    encoder_from_config(encoder.new_config()).save_pretrained(folder / "encoder")
+    pictures = autoencoder.new_autoencoder()
+    pictures.save_pretrained(folder / "autoencoder")
+    clip = tiny_clip_tokenizer(image_decoder.CONTEXT)
+    parts = image_decoder.new_text_encoder(clip), image_decoder.new_unet(pictures.config.latent_channels)
+    image_decoder.new_pipeline(folder / "autoencoder", *parts, clip).save_pretrained(folder / "image_decoder")
+    new_config(str(folder)).save_pretrained(folder / "model")
+
+    (folder / "pictures").mkdir()
+    lines: dict[str, list[dict]] = {stage: [] for stage in stages.STAGES}
+    for number in range(samples):
+        path = f"pictures/{number}.png"
+        Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / path)
+        caption = " ".join(random.choice(WORDS, 6))
+        shown = [{"type": "image", "path": path}, {"type": "text", "text": "What is it?"}]
+        looking = [{"role": "user", "content": shown}, {"role": "assistant", "content": caption}]
+        drawn = [{"type": "text", "text": "Here it is:"}, {"type": "image", "caption": caption, "path": path}]
+        drawing = [{"role": "user", "content": f"Draw {caption}."}, {"role": "assistant", "content": drawn}]
+        for stage, messages in (
+            ("align_encoders", looking),
+            ("align_decoders", drawing),
+            ("instruct", looking if number % 2 else drawing),
+        ):
+            lines[stage].append({"messages": messages})
+    for stage, records in lines.items():
+        (folder / f"{stage}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def settings(folder: Path, stage: str, options: argparse.Namespace) -> TrainingConfig:
+    """The same for both loops."""
+    return TrainingConfig.from_dict(
+        {
+            "model": str(folder / "model"),
+            "data": [str(folder / f"{stage}.jsonl")],
+            "output_dir": str(folder / "runs" / stage),
+            "features": str(folder / "features"),
+            "learning_rate": 1e-3,
+            "max_steps": options.steps,
+            "per_device_train_batch_size": options.batch,
+            "logging_steps": options.steps // 2,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "sample_steps": 0,
+            "resume": False,
+        }
+    )
+
+
+# ---------------------------------------------------------------------- what is measured, in a process of its own
+
+
+def measure_plain(folder: Path, stage: str, options: argparse.Namespace) -> dict[str, float]:
+    """The plain loop: everything anew in every step."""
+    from nextgpt.decoders import load_decoder
+
+    config = settings(folder, stage, options)
+    device = config.training_arguments().device
+    model, processor = stages.load_for_training(config)
+    model.train_only(stages.STAGES[stage].trains)
+    model.to(device).train()
+    part = model.config.part("image")
+    decoder = load_decoder(part.kind, model.config.location("image"), device=device)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3)
+    lines = (folder / f"{stage}.jsonl").read_text().splitlines()
+    random = np.random.default_rng(0)
+    for step in range(options.steps):
+        if step == options.steps // 2:
+            began = time.perf_counter()
+        chosen = [json.loads(lines[index])["messages"] for index in random.choice(len(lines), options.batch)]
+        parts = [part for messages in chosen for message in messages for part in as_parts(message)]
+        for each in parts:
+            each["path"] = str(folder / each["path"])
+        inputs = processor(chosen, add_generation_prompt=False, return_labels=True, padding_side="right").to(device)
+        captions = [each["caption"] for each in parts if "caption" in each]
+        targets = {"image": decoder.encode(captions)} if captions else None
+        model(**inputs, conditioning_targets=targets).loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    seconds = time.perf_counter() - began
+    return {"samples_per_second": (options.steps - options.steps // 2) * options.batch / seconds}
+
+
+def as_parts(message: dict) -> list[dict]:
+    """The media of a message."""
+    return [part for part in message["content"] if part["type"] != "text"] if isinstance(message["content"], list) else []
+
+
+def measure_ours(folder: Path, stage: str, options: argparse.Namespace) -> dict[str, float]:
+    """A run of the stage as a user starts it; its features are computed in it where they are not cached."""
+    clock = {"features": 0.0, "model": 0.0}
+    gather = stages.gather_features
+
+    def timed_gather(*arguments, **keywords):
+        began = time.perf_counter()
+        features = gather(*arguments, **keywords)
+        clock["features"] = time.perf_counter() - began
+        return features
+
+    def timed(function):
+        def run(*arguments, **keywords):
+            began = time.perf_counter()
+            result = function(*arguments, **keywords)
+            clock["model"] += time.perf_counter() - began
+            return result
+
+        return run
+
+    stages.gather_features = timed_gather
+    StageTrainer.training_step = timed(StageTrainer.training_step)  # forward and backward
+    torch.optim.AdamW.step = timed(torch.optim.AdamW.step)
+    logs = []
+    log = StageTrainer.log
+
+    def kept_log(self, entry, *arguments, **keywords):
+        log(self, entry, *arguments, **keywords)
+        if "loss" in entry:
+            logs.append(entry | {"model": clock["model"], "at": time.perf_counter()})
+
+    StageTrainer.log = kept_log
+    stages.run_stage(stage, settings(folder, stage, options))
+    first, last = logs[-2:]
+    inside = (last["model"] - first["model"]) / (last["at"] - first["at"])
+    return {
+        "samples_per_second": last["samples_per_second"],
+        "input_share": last["input_share"],
+        "outside": 1 - inside,
+        "features": clock["features"],
+    }
+
+
+def peak_memory() -> float:
+    """In MB: of the accelerator where there is one, else of this process."""
+    if torch.accelerator.is_available():
+        return torch.accelerator.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+# ---------------------------------------------------------------------- the table
+
+
+def measured(folder: Path, stage: str, loop: str, options: argparse.Namespace) -> dict[str, float]:
+    """Runs one measurement in a process of its own."""
+    numbers = [f"--{name}={getattr(options, name)}" for name in ("samples", "batch", "steps")]
+    command = [sys.executable, __file__, *numbers, "--measure", loop, stage, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=8, help="of each loop; half of them are timed")
+    parser.add_argument("--stages", nargs="+", choices=tuple(stages.STAGES), default=tuple(stages.STAGES))
+    parser.add_argument("--measure", nargs=3, metavar=("LOOP", "STAGE", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        loop, stage, folder = options.measure
+        logging.disable()
+        figures = {"plain": measure_plain, "ours": measure_ours}[loop](Path(folder), stage, options)
+        print(json.dumps(figures | {"memory": peak_memory()}))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        build(folder, options.samples)
+        print(f"{'':15}{'samples/s':^38}{'peak MB':^18}{'share of a step':^22}")
+        heads = ("plain", "uncached", "cached", "× plain", "plain", "cached", "waiting", "outside")
+        print(f"{'stage':15}" + "".join(f"{head:>{9 if i < 6 else 11}}" for i, head in enumerate(heads)))
+        for stage in options.stages:
+            plain = measured(folder, stage, "plain", options)
+            first, cached = (measured(folder, stage, "ours", options) for _ in range(2))
+            uncached = 1 / (first["features"] / options.samples + 1 / first["samples_per_second"])
+            print(
+                f"{stage:15}{plain['samples_per_second']:9.1f}{uncached:9.1f}{cached['samples_per_second']:9.1f}"
+                f"{cached['samples_per_second'] / plain['samples_per_second']:9.2f}{plain['memory']:9.0f}"
+                f"{cached['memory']:9.0f}{cached['input_share']:11.1%}{cached['outside']:11.1%}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The panel of options and the examples: both are read off the model."""
+
+import json
+
+import pytest
+
+from nextgpt import NextGPTPipeline
+from nextgpt.decoders import load_decoder
+from nextgpt.demo.app import EXAMPLES, Chat, read_examples
+from nextgpt.errors import UserInputError
+from nextgpt.media import load_media
+from tiny_models import tiny_model
+
+
+@pytest.fixture(scope="module")
+def picture_chat(tmp_path_factory):
+    """A model that takes and gives text and pictures only."""
+    folder = tmp_path_factory.mktemp("pictures")
+    model, processor = tiny_model(folder, input_modalities=["image"])
+    decoders = {"image": load_decoder("stable-diffusion", str(folder / "image_decoder"))}
+    chat = Chat(NextGPTPipeline(model, processor, decoders))
+    yield chat
+    chat.close()
+
+
+def values(panel, **given) -> list:
+    """The panel's values as the page has them at first, but for those given by label."""
+    return [given.get(component.label, component.value) for component in panel.components]
+
+
+def test_untouched_options_leave_everything_to_the_model(picture_chat):
+    panel = picture_chat.panel
+    assert panel.options(*values(panel)) == {
+        **{"output_modalities": ["text", "image"], "max_new_tokens": 256, "seed": None},
+        "image": {},
+    }
+
+
+def test_options_become_the_pipelines(picture_chat):
+    panel = picture_chat.panel
+    given = values(panel, Temperature=0.7, Seed="12", Steps=" 5 ", Guidance="2.5", **{"Answer with": []})
+    assert panel.options(*given) == {
+        **{"output_modalities": ["text"], "max_new_tokens": 256, "seed": 12},
+        **{"do_sample": True, "temperature": 0.7, "top_p": 1.0},
+        "image": {"num_inference_steps": 5, "guidance_scale": 2.5},
+    }
+
+
+@pytest.mark.parametrize(("label", "text"), [("Seed", "lucky"), ("Steps", "2.5"), ("Guidance", "much")])
+def test_what_is_no_number_is_refused_by_name(picture_chat, label, text):
+    panel = picture_chat.panel
+    with pytest.raises(UserInputError, match=f"{label} is '{text}'"):
+        panel.options(*values(panel, **{label: text}))
+
+
+def test_only_what_the_model_knows_is_offered(picture_chat):
+    directions = {example["label"].split(":")[0] for example in read_examples(EXAMPLES, picture_chat.pipeline)}
+    assert directions == {"text → image", "image → text"}
+    assert picture_chat.box.sources == ["upload"]
+
+
+def test_every_direction_has_an_example_whose_media_can_be_read(pipeline):
+    examples = read_examples(EXAMPLES, pipeline)
+    assert {example["label"].split(":")[0] for example in examples} == {
+        *("text → image", "image → text", "text → audio", "audio → text"),
+        *("text → video", "video → text", "audio → image", "image → audio"),
+    }
+    assert len(examples) == len(json.loads((EXAMPLES / "examples.json").read_text()))
+    for kind, path in [(example["label"].split()[0], path) for example in examples for path in example["files"]]:
+        load_media(kind, path)

@@ -1,0 +1,44 @@
+"""Several processes train as one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tiny_training import REPOSITORY, build_world, log_of, settings
+
+STEPS = {"max_steps": 6, "logging_steps": 1, "save_steps": 6, "per_device_train_batch_size": 2, "weight_decay": 0.1}
+LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]  # what accelerate starts, too
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    return build_world(tmp_path_factory.mktemp("a world"))
+
+
+def train(command: list[str], world: Path, output: Path, **changes) -> list[dict]:
+    file = output.with_suffix(".yaml")
+    file.write_text(json.dumps(settings(world, "instruct", output, **STEPS | changes)))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    words = [sys.executable, *command, "-m", "nextgpt.train.instruct", "--config", str(file)]
+    done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return log_of(output)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "with checkpointed activations"])
+def test_two_processes_have_the_loss_curve_of_one_with_twice_the_accumulation(checkpointing, world, tmp_path) -> None:
+    options = {"activation_checkpointing": checkpointing}
+    alone = train([], world, tmp_path / "one", gradient_accumulation_steps=2, **options)
+    both = train(LAUNCH, world, tmp_path / "two", **options)
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["starts"][0]["processes"] == 2
+    assert len(alone) == len(both) == 6
+    for one, two in zip(alone, both, strict=True):
+        for name in ("loss", "loss/text", "loss/conditioning/image", "grad_norm"):
+            assert two.get(name) == pytest.approx(one.get(name), rel=1e-5), (name, one["step"])
+    assert all("loss/conditioning/image" in entry for entry in alone)

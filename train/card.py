@@ -1,0 +1,89 @@
+"""The model card of a trained model, filled in from its run. Writes one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nextgpt.configuration_nextgpt import NextGPTConfig
+
+CARD_FILE = "README.md"
+SHOWN_ARGUMENTS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "max_grad_norm",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "bf16",
+)
+
+
+def write_card(folder: str | Path, config: NextGPTConfig, record: dict[str, Any]) -> Path:
+    """Writes `README.md`, as the Hub shows it.
+
+    Args:
+        config: of the model.
+        record: what `nextgpt.train.record` says of the run that made it.
+    """
+    settings, data, start = record["configuration"], record["data"], record["starts"][-1]
+    finished = record["finished"]
+    licenses = sorted({part.license for part in config.parts().values() if part.license})
+    rows = [
+        ("stage", record["stage"]),
+        ("started from", f"{settings['model']} (fingerprint `{record['model_fingerprint'][:16]}`)"),
+        ("data", ", ".join(Path(file).name for file in data["files"])),
+        ("data fingerprint", f"`{data['fingerprint'][:16]}`"),
+        ("conversations", f"{data['conversations']:,} ({data['tokens']:,} tokens; {data['skipped']} bad ones skipped)"),
+        ("steps", f"{finished['steps']:,} ({finished['epochs'] or 0:.2f} epochs)"),
+        ("last loss", "–" if finished["loss"] is None else f"{finished['loss']:.4f}"),
+        ("seed", record["seed"]),
+        *((name, settings["arguments"][name]) for name in SHOWN_ARGUMENTS if name in settings["arguments"]),
+        ("code", start["git_revision"] or f"nextgpt {start['versions']['nextgpt']}"),
+        ("versions", ", ".join(f"{name} {start['versions'][name]}" for name in ("torch", "transformers", "peft"))),
+    ]
+    parts = [
+        f"| {name.replace('_', ' ')} | {' @ '.join(filter(None, (part.source, part.revision)))} | {part.license or '–'} |"
+        for name, part in config.parts().items()
+    ]
+    text = "\n".join(
+        [
+            "---",
+            "library_name: nextgpt",
+            "pipeline_tag: any-to-any",
+            "tags: [nextgpt, any-to-any, multimodal]",
+            "---",
+            "",
+            f"# {Path(settings['output_dir']).name}",
+            "",
+            f"A NExT-GPT: takes text, {', '.join(config.input_modalities)}; gives text, {', '.join(config.signal_tokens)}.",
+            "This folder holds what was trained: projections, the signal tokens' rows, and LoRA. The frozen parts are",
+            "fetched from where the table names them.",
+            "",
+            "    from nextgpt import NextGPTPipeline",
+            "",
+            '    pipe = NextGPTPipeline.from_pretrained("this folder")',
+            '    print(pipe([{"role": "user", "content": "hello"}]).text)',
+            "",
+            "## How it was trained",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in rows),
+            "",
+            "## Frozen parts",
+            "",
+            "| part | source | licence |",
+            "|---|---|---|",
+            *parts,
+            "",
+            f"The licences of the frozen parts hold for what they make: {', '.join(licenses) or 'see their sources'}.",
+            "",
+        ]
+    )
+    path = Path(folder) / CARD_FILE
+    path.write_text(text, encoding="utf-8")
+    return path

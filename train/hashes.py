@@ -1,0 +1,81 @@
+"""Which content a file has: SHA-256, remembered by path, size and time of change. Knows nothing of models."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+HASHES_FILE = "hashes.sqlite"
+LOCK_SECONDS = 60.0  # how long one process waits while another writes
+
+
+class FileHashes:
+    """SHA-256 of files. A file is read again only when its size or time of change is another than last time.
+
+    Args:
+        folder: where the hashes are remembered; several processes may share it.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.file = Path(folder) / HASHES_FILE
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with closing(self._connect()) as database, database:
+            database.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size, changed, sha256 BLOB)")
+
+    def of(self, paths: Iterable[Path]) -> dict[Path, bytes | OSError]:
+        """Path → the 32 bytes of its hash, or the error that reading it gave."""
+        found: dict[Path, bytes | OSError] = {}
+        unknown: list[tuple[Path, int, int]] = []
+        with closing(self._connect()) as database:
+            for path in dict.fromkeys(paths):
+                try:
+                    status = path.stat()
+                except OSError as error:
+                    found[path] = error
+                    continue
+                seen = (str(path.absolute()), status.st_size, status.st_mtime_ns)
+                row = database.execute("SELECT sha256 FROM files WHERE path=? AND size=? AND changed=?", seen).fetchone()
+                if row:
+                    found[path] = row[0]
+                else:
+                    unknown.append((path, status.st_size, status.st_mtime_ns))
+        if unknown:
+            with ThreadPoolExecutor() as pool:
+                hashed = dict(zip((path for path, *_ in unknown), pool.map(_read, unknown), strict=True))
+            rows = [
+                (str(path.absolute()), size, changed, hashed[path])
+                for path, size, changed in unknown
+                if isinstance(hashed[path], bytes)
+            ]
+            with closing(self._connect()) as database, database:
+                database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
+            found |= hashed
+        return found
+
+    def fingerprint(self, location: str, revision: str | None, patterns: Iterable[str]) -> str:
+        """What a frozen part is: a hash of its files (those that match `patterns`), or of its repository and revision."""
+        path, digest = Path(location), hashlib.sha256()
+        if not path.exists():
+            digest.update(f"{location}@{revision}".encode())
+            return digest.hexdigest()
+        files = {file for pattern in patterns for file in path.glob(pattern)} if path.is_dir() else {path}
+        for file, content in sorted(self.of(file for file in files if file.is_file()).items()):
+            if isinstance(content, OSError):
+                raise content
+            digest.update(file.name.encode() + content)
+        return digest.hexdigest()
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.file, timeout=LOCK_SECONDS)
+
+
+def _read(item: tuple[Path, int, int]) -> bytes | OSError:
+    try:
+        with item[0].open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        return error
