@@ -13,8 +13,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.modeling_nextgpt import TRAINED_FILE
 from nextgpt.parts import preset_folder
 from nextgpt.train.nano.world import World
 
@@ -73,6 +76,14 @@ def copy_world(world: World, folder: Path) -> None:
     np.savez_compressed(folder / "outside.npz", art=outside)
 
 
+def to_bfloat16(file: Path) -> None:
+    """Halves a safetensors file."""
+    with safe_open(file, "pt") as tensors:
+        halved = {name: tensors.get_tensor(name).bfloat16() for name in tensors.keys()}  # noqa: SIM118
+        metadata = tensors.metadata()
+    save_file(halved, file, metadata=metadata)
+
+
 def assemble_trained(root: Path, preset: Path) -> None:
     """Copies what the last stage saved, and adds the stages' curves to the log."""
     log = json.loads((preset / "training_log.json").read_text(encoding="utf-8"))
@@ -84,6 +95,7 @@ def assemble_trained(root: Path, preset: Path) -> None:
     for path in (root / "instruct").iterdir():
         if path.is_file() and path.name not in OF_THE_RUN:
             shutil.copy(path, preset / path.name)
+    to_bfloat16(preset / TRAINED_FILE)
     shutil.copytree(root / "instruct" / "lora", preset / "lora", ignore=LEFT_OUT, dirs_exist_ok=True)
 
 
