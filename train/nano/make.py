@@ -30,7 +30,7 @@ class Step(NamedTuple):
 STEPS = {
     "world": Step("nano.world --out {root}/world", "world/world.json"),
     "judge": Step("nano.judge --world {root}/world --out {root}/judge", "judge/training_log.json", 3),
-    "encoder": Step("nano.encoder --world {root}/world --out {root}/encoder", "encoder/training_log.json", 20),
+    "encoder": Step("nano.encoder --world {root}/world --out {root}/encoder", "encoder/training_log.json", 40),
     "autoencoder": Step(
         "nano.autoencoder --world {root}/world --out {root}/autoencoder", "autoencoder/training_log.json", 30
     ),
@@ -41,7 +41,7 @@ STEPS = {
         "nano.image_decoder --world {root}/world --out {root}/image_decoder --autoencoder {root}/autoencoder"
         " --text-encoder {root}/text_encoder",
         "image_decoder/training_log.json",
-        60,
+        120,
     ),
     "refined_autoencoder": Step(
         "nano.autoencoder --refine --world {root}/world --out {root}/autoencoder", "autoencoder_refined.work/sheet.png", 10
