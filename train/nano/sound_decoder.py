@@ -46,7 +46,12 @@ def new_unet(latent_channels: int) -> UNet2DConditionModel:
     )
 
 
-def new_pipeline(autoencoder: Path, text_encoder, unet, tokenizer) -> AudioLDMPipeline:
+def new_pipeline(
+    autoencoder: Path,
+    text_encoder: ClapTextModelWithProjection,
+    unet: UNet2DConditionModel,
+    tokenizer: RobertaTokenizer,
+) -> AudioLDMPipeline:
     """The parts as one pipeline, with phase reconstruction for its vocoder."""
     return AudioLDMPipeline(
         vae=AutoencoderKL.from_pretrained(autoencoder),
