@@ -23,15 +23,7 @@ SAVE_TINY = {
 }
 CAPTIONS = ["a large banana, 3d style, blue background", "rain", "a violin"]
 every_kind = pytest.mark.parametrize("kind", SAVE_TINY)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Layers this small lose more to threads than they gain, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")  # layers this small lose more to threads than they gain
 
 
 @pytest.fixture(scope="module")

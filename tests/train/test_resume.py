@@ -21,15 +21,8 @@ from tiny_training import config_for as config
 
 STEPS = {"max_steps": 20, "save_steps": 2, "save_total_limit": 2, "lr_scheduler_type": "linear"}
 KILLS = 12
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The killed runs have one thread, and another number of threads adds up in another order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# The killed runs have one thread, and another number of threads adds up in another order.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
