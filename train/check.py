@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from transformers.utils.logging import tqdm
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.doctor import file_hash
 from nextgpt.errors import NextGPTError
 from nextgpt.media import load_media
 from nextgpt.parts import fetch_model
@@ -216,5 +217,4 @@ def _content_hash(messages: Iterable[dict]) -> bytes:
 
 @lru_cache(maxsize=4096)
 def _file_hash(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hash(Path(path))

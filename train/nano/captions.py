@@ -54,6 +54,12 @@ def token_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     return tokenizer(texts, padding="max_length", max_length=CONTEXT, return_tensors="pt").input_ids
 
 
+def choose_wordings(counts: Tensor) -> Tensor:
+    """For things with so many wordings each `[N]`, which one to use: mostly the first, else any."""
+    chance = torch.rand(2, len(counts), device=counts.device)
+    return ((chance[0] < OTHER_WORDING) * chance[1] * counts).long()
+
+
 class Captions:
     """The captions of all pictures, ready on the device.
 
@@ -85,8 +91,5 @@ class Captions:
     def __call__(self, rows: Tensor, varied: bool = False) -> Tensor:
         """Pictures as indices `[N, 4]` → token ids `[N, 16]`; `varied` says some names by a synonym."""
         concept, style, background, size = rows.unbind(1)
-        wording = torch.zeros_like(concept)
-        if varied:
-            chance = torch.rand(2, len(rows), device=rows.device)
-            wording = ((chance[0] < OTHER_WORDING) * chance[1] * self.counts[concept]).long()
+        wording = choose_wordings(self.counts[concept]) if varied else torch.zeros_like(concept)
         return self.ids[concept, wording, style, background, size]

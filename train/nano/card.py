@@ -7,11 +7,11 @@ comes from a file; only the sentences between them stand here.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 from pathlib import Path
 
+from nextgpt.doctor import file_hash
 from nextgpt.parts import preset_folder
 from nextgpt.train.nano.evaluate import Score, table
 from nextgpt.train.nano.world import World
@@ -76,11 +76,6 @@ The weights: Apache-2.0. The artwork that they learned from:
 """
 
 
-def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def parts_table(log: dict) -> str:
     """One line for each part and stage of the log."""
     lines = []
@@ -114,7 +109,7 @@ def write_card(preset: Path, scores: list[Score], ablation: list[Score]) -> Path
         parts=parts_table(log),
         table=table(scores),
         ablation=table(ablation),
-        files="\n".join(f"| {path.relative_to(preset).as_posix()} | `{sha256(path)}` |" for path in files),
+        files="\n".join(f"| {path.relative_to(preset).as_posix()} | `{file_hash(path)}` |" for path in files),
         attribution=attribution,
     )
     path = preset / "README.md"

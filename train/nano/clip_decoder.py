@@ -7,18 +7,17 @@ a `TextToVideoSDPipeline`. It goes on from its last checkpoint when started agai
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, TextToVideoSDPipeline, UNet3DConditionModel
+from diffusers import AutoencoderKL, TextToVideoSDPipeline, UNet3DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from nextgpt.train.nano import loop
 from nextgpt.train.nano.clip_text_encoder import ClipCaptions
 from nextgpt.train.nano.clips import FPS, FRAMES, Clip, ClipRenderer, ClipWorld
-from nextgpt.train.nano.denoising import EMPTY_SHARE, NOISE_SCHEDULE, Denoising, train
+from nextgpt.train.nano.denoising import Denoising, empty_some, new_scheduler, save, train
 from nextgpt.train.nano.text_encoder import WIDTH
 from nextgpt.train.nano.world import Renderer
 
@@ -86,8 +85,7 @@ def main() -> None:
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(rows), (count,), device=device)
-        ids = captions(rows[chosen], varied=True)
-        ids = torch.where(torch.rand(count, 1, device=device) < EMPTY_SHARE, captions.empty, ids)
+        ids = empty_some(captions(rows[chosen], varied=True), captions.empty)
         return text_encoder(input_ids=ids).last_hidden_state, clips[chosen]
 
     unet, run = train(args, Denoising(new_unet(clips.shape[1])), draw, device)
@@ -96,10 +94,9 @@ def main() -> None:
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DPMSolverMultistepScheduler(**NOISE_SCHEDULE, timestep_spacing="trailing", steps_offset=1),
-    ).to(torch.bfloat16)
-    pipeline.save_pretrained(args.out, max_shard_size="20MB")
-    (args.out / "generation_defaults.json").write_text(json.dumps(GENERATION, indent=1) + "\n", encoding="utf-8")
+        scheduler=new_scheduler(),
+    )
+    save(pipeline, GENERATION, args.out)
     pipeline = TextToVideoSDPipeline.from_pretrained(args.out, dtype=torch.float32).to(device)
     contact_sheet(pipeline, world, renderer, world.rows("dev").to(device)[:8], run.work / "sheet.png")
     run.write_figures(

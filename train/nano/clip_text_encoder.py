@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from nextgpt.train.nano import loop
-from nextgpt.train.nano.captions import OTHER_WORDING, token_ids, train_tokenizer
+from nextgpt.train.nano.captions import choose_wordings, token_ids, train_tokenizer
 from nextgpt.train.nano.clips import MOTIONS, Clip, ClipWorld
 from nextgpt.train.nano.text_encoder import WIDTH, Readings, new_text_encoder, train
 
@@ -41,10 +41,7 @@ class ClipCaptions:
     def __call__(self, rows: Tensor, varied: bool = False) -> Tensor:
         """Clips as indices `[N, 2]` → token ids `[N, 16]`; `varied` says some names by a synonym."""
         concept, motion = rows.unbind(1)
-        wording = torch.zeros_like(concept)
-        if varied:
-            chance = torch.rand(2, len(rows), device=rows.device)
-            wording = ((chance[0] < OTHER_WORDING) * chance[1] * self.counts[concept]).long()
+        wording = choose_wordings(self.counts[concept]) if varied else torch.zeros_like(concept)
         return self.ids[concept, wording, motion]
 
 

@@ -6,15 +6,18 @@ Knows no words, no media and no pipeline.
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from nextgpt.decoders.base import DEFAULTS_FILE
 from nextgpt.train.nano import loop
 
 LEARNING_RATE = 6e-4
@@ -31,6 +34,22 @@ NOISE_SCHEDULE = {
     "beta_schedule": "squaredcos_cap_v2",  # ends in pure noise, which the few, nearly independent latents need
     "prediction_type": "v_prediction",
 }
+
+
+def new_scheduler() -> DPMSolverMultistepScheduler:
+    """The sampler of all three decoders."""
+    return DPMSolverMultistepScheduler(**NOISE_SCHEDULE, timestep_spacing="trailing", steps_offset=1)
+
+
+def empty_some(ids: Tensor, empty: Tensor) -> Tensor:
+    """Token ids `[N, L]` of captions, `EMPTY_SHARE` of them those of the empty one `[L]`."""
+    return torch.where(torch.rand(len(ids), 1, device=ids.device) < EMPTY_SHARE, empty, ids)
+
+
+def save(pipeline: DiffusionPipeline, generation: dict, out: Path) -> None:
+    """Saves a pipeline in half precision, with the options that it generates with by default."""
+    pipeline.to(torch.bfloat16).save_pretrained(out, max_shard_size="20MB")
+    (out / DEFAULTS_FILE).write_text(json.dumps(generation, indent=1) + "\n", encoding="utf-8")
 
 
 class Denoising(nn.Module):

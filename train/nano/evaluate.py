@@ -8,7 +8,6 @@ This module asks and counts; it learns nothing and tunes nothing.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import random
 import re
@@ -32,8 +31,6 @@ from nextgpt.train.nano.dialogues import CAPTION, DATA, Composer, Drawn, Picture
 from nextgpt.train.nano.judge import UNKNOWN, Judge
 from nextgpt.train.nano.phrasings import load_phrasings, normalise
 from nextgpt.train.nano.world import World, render_art
-
-logger = logging.getLogger(__name__)
 
 BATCH = 40
 PARTS = ("concept", "background", "style")
@@ -197,9 +194,9 @@ def judge_itself(bench: Bench) -> list[Score]:
     names = (bench.world.names, bench.world.styles, bench.world.backgrounds, bench.world.sizes)
     pictures = [Picture(*(values[index] for values, index in zip(names, row, strict=True))) for row in rows]
     seen = bench.look([bench.render(picture) for picture in pictures])
+    pairs = list(zip(pictures, seen, strict=True))
     scores = [
         Score("judge on true pictures", part, sum(getattr(p, part) == s[part] for p, s in pairs), len(pairs), FIT_JUDGE)
-        for pairs in [list(zip(pictures, seen, strict=True))]
         for part in PARTS
     ]
     strange = bench.look([bench.outside_picture(str(number)) for number in range(bench.count)])

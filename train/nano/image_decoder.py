@@ -7,18 +7,17 @@ they are. It caches the autoencoder's latents of the training pictures, trains t
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from nextgpt.train.nano import loop
 from nextgpt.train.nano.autoencoder import encode_all
 from nextgpt.train.nano.captions import Captions
-from nextgpt.train.nano.denoising import EMPTY_SHARE, NOISE_SCHEDULE, Denoising, train
+from nextgpt.train.nano.denoising import Denoising, empty_some, new_scheduler, save, train
 from nextgpt.train.nano.text_encoder import WIDTH
 from nextgpt.train.nano.world import Renderer, World
 
@@ -56,7 +55,7 @@ def new_pipeline(
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DPMSolverMultistepScheduler(**NOISE_SCHEDULE, timestep_spacing="trailing", steps_offset=1),
+        scheduler=new_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -104,14 +103,12 @@ def main() -> None:
     def draw(count: int) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(rows), (count,), device=device)
         latents = means[chosen] + deviations[chosen] * torch.randn_like(means[chosen])
-        ids = captions(rows[chosen], varied=True)
-        ids = torch.where(torch.rand(count, 1, device=device) < EMPTY_SHARE, captions.empty, ids)
+        ids = empty_some(captions(rows[chosen], varied=True), captions.empty)
         return text_encoder(input_ids=ids).last_hidden_state, latents
 
     unet, run = train(args, Denoising(new_unet(means.shape[1])), draw, device)
-    pipeline = new_pipeline(args.autoencoder, text_encoder, unet, tokenizer).to(torch.bfloat16)
-    pipeline.save_pretrained(args.out, max_shard_size="20MB")
-    (args.out / "generation_defaults.json").write_text(json.dumps(GENERATION, indent=1) + "\n", encoding="utf-8")
+    pipeline = new_pipeline(args.autoencoder, text_encoder, unet, tokenizer)
+    save(pipeline, GENERATION, args.out)
     pipeline = StableDiffusionPipeline.from_pretrained(args.out, dtype=torch.float32, safety_checker=None).to(device)
     dev = loop.combinations(world, "dev", args.concepts, device)
     dev = dev[torch.randperm(len(dev), generator=torch.Generator().manual_seed(0)).to(device)][:64]

@@ -27,13 +27,23 @@ MOST_GAIN = 1.0  # in log units
 @torch.no_grad()
 def spectrograms(world: SoundWorld, rows: Tensor) -> Tensor:
     """Log-mel spectrograms `[N, 1, 208, 64]` of sounds given as indices, with silence behind."""
-    waveforms = torch.from_numpy(world.waveforms[rows.cpu().numpy()]).float() / 32768
+    return spectrograms_of(torch.from_numpy(world.waveforms[rows.cpu().numpy()]).float() / 32768).to(rows.device)
+
+
+@torch.no_grad()
+def spectrograms_of(waveforms: Tensor) -> Tensor:
+    """Log-mel spectrograms `[N, 1, 208, 64]` of waveforms `[N, samples]`, with silence behind."""
     waveforms = F.pad(waveforms, (0, FRAMES * VOCODER.hop_length - waveforms.shape[1]))
     mels = [
         log_mel_spectrogram(part, VOCODER.sampling_rate, VOCODER.hop_length, VOCODER.model_in_dim)[:, :FRAMES]
         for part in waveforms.split(64)
     ]
-    return torch.cat(mels)[:, None].to(rows.device)
+    return torch.cat(mels)[:, None]
+
+
+def as_pictures(mels: Tensor) -> Tensor:
+    """Log-mel spectrograms `[N, 1, 208, 64]` to look at, `[N, 3, 64, 208]`: time to the right, pitch upwards."""
+    return ((mels - MEL_MEAN) / (6 * MEL_STD) + 0.5).expand(-1, 3, -1, -1).mT.flip(2)
 
 
 @torch.no_grad()
@@ -83,8 +93,7 @@ def main() -> None:
     dev = spectrograms(world, world.rows("dev").to(device))
     with torch.no_grad():
         decoded = autoencoder.decode(encode_all(autoencoder, dev)[0]).sample
-    shown = [((part - MEL_MEAN) / (6 * MEL_STD) + 0.5)[:12].expand(-1, 3, -1, -1).mT.flip(2) for part in (dev, decoded)]
-    loop.save_contact_sheet(shown, run.work / "sheet.png")
+    loop.save_contact_sheet([as_pictures(dev[:12]), as_pictures(decoded[:12])], run.work / "sheet.png")
     run.write_figures(
         args.out,
         parameters=loop.parameter_count(autoencoder),

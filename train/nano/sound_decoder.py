@@ -7,21 +7,20 @@ stay as they are. It caches the latents of the training sounds, trains the UNet 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from diffusers import AudioLDMPipeline, AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers import AudioLDMPipeline, AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import ClapTextModelWithProjection, RobertaTokenizer
 
 from nextgpt.decoders.vocoder import GriffinLimVocoder
 from nextgpt.train.nano import loop
-from nextgpt.train.nano.denoising import EMPTY_SHARE, NOISE_SCHEDULE, Denoising, train
-from nextgpt.train.nano.sound_autoencoder import FRAMES, MEL_MEAN, MEL_STD, VOCODER, encode_all, spectrograms
+from nextgpt.train.nano.denoising import Denoising, empty_some, new_scheduler, save, train
+from nextgpt.train.nano.sound_autoencoder import FRAMES, VOCODER, as_pictures, encode_all, spectrograms, spectrograms_of
 from nextgpt.train.nano.sound_text_encoder import WIDTH, SoundCaptions, embed
-from nextgpt.train.nano.sounds import SAMPLING_RATE, SECONDS, SoundWorld
+from nextgpt.train.nano.sounds import SECONDS, SoundWorld
 
 GENERATION = {"num_inference_steps": 20, "guidance_scale": 2.0, "duration": SECONDS}
 CHANNELS = (96, 192)
@@ -58,7 +57,7 @@ def new_pipeline(
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DPMSolverMultistepScheduler(**NOISE_SCHEDULE, timestep_spacing="trailing", steps_offset=1),
+        scheduler=new_scheduler(),
         vocoder=GriffinLimVocoder(VOCODER),
     )
 
@@ -94,33 +93,23 @@ def main() -> None:
     def draw(count: int) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(rows), (count,), device=device)
         latents = means[chosen] + deviations[chosen] * torch.randn_like(means[chosen])
-        ids = captions(rows[chosen], varied=True)
-        ids = torch.where(torch.rand(count, 1, device=device) < EMPTY_SHARE, captions.empty, ids)
+        ids = empty_some(captions(rows[chosen], varied=True), captions.empty)
         return embed(text_encoder, ids, captions.padding), latents
 
     unet, run = train(args, Denoising(new_unet(means.shape[1]), takes="class_labels"), draw, device)
-    pipeline = new_pipeline(args.autoencoder, text_encoder, unet, tokenizer).to(torch.bfloat16)
-    pipeline.save_pretrained(args.out, max_shard_size="20MB")
-    (args.out / "generation_defaults.json").write_text(json.dumps(GENERATION, indent=1) + "\n", encoding="utf-8")
+    pipeline = new_pipeline(args.autoencoder, text_encoder, unet, tokenizer)
+    save(pipeline, GENERATION, args.out)
     pipeline = AudioLDMPipeline.from_pretrained(args.out, dtype=torch.float32).to(device)
     dev = world.rows("dev").to(device)[:32]
     heard = generate(pipeline, [world.combinations[row].caption for row in dev.tolist()])
     true = spectrograms(world, dev)
-    made = torch.cat([_spectrogram(each) for each in heard])
-    shown = [((part - MEL_MEAN) / (6 * MEL_STD) + 0.5)[:12].expand(-1, 3, -1, -1).mT.flip(2) for part in (true, made)]
-    loop.save_contact_sheet(shown, run.work / "sheet.png")
+    made = spectrograms_of(heard.cpu()).to(device)
+    loop.save_contact_sheet([as_pictures(true[:12]), as_pictures(made[:12])], run.work / "sheet.png")
     run.write_figures(
         args.out,
         parameters={"text_encoder": loop.parameter_count(text_encoder), "unet": loop.parameter_count(unet)},
         log_mel_error_dev=F.l1_loss(made, true).item(),
     )
-
-
-def _spectrogram(waveform: Tensor) -> Tensor:
-    from nextgpt.decoders.audioldm import log_mel_spectrogram
-
-    padded = F.pad(waveform.cpu(), (0, FRAMES * VOCODER.hop_length - len(waveform)))
-    return log_mel_spectrogram(padded[None], SAMPLING_RATE, VOCODER.hop_length, VOCODER.model_in_dim)[:, None, :FRAMES]
 
 
 if __name__ == "__main__":

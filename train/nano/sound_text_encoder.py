@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from transformers import ClapTextConfig, ClapTextModelWithProjection, RobertaTokenizer
 
 from nextgpt.train.nano import loop
+from nextgpt.train.nano.captions import choose_wordings
 from nextgpt.train.nano.sounds import Sound, SoundWorld
 from nextgpt.train.nano.text_encoder import IGNORED, Readings
 
 WIDTH = 128
 CONTEXT = 24
 LEARNING_RATE = 1e-3
-OTHER_WORDING = 0.15
 PARTS = ("sound", "register", "figure")
 
 
@@ -90,10 +90,7 @@ class SoundCaptions:
 
     def __call__(self, rows: Tensor, varied: bool = False) -> Tensor:
         """Sounds as indices `[N]` → token ids `[N, 24]`; `varied` says some names by a synonym."""
-        wording = torch.zeros_like(rows)
-        if varied:
-            chance = torch.rand(2, len(rows), device=rows.device)
-            wording = ((chance[0] < OTHER_WORDING) * chance[1] * self.counts[rows]).long()
+        wording = choose_wordings(self.counts[rows]) if varied else torch.zeros_like(rows)
         return self.ids[rows, wording]
 
 
