@@ -18,6 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    "$$("$(PYTHON)" --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 	$(RUN) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(RUN) -m pip install --disable-pip-version-check --constraint constraints.txt --no-deps tinysoundfont
 	@touch $(INSTALLED)
 
 demo: install

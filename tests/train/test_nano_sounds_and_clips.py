@@ -92,6 +92,7 @@ def test_clips_move_as_they_say(clip_world):
 
 @pytest.mark.skipif(not sounds.SOUNDFONT.exists(), reason="no FluidR3 soundfont here (Debian: fluid-soundfont-gm)")
 def test_a_rising_scale_rises():
+    pytest.importorskip("tinysoundfont", reason="no tinysoundfont here (pip install --no-deps tinysoundfont)")
     player = sounds.Player()
     flute = next(sound for sound in sounds.load_sounds() if sound["name"] == "flute")
     waveform = torch.from_numpy(player(flute, "middle", "rising scale"))

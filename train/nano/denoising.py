@@ -103,7 +103,8 @@ def train(
     Args:
         draw: count → text states and latents of as many training items; called under autocast, without gradients.
     """
-    network = network.to(device, memory_format=torch.channels_last)
+    over_time = any(parameter.ndim == 5 for parameter in network.parameters())  # such weights have no channels_last
+    network = network.to(device, memory_format=torch.contiguous_format if over_time else torch.channels_last)
     averaged = AveragedModel(network, multi_avg_fn=average)
     optimizer = loop.adamw([network], LEARNING_RATE)
     compute = torch.compile(network) if args.compile else network
