@@ -19,12 +19,13 @@ from safetensors.torch import save_file
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.modeling_nextgpt import TRAINED_FILE
 from nextgpt.parts import preset_folder
+from nextgpt.train.nano.loop import LOG_FILE
 from nextgpt.train.nano.world import World
 
 logger = logging.getLogger(__name__)
 
 FROZEN = ("encoder", "language_model", "image_decoder", "judge")
-LEFT_OUT = shutil.ignore_patterns("checkpoint*", "training_log.json", "*.png", "README.md", "runs")
+LEFT_OUT = shutil.ignore_patterns("checkpoint*", LOG_FILE, "*.png", "README.md", "runs")
 OF_THE_RUN = ("trainer_state.json", "training_args.bin", "run.json", "README.md", "skipped.jsonl")  # not of the preset
 LICENCE = "Apache-2.0; trained on artwork listed in ATTRIBUTION.md"
 
@@ -51,7 +52,7 @@ def assemble_frozen(root: Path, preset: Path) -> None:
     """Copies the frozen parts and the judge, gathers the logs, and writes `root/model/config.json`."""
     logs = {}
     for part in (*FROZEN, "autoencoder", "text_encoder"):
-        file = root / part / "training_log.json"
+        file = root / part / LOG_FILE
         if file.is_file():
             logs[part] = json.loads(file.read_text(encoding="utf-8"))
         if part in FROZEN and (root / part).is_dir():
@@ -59,7 +60,7 @@ def assemble_frozen(root: Path, preset: Path) -> None:
             shutil.copytree(root / part, preset / part, ignore=LEFT_OUT)
     if (root / "autoencoder" / "config.json").is_file():  # it may have been refined since the UNet was trained
         shutil.copytree(root / "autoencoder", preset / "image_decoder" / "vae", ignore=LEFT_OUT, dirs_exist_ok=True)
-    (preset / "training_log.json").write_text(json.dumps(logs, indent=1) + "\n", encoding="utf-8")
+    (preset / LOG_FILE).write_text(json.dumps(logs, indent=1) + "\n", encoding="utf-8")
     copy_world(World(root / "world"), preset / "world")
     shutil.copy(root / "world" / "ATTRIBUTION.md", preset / "ATTRIBUTION.md")
     new_config().save_pretrained(root / "model")
@@ -86,12 +87,12 @@ def to_bfloat16(file: Path) -> None:
 
 def assemble_trained(root: Path, preset: Path) -> None:
     """Copies what the last stage saved, and adds the stages' curves to the log."""
-    log = json.loads((preset / "training_log.json").read_text(encoding="utf-8"))
+    log = json.loads((preset / LOG_FILE).read_text(encoding="utf-8"))
     for stage in ("align_encoders", "align_decoders", "instruct"):
         state = json.loads((root / stage / "trainer_state.json").read_text(encoding="utf-8"))
         curve = [row for row in state["log_history"] if "loss" in row]
         log[stage] = {"steps": state["global_step"], "curve": curve[:: max(1, len(curve) // 40)]}
-    (preset / "training_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+    (preset / LOG_FILE).write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
     for path in (root / "instruct").iterdir():
         if path.is_file() and path.name not in OF_THE_RUN:
             shutil.copy(path, preset / path.name)

@@ -44,7 +44,7 @@ STEPS = {
         120,
     ),
     "refined_autoencoder": Step(
-        "nano.autoencoder --refine --world {root}/world --out {root}/autoencoder", "autoencoder_refined.work/sheet.png", 10
+        "nano.autoencoder --refine --world {root}/world --out {root}/autoencoder", "autoencoder_refined.work/sheet.png", 25
     ),
     "dialogues": Step("nano.dialogues --world {root}/world --out {root}/data --images", "data/instruct_dev.jsonl"),
     "language_model": Step(
