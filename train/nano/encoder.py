@@ -16,10 +16,12 @@ from nextgpt.encoders.imagebind import ImageBind
 from nextgpt.train.nano import loop
 from nextgpt.train.nano.captions import CONTEXT, Captions, train_tokenizer
 from nextgpt.train.nano.unknown import UnknownPictures, disturb
-from nextgpt.train.nano.world import Renderer, World
+from nextgpt.train.nano.world import SIDE, Renderer, World
 
 LEARNING_RATE = 1e-3
 UNKNOWN_SHARE = 1 / 8
+ELSEWHERE_SHARE = 1 / 3
+SIDES = (20, 62)  # pixels, of artwork elsewhere
 GROUP = 4  # pictures of one concept that stand in a batch together, told apart by style, background and size only
 IGNORED = -100
 PARTS = ("concept", "style", "background", "size")
@@ -91,12 +93,15 @@ class Contrast(nn.Module):
 
         Args:
             pictures: `[N, 3, 64, 64]` in 0..1.
-            ids: token ids of their captions, `[N, 16]`.
+            ids: token ids of the captions of the first of them, `[M, 16]`.
             targets: what they show, `[N, 4]` (`PARTS`); `IGNORED` for the style, background, size of unknown pictures.
+
+        There may be fewer captions than pictures: the last pictures are only read.
         """
         seen, read = self.embed_pictures(pictures), self.towers.embed("text", ids)  # the text is scaled already
-        similar = seen.float() @ read.float().T  # [N, N]
-        same = (targets[:, None] == targets[None]).all(-1).float()  # several captions may fit a picture
+        similar = seen[: len(ids)].float() @ read.float().T  # [M, M]
+        told = targets[: len(ids)]
+        same = (told[:, None] == told[None]).all(-1).float()  # several captions may fit a picture
         same = same / same.sum(1, keepdim=True)
         parts = {"contrast": (F.cross_entropy(similar, same) + F.cross_entropy(similar.T, same)) / 2}
         for (part, logits), target in zip(self.probes(seen.float()).items(), targets.T, strict=True):
@@ -113,6 +118,25 @@ def draw_groups(rows: Tensor, count: int) -> Tensor:
     near = first + torch.randint(-12, 13, (grouped,), device=rows.device)
     chosen[:grouped] = near.clamp(0, len(rows) - 1)
     return rows[chosen]
+
+
+def draw_elsewhere(renderer: Renderer, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Artwork in any size and place on colours that are none of the world's, so that things are known anywhere.
+
+    Returns:
+        pictures `[count, 3, 64, 64]` in 0..1, and what they show `[count, 4]`: no background and no size.
+    """
+    targets = loop.draw(rows, count)
+    colours = torch.rand(8, count, 3, device=rows.device)
+    nearest = (colours[:, :, None] - renderer.backgrounds).abs().amax(3).amin(2)  # to a colour of the world
+    colours = colours[nearest.argmax(0), torch.arange(count, device=rows.device)]
+    sides, right, down = torch.rand(3, count, device=rows.device)
+    sides = SIDES[0] + (SIDES[1] - SIDES[0]) * sides
+    room = (SIDE - sides) / 2
+    pictures = renderer.place(targets, sides, room * (2 * right - 1), room * (2 * down - 1), colours=colours)
+    targets = targets.clone()
+    targets[:, 2:] = IGNORED
+    return pictures, targets
 
 
 @torch.no_grad()
@@ -146,18 +170,19 @@ def main() -> None:
     network = Contrast(towers, Probes(world, towers.embed_dim)).to(device)
     optimizer = loop.adamw([network], LEARNING_RATE, weight_decay=0.05)
     compute = torch.compile(network) if args.compile else network
-    unknowns = int(args.batch * UNKNOWN_SHARE)
+    unknowns, elsewhere = int(args.batch * UNKNOWN_SHARE), int(args.batch * ELSEWHERE_SHARE)
     unknown_target = torch.tensor([[len(world.names), IGNORED, IGNORED, IGNORED]], device=device)
     unknown_ids = captions.unknown.expand(unknowns, -1)
 
     run = loop.Loop(args.out, args.minutes, optimizer, {"network": network})
     for _ in run:
-        chosen = draw_groups(rows, args.batch - unknowns)
-        shown = torch.cat([renderer(chosen, shift=3, stretch=0.08), unknown(unknowns, shift=3, stretch=0.08)])
+        chosen = draw_groups(rows, args.batch - unknowns - elsewhere)
+        moved, what = draw_elsewhere(renderer, rows, elsewhere)
+        shown = [renderer(chosen, shift=3, stretch=0.08), unknown(unknowns, shift=3, stretch=0.08), moved]
         ids = torch.cat([captions(chosen, varied=True), unknown_ids])
-        targets = torch.cat([chosen, unknown_target.expand(unknowns, -1)])
+        targets = torch.cat([chosen, unknown_target.expand(unknowns, -1), what])
         with loop.autocast(device):
-            parts = compute(disturb(shown), ids, targets)
+            parts = compute(disturb(torch.cat(shown)), ids, targets)
         loop.update(optimizer, sum(parts.values()))
         run.record(args.batch, **parts)
 

@@ -165,13 +165,22 @@ class Renderer:
             moved = torch.stack([shift * _uniform(len(index), index.device, generator) for _ in range(2)])
         return self.place(index, sides, *moved)
 
-    def place(self, index: Tensor, sides: Tensor, right: Tensor, down: Tensor, turn: Tensor | None = None) -> Tensor:
+    def place(
+        self,
+        index: Tensor,
+        sides: Tensor,
+        right: Tensor,
+        down: Tensor,
+        turn: Tensor | None = None,
+        colours: Tensor | None = None,
+    ) -> Tensor:
         """Pictures `[N, 3, 64, 64]` in 0..1 of artwork anywhere; of the indices `[N, 4]` the size does not matter.
 
         Args:
             sides: of the artwork, `[N]`, in pixels.
             right, down: of its middle from the picture's, `[N]`, in pixels.
             turn: clockwise, `[N]`, in radians.
+            colours: of the backgrounds, `[N, 3]` in 0..1, instead of those of the indices.
         """
         concept, style, background, _ = index.unbind(1)
         turn = torch.zeros_like(sides) if turn is None else turn
@@ -183,7 +192,8 @@ class Renderer:
         grid = F.affine_grid(theta, (len(index), 4, SIDE * 2, SIDE * 2), align_corners=False)  # twice as fine:
         layers = F.grid_sample(self.art[concept, style], grid, align_corners=False)
         layers = F.avg_pool2d(layers, 2)  # averaging it down again avoids jagged small pictures
-        return layers[:, :3] + self.backgrounds[background][:, :, None, None] * (1 - layers[:, 3:])
+        colours = self.backgrounds[background] if colours is None else colours
+        return layers[:, :3] + colours[:, :, None, None] * (1 - layers[:, 3:])
 
 
 def _uniform(count: int, device, generator) -> Tensor:
