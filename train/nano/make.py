@@ -46,7 +46,7 @@ STEPS = {
     "refined_autoencoder": Step(
         "nano.autoencoder --refine --world {root}/world --out {root}/autoencoder", "autoencoder_refined.work/sheet.png", 10
     ),
-    "dialogues": Step("nano.dialogues --world {root}/world --out {root}/data --images", "data/instruct_dev.jsonl"),
+    "dialogues": Step("nano.dialogues --world {root}/world --out {root}/data --files", "data/instruct_dev.jsonl"),
     "language_model": Step(
         "nano.language_model --world {root}/world --data {root}/data --out {root}/language_model",
         "language_model/training_log.json",
