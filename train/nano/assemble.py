@@ -23,6 +23,7 @@ from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.encoders import ImageBind, ImageBindConfig
 from nextgpt.modeling_nextgpt import TRAINED_FILE
 from nextgpt.parts import preset_folder
+from nextgpt.train.nano.loop import LOG_FILE
 from nextgpt.train.nano.sounds import SoundWorld
 from nextgpt.train.nano.world import World
 
@@ -38,7 +39,7 @@ SHIPPED = ("encoder", "language_model", *(folder for _, folder in DECODERS.value
 INSIDE = ("autoencoder", "text_encoder", "clip_text_encoder", "sound_autoencoder", "sound_text_encoder")
 OF_PICTURES = ("image_decoder", "clip_decoder")  # they share the autoencoder of pictures
 MOST_BYTES, MOST_FILE_BYTES = 100_000_000, 20_000_000
-LEFT_OUT = shutil.ignore_patterns("checkpoint*", "training_log.json", "*.png", "README.md", "runs")
+LEFT_OUT = shutil.ignore_patterns("checkpoint*", LOG_FILE, "*.png", "README.md", "runs")
 OF_THE_RUN = ("trainer_state.json", "training_args.bin", "run.json", "README.md", "skipped.jsonl")  # not of the preset
 LICENCE = "Apache-2.0; trained on artwork listed in ATTRIBUTION.md"
 
@@ -68,7 +69,7 @@ def new_config(
 
 def made(root: Path, part: str) -> bool:
     """Whether a part is there: its folder appears when its making begins, its log when it is done."""
-    return (root / part / "training_log.json").is_file()
+    return (root / part / LOG_FILE).is_file()
 
 
 def assemble_frozen(root: Path, preset: Path) -> None:
@@ -81,7 +82,7 @@ def assemble_frozen(root: Path, preset: Path) -> None:
     for part in (*SHIPPED, "audio_encoder", *INSIDE):
         if not made(root, part):
             continue
-        logs[part] = json.loads((root / part / "training_log.json").read_text(encoding="utf-8"))
+        logs[part] = json.loads((root / part / LOG_FILE).read_text(encoding="utf-8"))
         if part in SHIPPED:
             shutil.rmtree(preset / part, ignore_errors=True)
             shutil.copytree(root / part, preset / part, ignore=LEFT_OUT)
@@ -90,7 +91,7 @@ def assemble_frozen(root: Path, preset: Path) -> None:
             shutil.copytree(root / "autoencoder", preset / part / "vae", ignore=LEFT_OUT, dirs_exist_ok=True)
     if made(root, "audio_encoder"):
         join_towers([root / "encoder", root / "audio_encoder"], preset / "encoder")
-    (preset / "training_log.json").write_text(json.dumps(logs, indent=1) + "\n", encoding="utf-8")
+    (preset / LOG_FILE).write_text(json.dumps(logs, indent=1) + "\n", encoding="utf-8")
     copy_world(World(root / "world"), preset / "world")
     shutil.copy(root / "world" / "ATTRIBUTION.md", preset / "ATTRIBUTION.md")
 
@@ -160,12 +161,12 @@ def to_bfloat16(file: Path) -> None:
 
 def assemble_trained(root: Path, preset: Path) -> None:
     """Copies what the last stage saved, and adds the stages' curves to the log."""
-    log = json.loads((preset / "training_log.json").read_text(encoding="utf-8"))
+    log = json.loads((preset / LOG_FILE).read_text(encoding="utf-8"))
     for stage in ("align_encoders", "align_decoders", "instruct"):
         state = json.loads((root / stage / "trainer_state.json").read_text(encoding="utf-8"))
         curve = [row for row in state["log_history"] if "loss" in row]
         log[stage] = {"steps": state["global_step"], "curve": curve[:: max(1, len(curve) // 40)]}
-    (preset / "training_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+    (preset / LOG_FILE).write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
     for path in (root / "instruct").iterdir():
         if path.is_file() and path.name not in OF_THE_RUN:
             shutil.copy(path, preset / path.name)

@@ -24,6 +24,8 @@ PARTS = ("instrument", "register", "figure")
 HOP = SAMPLING_RATE * FRAME_SHIFT_MS // 1000
 FRAMES = 192  # 1.94 seconds; every figure has ended by then
 LATE = 12  # frames
+SHORT_SHARE = 0.1  # of the sounds end early,
+SHORTEST = 120  # but not before so many frames
 DISTURBED = 8  # readings of each development sound, every time disturbed in another way
 
 
@@ -64,6 +66,13 @@ def energies_of(waveforms: Tensor) -> Tensor:
 def energies_of_all(waveforms: Tensor, device: torch.device) -> Tensor:
     """`energies_of` many sounds, on the device."""
     return torch.cat([energies_of(part) for part in waveforms.split(64)]).to(device)
+
+
+def end_early(energies: Tensor) -> Tensor:
+    """`energies_of` sounds `[N, 64, 192]`, some of them short: there the preprocessing fills up with zeros."""
+    chance = torch.rand(2, len(energies), 1, 1, device=energies.device)
+    ends = torch.where(chance[0] < SHORT_SHARE, SHORTEST + chance[1] * (FRAMES - SHORTEST), FRAMES)
+    return energies.where(torch.arange(FRAMES, device=energies.device) < ends, 0.0)
 
 
 class Hearing(nn.Module):
@@ -121,7 +130,7 @@ def main() -> None:
         heard = torch.cat([energies[chosen], begin_anywhere(loop.draw(unknown, unknowns))])
         wanted = torch.cat([targets[chosen], unknown_target.expand(unknowns, -1)])
         with loop.autocast(device):
-            parts = compute(disturb(heard, silence, LATE), wanted)
+            parts = compute(end_early(disturb(heard, silence, LATE)), wanted)
         loop.update(optimizer, sum(parts.values()))
         run.record(args.batch, **parts)
 

@@ -16,6 +16,7 @@ from nextgpt.doctor import file_hash
 from nextgpt.parts import preset_folder
 from nextgpt.train.nano.clips import FPS, FRAMES, ClipWorld
 from nextgpt.train.nano.evaluate import Score, table
+from nextgpt.train.nano.loop import LOG_FILE
 from nextgpt.train.nano.sounds import SoundWorld
 from nextgpt.train.nano.world import World
 
@@ -139,7 +140,7 @@ def about_clips(world: ClipWorld) -> str:
 def write_card(preset: Path, scores: list[Score], ablation: list[Score]) -> Path:
     """Writes `README.md` into the preset folder."""
     world = World(preset / "world")
-    log = json.loads((preset / "training_log.json").read_text(encoding="utf-8"))
+    log = json.loads((preset / LOG_FILE).read_text(encoding="utf-8"))
     files = sorted(path for path in preset.rglob("*") if path.suffix in HASHED)
     attribution = (preset / "ATTRIBUTION.md").read_text(encoding="utf-8").split("\n", 2)[2].strip()
     config = json.loads((preset / "config.json").read_text(encoding="utf-8"))

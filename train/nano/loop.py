@@ -25,6 +25,7 @@ WARM_UP = 0.03  # of the time
 LOG_SECONDS = 5
 SAVE_SECONDS = 60
 WORK_SUFFIX = ".work"  # `<out>.work` keeps what does not ship: the log, the checkpoint, contact sheets
+LOG_FILE = "training_log.json"  # beside what a maker saves: its figures and its curve
 
 
 class Loop:
@@ -121,7 +122,7 @@ class Loop:
         curve = self.curve[:: max(1, len(self.curve) // 100)]
         log = {"figures": figures, "minutes": round(self.minutes, 2), "steps": self.step, "samples": self.samples}
         log |= {"finished": time.strftime("%Y-%m-%d %H:%M:%S"), "torch": torch.__version__, "curve": curve}
-        (out / "training_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+        (out / LOG_FILE).write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
         logger.info("%s", figures)
 
 

@@ -63,7 +63,7 @@ STEPS = {
         60,
     ),
     "refined_autoencoder": Step(
-        "nano.autoencoder --refine --world {root}/world --out {root}/autoencoder", "autoencoder_refined.work/sheet.png", 10
+        "nano.autoencoder --refine --world {root}/world --out {root}/autoencoder", "autoencoder_refined.work/sheet.png", 25
     ),
     "sound_autoencoder": Step(
         "nano.sound_autoencoder --world {root}/world --out {root}/sound_autoencoder",
