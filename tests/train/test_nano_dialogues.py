@@ -61,7 +61,7 @@ def test_no_combination_of_another_split_is_in_any_line(world, kind, split):
         allowed |= {caption for medium in media for caption in (medium.caption, setting.spoken(medium))}
         shown |= {path_of(medium) for medium in media} if each == split else set()
     assert DERIVED["train"] == ("train",) and "heldout" not in DERIVED["dev"]
-    for role, part in itertools.chain.from_iterable(map(parts, make_lines(composer, kind, 0, 1500))):
+    for role, part in itertools.chain.from_iterable(map(parts, make_lines(composer, kind, 0, 700))):
         text = part.get("text", part.get("caption", ""))
         captions = CAPTION.findall(text) if role == "assistant" else SHOWN.findall(text)
         assert set(captions) <= allowed
@@ -71,7 +71,7 @@ def test_no_combination_of_another_split_is_in_any_line(world, kind, split):
 
 def test_all_that_the_turns_hold_is_of_the_training_split(composer):
     made = set()
-    for seed in range(3000):
+    for seed in range(1200):
         for turn in composer.conversation(random.Random(seed)):
             parts = [part for part in (*turn.user, *turn.assistant) if not isinstance(part, str)]
             media = [part.medium for part in parts if part.medium]
@@ -164,7 +164,7 @@ def test_what_cannot_be_made_is_declined_and_what_can_is_offered(composer):
         assert all(re.match("I can't |I don't know ", turn.assistant[0]) for turn in turns)
         assert not any(CAPTION.search(turn.assistant[0]) for turn in turns)
         offers = [turn.offer for turn in turns if turn.offer]
-        assert len(offers) > 10
+        assert len(offers) > 5
         for seed, offer in enumerate(offers):
             turn = composer.talk.answer_offer(random.Random(seed), offer)
             assert {part.medium[0] for part in turn.assistant if isinstance(part, Made)} <= {offer.name}

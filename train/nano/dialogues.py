@@ -35,9 +35,11 @@ from nextgpt.train.nano.things import (
     WORDS,
     Clip,
     Concept,
+    Instrument,
     Medium,
     Picture,
     Sound,
+    bare,
     filmed_concepts,
     load_concepts,
     load_instruments,
@@ -284,9 +286,12 @@ def load_composer(
     """
     concepts = load_concepts(world)
     instruments = load_instruments(world, concepts) if "audio" in media else {}
+    concepts = {name: _without_names_of_other_sounds(concept, instruments) for name, concept in concepts.items()}
     outside = json.loads((DATA / "outside.json").read_text(encoding="utf-8"))
-    heard = {instrument.with_article(name) for instrument in instruments.values() for name in instrument.articles}
     things = [*outside["things"].items(), *unbuilt_things(concepts)]
+    heard = {instrument.with_article(name) for instrument in instruments.values() for name in instrument.articles}
+    seen = {word for concept in concepts.values() for word in (concept.name, *concept.synonyms)}
+    sounds = [(thing, near) for thing, near in outside["sounds"].items() if near in instruments and bare(thing) not in seen]
     return Composer(
         Setting(
             concepts=concepts,
@@ -297,10 +302,16 @@ def load_composer(
             outside=[(thing, near) for thing, near in things if near in concepts and thing not in heard],
             outside_paths=outside_paths or [],
             instruments=instruments,
-            outside_sounds=[(thing, near) for thing, near in outside["sounds"].items() if near in instruments],
+            outside_sounds=sounds,
             filmed=filmed_concepts(concepts) if "video" in media else [],
         )
     )
+
+
+def _without_names_of_other_sounds(concept: Concept, instruments: dict[str, Instrument]) -> Concept:
+    """So that "an electric guitar", drawn as a guitar, is not played as one."""
+    taken = {word for instrument in instruments.values() if instrument.name != concept.sound for word in instrument.articles}
+    return concept._replace(synonyms=tuple(word for word in concept.synonyms if word not in taken))
 
 
 def unbuilt_things(concepts: dict[str, Concept]) -> list[tuple[str, str]]:

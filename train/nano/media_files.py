@@ -11,22 +11,22 @@ import random
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
 from nextgpt.decoders import Audio, Video
 from nextgpt.events import save_media
 from nextgpt.train.nano.clips import FPS, MOTIONS, Clip, ClipRenderer, ClipWorld
-from nextgpt.train.nano.outside_sounds import outside_sound, outside_sound_numbers
 from nextgpt.train.nano.sounds import SAMPLING_RATE, SoundWorld
 from nextgpt.train.nano.split import split_of_names
 from nextgpt.train.nano.things import Picture, path_of
+from nextgpt.train.nano.unknown_sounds import UnknownSounds
 from nextgpt.train.nano.world import BACKGROUNDS, SIZES, Renderer, World, render_art
 
 logger = logging.getLogger(__name__)
 
 OUTSIDE_CLIPS = 2  # motions of each artwork from outside the world
+OUTSIDE_SOUNDS = 400  # at most
 
 
 def outside_pictures(world: Path, split: str) -> dict[str, tuple[int, str, str]]:
@@ -49,16 +49,17 @@ def outside_clips(world: Path, split: str) -> dict[str, tuple[int, str]]:
     return clips
 
 
-def outside_sounds(split: str) -> dict[str, int]:
-    """Path → number, for the sounds from outside the world."""
-    return {f"sounds/outside/{number}.wav": number for number in outside_sound_numbers(split)}
+def outside_sounds(world: Path, split: str) -> dict[str, int]:
+    """Path → index among the unknown sounds of the split, for the sounds from outside the world."""
+    count = min(OUTSIDE_SOUNDS, len(UnknownSounds(SoundWorld(world), split)))
+    return {f"sounds/outside/{split}_{index}.wav": index for index in range(count)}
 
 
 def outside_files(world: Path, split: str, media: Collection[str]) -> list[str]:
     """The paths of all media from outside the world."""
     paths = list(outside_pictures(world, split))
     if "audio" in media:
-        paths += outside_sounds(split)
+        paths += outside_sounds(world, split)
     if "video" in media:
         paths += outside_clips(world, split)
     return paths
@@ -80,9 +81,10 @@ def _pictures(world: World, split: str) -> Iterator[tuple[str, Image.Image]]:
 def _sounds(world: World, split: str) -> Iterator[tuple[str, Audio]]:
     sounds = SoundWorld(world.folder)
     for row in sounds.rows(split).tolist():
-        yield path_of(sounds.combinations[row]), Audio(sounds.waveforms[row].astype(np.float32) / 32768, SAMPLING_RATE)
-    for path, number in outside_sounds(split).items():
-        yield path, Audio(outside_sound(number), SAMPLING_RATE)
+        yield path_of(sounds.combinations[row]), Audio(sounds.waveform(sounds.combinations[row]), SAMPLING_RATE)
+    unknown = UnknownSounds(sounds, split)
+    for path, index in outside_sounds(world.folder, split).items():
+        yield path, Audio(unknown.waveform(index), SAMPLING_RATE)
 
 
 def _clips(world: World, split: str) -> Iterator[tuple[str, Video]]:
@@ -102,8 +104,7 @@ def as_video(frames: torch.Tensor) -> Video:
 
 def outside_clip(world: World, number: int, motion: str) -> Video:
     """Artwork from outside the world, in motion."""
-    renderer = ClipRenderer(world, Renderer(torch.from_numpy(world.outside[number][None, None])))
-    renderer.rest[1] = 0  # this artwork has one style
+    renderer = ClipRenderer(world, Renderer(torch.from_numpy(world.outside[number][None, None])), style=0)
     return as_video(renderer(torch.tensor([[0, list(MOTIONS).index(motion)]]))[0])
 
 

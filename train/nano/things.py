@@ -173,6 +173,11 @@ def load_instruments(world: Path, concepts: dict[str, Concept]) -> dict[str, Ins
     return instruments
 
 
+def bare(thing: str) -> str:
+    """A thing without its article: "a cat" → "cat"."""
+    return re.sub(r"^(an?|the) ", "", thing)
+
+
 def plural(noun: str) -> str:
     """The regular English plural."""
     if noun.endswith(("s", "x", "ch", "sh")):

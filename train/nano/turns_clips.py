@@ -29,7 +29,7 @@ MOTIONS_SAID = {
     }.items()
 }
 SHARE_OF_FIRST = 0.65
-CHANGED_TOO = ("and {}", "but {}", "{} this time", "and make it {}")
+CHANGED_TOO = ("and {}", "but {}", "{} this time", "this time {}")
 
 
 class ClipTurns:

@@ -123,7 +123,7 @@ class CrossingTurns:
         picture = self.pictures.sample(rng, derived=True, concept=concept or self.setting.names[0])
         text = self.pictures.request(rng, rng.choice(self.setting.phrasings[intent]), picture, ALL_AT_END)
         if concept is None:
-            why = f"I hear {self.setting.instruments[medium.name].indefinite}, but I can't draw it: I only know the sound."
+            why = f"I hear {self.setting.instruments[medium.name].indefinite}, but I can't draw that: I only know the sound."
             return self._refuse(intent, rng, text, why, medium, shown)
         return self.setting.make(intent, rng, roughen(text, rng), picture, shown=shown)
 
@@ -135,7 +135,7 @@ class CrossingTurns:
         if concept in self.setting.filmed:
             clip = self.setting.find(lambda: Clip(concept, motion), derived=True)
             return self.setting.make("film_of_heard", rng, roughen(text, rng), clip, shown=shown)
-        why = f"I hear {self.setting.instruments[sound.name].indefinite}, but I can't film it"
+        why = f"I hear {self.setting.instruments[sound.name].indefinite}, but I can't film that"
         offer = None if concept is None else Offer("image", concept)
         if offer is None:
             return self._refuse("film_of_heard", rng, text, f"{why}: I only know the sound.", sound, shown)

@@ -16,7 +16,7 @@ NO_SOUND_ANSWER = "I don't hear a sound yet. Attach one, or ask me to play somet
 # How people say a register before the thing, and a figure with its article; the first is the most frequent.
 REGISTERS_SAID = {
     "low": ("low", "low", "low", "deep", "low-pitched"),
-    "middle": ("middle", "middle", "mid-range", "medium-high"),
+    "middle": ("middle", "middle", "mid-range", "mid-pitched"),
     "high": ("high", "high", "high", "high-pitched"),
 }
 FIGURES_SAID = {
@@ -211,7 +211,8 @@ class SoundTurns:
 
         def draw() -> Sound:
             name = rng.choice([name for name in self.setting.instruments if name != sound.name])
-            return Sound(name, **DEFAULTS) if name in self.pitched else Sound(name)
+            notes = {part: getattr(sound, part) or default for part, default in DEFAULTS.items()}
+            return Sound(name, **notes) if name in self.pitched else Sound(name)
 
         return self.setting.find(draw)
 
