@@ -12,7 +12,7 @@ import torch
 from nextgpt.signals import MODALITIES
 from nextgpt.train.nano import dialogues, language_model
 from nextgpt.train.nano.dialogues import LINES, combinations, load_composer, make_lines
-from nextgpt.train.nano.phrasings import INTENT_SLOTS, PHRASINGS, load_phrasings, misspell, normalise, parse_phrasing
+from nextgpt.train.nano.phrasings import INTENT_SLOTS, PHRASINGS, fault, load_phrasings, misspell, normalise, parse_phrasing
 from nextgpt.train.nano.sounds import load_sounds
 from nextgpt.train.nano.things import CAPTION, SHOWN, Clip, Picture, Sound, modality_of, path_of
 from nextgpt.train.nano.turns import DERIVED, Made, Shown
@@ -192,6 +192,12 @@ def test_all_malformed_phrasings_are_named_at_once(tmp_path):
     (tmp_path / "bad.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     with pytest.raises(ValueError, match=r"line 1: .*\n.*line 3: unknown intent 'smell'"):
         load_phrasings(tmp_path)
+
+
+def test_a_training_phrasing_that_is_tested_is_a_fault():
+    line = json.dumps({"intent": "name", "text": "What is this?!"})
+    assert "is a test phrasing" in fault(line, {"what is this"}) and fault(line, {"who is this"}) == ""
+    assert "unknown intent" in fault('{"intent": "smell", "text": ""}', set())
 
 
 def test_test_phrasings_are_not_among_the_training_phrasings():

@@ -3,6 +3,7 @@
 In place of a model and judges stand an assistant that answers as it should and judges that know the true media.
 """
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from nextgpt import NextGPTPipeline
 from nextgpt.decoders.vocoder import GriffinLimVocoder, GriffinLimVocoderConfig
 from nextgpt.events import Reply
+from nextgpt.media import load_media
 from nextgpt.signals import MODALITIES
 from nextgpt.train.nano import dialogues
 from nextgpt.train.nano.bench import (
@@ -31,11 +34,15 @@ from nextgpt.train.nano.bench import (
 from nextgpt.train.nano.dialogues import load_composer
 from nextgpt.train.nano.evaluate import ANSWER_OF, ROWS, Score, ablate, bag_of_words, table
 from nextgpt.train.nano.judges import UNKNOWN
+from nextgpt.train.nano.media_files import MAKERS, outside_files, write
 from nextgpt.train.nano.phrasings import INTENT_SLOTS, load_phrasings
 from nextgpt.train.nano.report import write_report
 from nextgpt.train.nano.sounds import SAMPLES, SoundWorld, load_sounds
-from nextgpt.train.nano.things import Picture, Sound, modality_of
+from nextgpt.train.nano.things import Picture, Sound, modality_of, path_of
 from nextgpt.train.nano.turns import Shown
+from nextgpt.train.nano.world import World
+from tiny_decoders import save_tiny_stable_diffusion
+from tiny_models import tiny_model
 
 NANO = Path(dialogues.__file__).parent
 
@@ -135,12 +142,39 @@ def test_who_answers_in_words_alone_gets_none(bench):
 
 
 def test_rows_that_cannot_be_measured_say_why(bench):
+    pictures_alone = Bench(bench.pipeline, count=6, folder=bench.folder)
     bench.pipeline.model.config.input_modalities = ["image"]
-    del bench.judges["video"]
-    assert bench.media == ("image",)
-    assert "the model takes no audio" in ROWS["audio-to-text"](bench)[0].note
-    assert "there is no judge in" in table(ROWS["image-to-video"](bench))
-    assert ROWS["text-to-image"](bench)[0].right == 6
+    pictures_alone.judges = {"image": bench.judges["image"], "audio": bench.judges["audio"]}
+    assert pictures_alone.media == ("image",)
+    assert "the model takes no audio" in ROWS["audio-to-text"](pictures_alone)[0].note
+    assert "there is no judge in" in table(ROWS["image-to-video"](pictures_alone))
+    Oracle(pictures_alone)
+    assert ROWS["text-to-image"](pictures_alone)[0].right == 6
+
+
+def test_media_files_are_read_as_they_were_and_named_in_the_dialogues(folder, tmp_path):
+    outside = outside_files(folder, "dev", MODALITIES)
+    for modality, make in MAKERS.items():
+        media = dict(itertools.islice(make(World(folder), "dev"), 3)) | dict(list(make(World(folder), "dev"))[-1:])
+        assert [path in outside for path in media] == [False, False, False, True]
+        for path, medium in media.items():
+            write(medium, tmp_path / path)
+            read = load_media(modality, tmp_path / path)
+            for one, other in zip(*((m,) if modality == "image" else m for m in (read, medium)), strict=True):
+                assert np.allclose(np.asarray(one, float), np.asarray(other, float), atol=1e-4)
+    shown = load_composer(folder, "dev", outside).clips.sample(random.Random(0))
+    assert path_of(shown) in dict(MAKERS["video"](World(folder), "dev"))
+
+
+def test_time_memory_and_weights_are_measured(bench, tmp_path):
+    decoders = {"image": {"kind": "stable-diffusion", "source": str(save_tiny_stable_diffusion(tmp_path / "image"))}}
+    model, processor = tiny_model(tmp_path, decoders=decoders)
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    bench.pipeline, bench.media = NextGPTPipeline.from_pretrained(tmp_path / "model"), ("image",)
+    figures = {(score.row, score.part): score.quantity for score in (*ROWS["time"](bench), *ROWS["load"](bench))}
+    assert list(figures) == [("time", "text"), ("time", "image"), *(("load", of) for of in ("time", "memory", "weights"))]
+    assert all(figures.values()) and figures["load", "memory"] > 0.1  # GB
 
 
 def test_the_vocoder_is_measured_alone(bench):
@@ -206,7 +240,7 @@ def test_a_swap_names_the_old_thing_and_the_new_one(composer):
 def test_the_bag_of_words_is_no_fool():
     guess = bag_of_words(load_phrasings())
     assert guess("please draw a picture of it") == "text + image"
-    assert guess("let me hear a violin play a low note") == "text + audio"
+    assert guess("play it lower") == "text + audio"
     assert guess("make a video of it bouncing") == "text + video"
     assert guess("what is this?") == "text"
     assert set(ANSWER_OF) < set(INTENT_SLOTS)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from nextgpt.decoders import Audio, Video
-from nextgpt.events import save_media
+from nextgpt.events import Media, save_media
 from nextgpt.train.nano.clips import FPS, MOTIONS, Clip, ClipRenderer, ClipWorld
 from nextgpt.train.nano.sounds import SAMPLING_RATE, SoundWorld
 from nextgpt.train.nano.split import split_of_names
@@ -121,6 +121,15 @@ def save_exactly(video: Video, path: Path) -> None:
         container.mux(stream.encode(None))
 
 
+def write(medium: Media, path: Path) -> None:
+    """Writes a picture, a sound or a clip so that it is read again as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(medium, Video):
+        save_exactly(medium, path)
+    else:
+        save_media(medium, path)
+
+
 MAKERS = {"image": _pictures, "audio": _sounds, "video": _clips}
 
 
@@ -130,10 +139,6 @@ def write_files(world: Path, out: Path, media: Collection[str]) -> None:
     for modality, split in itertools.product(media, ("train", "dev")):
         count = 0
         for path, medium in MAKERS[modality](built, split):
-            (out / path).parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(medium, Video):
-                save_exactly(medium, out / path)
-            else:
-                save_media(medium, out / path)
+            write(medium, out / path)
             count += 1
         logger.info("%s, %s: %d files in %s", modality, split, count, out)

@@ -4,9 +4,14 @@ A phrasing is one line of ``train/nano/data/phrasings/*.jsonl``: ``{"intent": ..
 text may hold slots: ``{a_concept}`` becomes "a cat", ``{the_concept}`` "the cat", ``{concept}`` "cat", ``{concepts}``
 "cats"; ``{a_sound}`` "a trumpet", ``{figure}`` "rising scale", ``{a_figure}`` "a rising scale", ``{motion}`` "spinning",
 ``{move}`` "spin", ``{moves}`` "spins". A line with ``"media": "image"`` holds only where nothing but pictures is known.
+
+``python -m nextgpt.train.nano.phrasings`` names the lines that are not as agreed or that the test phrasings hold too;
+with ``--drop`` it takes them out.
 """
 
+import argparse
 import json
+import logging
 import random
 import re
 from collections import defaultdict
@@ -16,7 +21,10 @@ from typing import NamedTuple
 
 from nextgpt.signals import MODALITIES
 
+logger = logging.getLogger(__name__)
+
 PHRASINGS = Path(__file__).parent / "data" / "phrasings"
+TEST_PHRASINGS = PHRASINGS.parent
 
 CONCEPT_SLOTS = frozenset({"a_concept", "concept", "the_concept", "concepts"})
 ATTRIBUTE_SLOTS = frozenset({"background", "style", "size", "size_word"})
@@ -234,3 +242,41 @@ def misspell(text: str, rng: random.Random) -> str:
     letter, following = text[at], text[at + 1]
     slip = rng.choice(("", letter * 2, following + letter, _KEYBOARD.get(letter.lower(), letter)))
     return text[:at] + slip + text[at + (2 if slip == following + letter else 1) :]
+
+
+# -- checking -----------------------------------------------------------------------------------------------------
+
+
+def fault(line: str, tested: Collection[str]) -> str:
+    """What is wrong with a line of training phrasings; empty if nothing is.
+
+    Args:
+        tested: the test phrasings, normalised.
+    """
+    try:
+        phrasing = parse_phrasing(line)
+    except (ValueError, KeyError) as error:
+        return str(error)
+    return f"{phrasing.text!r} ({phrasing.intent}) is a test phrasing" if normalise(phrasing.text) in tested else ""
+
+
+def main() -> None:
+    """Names bad lines, and takes them out where that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--drop", action="store_true", help="take the lines out")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    tested = {normalise(phrasing.text) for some in load_phrasings(TEST_PHRASINGS).values() for phrasing in some}
+    for file in sorted(PHRASINGS.glob("*.jsonl")):
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        faults = [fault(line, tested) for line in lines]
+        for number, reason in enumerate(faults, 1):
+            if reason:
+                logger.info("%s, line %d: %s", file.name, number, reason)
+        if args.drop and any(faults):
+            kept = [line for line, reason in zip(lines, faults, strict=True) if not reason]
+            file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -71,8 +71,9 @@ class TalkTurns:
         intent = intent or rng.choices(intents, (40, 20, 15, 25))[0]
         phrasing = rng.choice(self.setting.phrasings[intent])
         thing = rng.choice(self.setting.outside)[0]
-        reply = (phrasing.reply or self.unknown_answer).replace("{number_of_things}", str(len(self.setting.names)))
-        reply = reply.replace("{number_of_sounds}", str(len(self.setting.instruments)))
+        reply = phrasing.reply or self.unknown_answer
+        for what, known in (("things", "names"), ("sounds", "instruments"), ("filmed", "filmed")):
+            reply = reply.replace(f"{{number_of_{what}}}", str(len(getattr(self.setting, known))))
         values = {"thing": thing} | self.pictures.concept_values(rng, Picture(rng.choice(self.setting.names)))
         return Turn(intent, [roughen(fill(phrasing.text, values), rng)], [reply])
 
