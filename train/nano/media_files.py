@@ -25,7 +25,7 @@ from nextgpt.train.nano.world import BACKGROUNDS, SIZES, Renderer, World, render
 
 logger = logging.getLogger(__name__)
 
-OUTSIDE_CLIPS = 2  # motions of each artwork from outside the world
+OUTSIDE_CLIPS = 1  # of each artwork from outside the world
 OUTSIDE_SOUNDS = 400  # at most
 
 
