@@ -18,7 +18,7 @@ from nextgpt.encoders.configuration import ImageBindConfig, imagebind_huge_confi
 from nextgpt.encoders.preprocessing import EncoderPreprocessor, preprocessor_for
 
 MAX_LOGIT_SCALE = 100.0
-LOGIT_SCALES = {"text": 1 / 0.07, "audio": 20.0, "depth": 5.0, "thermal": 10.0, "imu": 5.0}
+LOGIT_SCALES = {"text": 1 / 0.07, "depth": 5.0, "thermal": 10.0, "imu": 5.0}
 CLIPPED = ("video", "audio")  # an item of these is several views or clips, whose embeddings are averaged
 
 
@@ -258,10 +258,11 @@ def _head(config: ImageBindConfig, tower: str) -> nn.Module:
     )
 
 
-def _postprocessor(tower: str) -> nn.Module:
+def _postprocessor(config: ImageBindConfig, tower: str) -> nn.Module:
     if tower == "vision":
         return Normalize()
-    return nn.Sequential(Normalize(), LogitScale(LOGIT_SCALES[tower], learnable=tower == "text"))
+    scale = config.audio_logit_scale if tower == "audio" else LOGIT_SCALES[tower]
+    return nn.Sequential(Normalize(), LogitScale(scale, learnable=tower == "text"))
 
 
 class ImageBind(PreTrainedModel):
@@ -285,7 +286,7 @@ class ImageBind(PreTrainedModel):
             }
         )
         self.modality_heads = nn.ModuleDict({t: _head(config, t) for t in towers})
-        self.modality_postprocessors = nn.ModuleDict({t: _postprocessor(t) for t in towers})
+        self.modality_postprocessors = nn.ModuleDict({t: _postprocessor(config, t) for t in towers})
         self.post_init()
 
     @property

@@ -3,17 +3,22 @@
 import itertools
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from nextgpt.signals import MODALITIES
 from nextgpt.train.nano import dialogues, language_model
-from nextgpt.train.nano.dialogues import CAPTION, LINES, Picture, load_composer, make_lines
-from nextgpt.train.nano.phrasings import INTENT_SLOTS, PHRASINGS, load_phrasings, misspell, normalise, parse_phrasing
+from nextgpt.train.nano.dialogues import LINES, combinations, load_composer, make_lines
+from nextgpt.train.nano.phrasings import INTENT_SLOTS, PHRASINGS, fault, load_phrasings, misspell, normalise, parse_phrasing
+from nextgpt.train.nano.sounds import load_sounds
+from nextgpt.train.nano.things import CAPTION, SHOWN, Clip, Picture, Sound, modality_of, path_of
+from nextgpt.train.nano.turns import DERIVED, Made, Shown
 
 NANO = Path(dialogues.__file__).parent
-OUTSIDE = ["images/outside/train/0.png"]
+OUTSIDE = ["images/outside/0.png", "sounds/outside/0.wav", "clips/outside/0.mp4"]
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +26,7 @@ def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     concepts = json.loads((NANO / "concepts.json").read_text(encoding="utf-8"))
     (folder / "world.json").write_text(json.dumps({"concepts": concepts}), encoding="utf-8")
+    (folder / "sounds.json").write_text(json.dumps(load_sounds()), encoding="utf-8")
     return folder
 
 
@@ -35,8 +41,10 @@ def parts(line: str):
             yield message["role"], part
 
 
+@pytest.mark.parametrize("media", [("image",), MODALITIES])
 @pytest.mark.parametrize("kind", LINES)
-def test_the_same_seed_gives_the_same_lines_in_any_chunks(composer, kind):
+def test_the_same_seed_gives_the_same_lines_in_any_chunks(world, kind, media):
+    composer = load_composer(world, "train", OUTSIDE, media=media)
     whole = list(make_lines(composer, kind, 0, 60, seed=3))
     chunks = [*make_lines(composer, kind, 0, 25, seed=3), *make_lines(composer, kind, 25, 60, seed=3)]
     assert whole == chunks
@@ -47,50 +55,127 @@ def test_the_same_seed_gives_the_same_lines_in_any_chunks(composer, kind):
 @pytest.mark.parametrize("kind", LINES)
 def test_no_combination_of_another_split_is_in_any_line(world, kind, split):
     composer = load_composer(world, split, OUTSIDE)
-    allowed = {picture.caption for picture in dialogues.combinations(composer)}
-    paths = {picture.path for picture in dialogues.combinations(composer)} | set(OUTSIDE)
-    for role, part in itertools.chain.from_iterable(map(parts, make_lines(composer, kind, 0, 1500))):
+    setting, allowed, shown = composer.setting, {dialogues.OUTSIDE_CAPTION}, set(OUTSIDE)
+    for modality, each in itertools.product(MODALITIES, DERIVED[split]):  # dev may make what train may, but shows its own
+        media = combinations(load_composer(world, each).setting, modality)
+        allowed |= {caption for medium in media for caption in (medium.caption, setting.spoken(medium))}
+        shown |= {path_of(medium) for medium in media} if each == split else set()
+    assert DERIVED["train"] == ("train",) and "heldout" not in DERIVED["dev"]
+    for role, part in itertools.chain.from_iterable(map(parts, make_lines(composer, kind, 0, 700))):
         text = part.get("text", part.get("caption", ""))
-        captions = CAPTION.findall(text) if role == "assistant" else language_model.PICTURE.findall(text)
-        assert set(captions) <= allowed | {dialogues.OUTSIDE_CAPTION}
-        assert part.get("path") is None or part["path"] in paths
+        captions = CAPTION.findall(text) if role == "assistant" else SHOWN.findall(text)
+        assert set(captions) <= allowed
+        assert part.get("caption") is None or part["caption"] in allowed
+        assert part.get("path") is None or part["path"] in shown
 
 
-def test_every_concept_can_be_drawn_and_defined(composer):
-    pictures = dialogues.combinations(composer)
-    assert {picture.concept for picture in pictures} == set(composer.names) == set(composer.glosses)
-    seen = {picture.concept for picture in (composer.sample(random.Random(i)) for i in range(20_000))}
-    assert seen == set(composer.names)
+def test_all_that_the_turns_hold_is_of_the_training_split(composer):
+    made = set()
+    for seed in range(1200):
+        for turn in composer.conversation(random.Random(seed)):
+            parts = [part for part in (*turn.user, *turn.assistant) if not isinstance(part, str)]
+            media = [part.medium for part in parts if part.medium]
+            assert all(medium.split == "train" for medium in (*media, *filter(None, [turn.medium])))
+            made |= {type(medium) for medium in media}
+    assert made == {Picture, Sound, Clip}
 
 
-def test_each_drawing_is_announced_by_its_caption(composer):
-    for kind in ("instruct", "align_decoders"):
-        drawn = 0
-        for line in make_lines(composer, kind, 0, 1000):
-            said = ""
-            for role, part in parts(line):
-                if role == "assistant" and part["type"] == "image":
-                    assert f"ere is {part['caption']}." in said
-                    drawn += 1
-                said = part.get("text", "")
-        assert drawn > 500
+def test_everything_can_be_asked_for(composer):
+    setting = composer.setting
+    assert {picture.concept for picture in combinations(setting, "image")} == set(setting.names) == set(setting.glosses)
+    assert {sound.name for sound in combinations(setting, "audio")} == set(setting.instruments)
+    assert {clip.concept for clip in combinations(setting, "video")} == set(setting.filmed)
+    assert {composer.pictures.sample(random.Random(i)).concept for i in range(20_000)} == set(setting.names)
+    assert {composer.sounds.sample(random.Random(i)).name for i in range(5_000)} == set(setting.instruments)
+
+
+@pytest.mark.parametrize("kind", ["instruct", "align_decoders"])
+def test_each_medium_is_announced_by_its_caption(composer, kind):
+    spoken = {}
+    for modality in MODALITIES:
+        spoken |= {medium.caption: composer.setting.spoken(medium) for medium in combinations(composer.setting, modality)}
+    made = dict.fromkeys(MODALITIES, 0)
+    for line in make_lines(composer, kind, 0, 1000):
+        said = ""
+        for role, part in parts(line):
+            if role == "assistant" and part["type"] != "text":
+                assert re.search(rf"ere (is|are) {re.escape(spoken[part['caption']])}\.$", said)
+                made[part["type"]] += 1
+            said = part.get("text", "")
+    assert min(made.values()) > 100
 
 
 def test_text_holds_words_only(composer):
-    assert all(part["type"] == "text" for line in make_lines(composer, "text", 0, 500) for _, part in parts(line))
+    lines = list(make_lines(composer, "text", 0, 500))
+    assert all(part["type"] == "text" for line in lines for _, part in parts(line))
+    for said in ("(picture: a large", "(sound: a low", "(sound: the sound of a", "(clip: a"):
+        assert any(said in line for line in lines)
+
+
+def test_with_pictures_alone_nothing_else_is_spoken_of(world):
+    composer = load_composer(world, "train", OUTSIDE, media=("image",))
+    lines = [json.loads(line) for line in make_lines(composer, "instruct", 0, 800)]
+    assert {part["type"] for line in lines for m in line["messages"] for part in m["content"]} == {"text", "image"}
+    assert not {intent for line in lines for intent in line["intents"]} & {"play", "film", "sound_of_shown", "outside_play"}
 
 
 def test_what_the_user_does_not_say_stays_or_takes_the_default(composer):
-    checked = 0
-    for seed in range(60):
+    checked = dict.fromkeys(MODALITIES, 0)
+    for seed in range(400):
         turns = composer.conversation(random.Random(seed))
         for before, after in itertools.pairwise(turns):
-            shown = any(isinstance(part, dialogues.Shown) for part in after.user)
-            if before.picture and after.intent.startswith("change_") and not shown:
-                changed = {k for k in Picture._fields if getattr(after.picture, k) != getattr(before.picture, k)}
-                assert len(changed) <= 2 and after.intent.removeprefix("change_") in changed
-                checked += 1
-    assert checked > 10
+            shown = any(isinstance(part, Shown) for part in after.user)
+            if before.medium and after.intent.startswith("change_") and not shown:
+                changed = {k for k in before.medium._fields if getattr(after.medium, k) != getattr(before.medium, k)}
+                if isinstance(before.medium, Sound) and not (before.medium.register and after.medium.register):
+                    changed = {"name"}  # between instruments and effects the notes come and go
+                what = {"sound": "name", "filmed": "concept"}.get(what := after.intent.removeprefix("change_"), what)
+                assert len(changed) <= 2 and what in changed
+                checked[modality_of(before.medium)] += 1
+    assert min(checked.values()) > 10
+
+
+def test_crossings_lead_from_a_thing_to_its_sound_its_picture_and_its_clip(composer):
+    setting = composer.setting
+    assert setting.sound_of["helicopter"] == "helicopter" and setting.concept_of["seashore"] == "wave"
+    for kind in composer.crossings.crossings:
+        modality, other = kind.split(" → ")
+        for seed in range(30):
+            turn = composer.turn(kind, random.Random(seed))
+            (shown,) = [part for part in turn.user if isinstance(part, Shown)]
+            (made,) = [part.medium for part in turn.assistant if isinstance(part, Made)]
+            assert (shown.modality, modality_of(made)) == (modality, other)
+            seen = [setting.concept_of[m.name] if isinstance(m, Sound) else m.concept for m in (shown.medium, made)]
+            assert seen[0] == seen[1]
+    assert set(composer.crossings.crossings) == {f"{a} → {b}" for a, b in itertools.permutations(MODALITIES, 2)}
+
+
+def test_two_kinds_in_one_answer_come_in_the_order_asked_for(composer):
+    orders = {"draw_and_play": (Picture, Sound), "play_and_draw": (Sound, Picture), "draw_and_film": (Picture, Clip)}
+    for intent, order in (orders | {"film_and_play": (Clip, Sound)}).items():
+        turns = [composer.turn(intent, random.Random(seed)) for seed in range(40)]
+        kinds = [tuple(type(part.medium) for part in turn.assistant if isinstance(part, Made)) for turn in turns]
+        assert kinds.count(order) > 15 and set(kinds) <= {order, tuple(kind for kind in order if kind is not Sound)}
+
+
+def test_what_cannot_be_made_is_declined_and_what_can_is_offered(composer):
+    for kind in ("outside_play", "unplayable", "undrawable", "outside_film", "unfilmable", "outside_motion"):
+        turns = [composer.turn(kind, random.Random(seed)) for seed in range(60)]
+        assert all(re.match("I can't |I don't know ", turn.assistant[0]) for turn in turns)
+        assert not any(CAPTION.search(turn.assistant[0]) for turn in turns)
+        offers = [turn.offer for turn in turns if turn.offer]
+        assert len(offers) > 5
+        for seed, offer in enumerate(offers):
+            turn = composer.talk.answer_offer(random.Random(seed), offer)
+            assert {part.medium[0] for part in turn.assistant if isinstance(part, Made)} <= {offer.name}
+
+
+def test_media_from_outside_the_world_are_not_named(composer):
+    for modality in MODALITIES:
+        turn = composer.turn(f"{modality} show_outside", random.Random(0))
+        (shown,) = [part for part in turn.user if isinstance(part, Shown)]
+        assert shown.modality == modality and shown.path in OUTSIDE
+        assert turn.assistant == ["I can't tell what this is."]
 
 
 def test_phrasings_are_well_formed_and_cover_every_intent():
@@ -98,18 +183,36 @@ def test_phrasings_are_well_formed_and_cover_every_intent():
     assert set(phrasings) == set(INTENT_SLOTS)
     with pytest.raises(ValueError, match="slots not allowed"):
         parse_phrasing('{"intent": "describe", "text": "what is this {colour}?"}')
+    with pytest.raises(ValueError, match="needs one of the slots motion, move, moves"):
+        parse_phrasing('{"intent": "film", "text": "film {a_concept}"}')
+
+
+def test_all_malformed_phrasings_are_named_at_once(tmp_path):
+    lines = [{"intent": "draw", "text": "draw it"}, {"intent": "name", "text": "what?"}, {"intent": "smell", "text": ""}]
+    (tmp_path / "bad.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"line 1: .*\n.*line 3: unknown intent 'smell'"):
+        load_phrasings(tmp_path)
+
+
+def test_a_training_phrasing_that_is_tested_is_a_fault():
+    line = json.dumps({"intent": "name", "text": "What is this?!"})
+    assert "is a test phrasing" in fault(line, {"what is this"}) and fault(line, {"who is this"}) == ""
+    assert "unknown intent" in fault('{"intent": "smell", "text": ""}', set())
 
 
 def test_test_phrasings_are_not_among_the_training_phrasings():
-    lines = (NANO / "data" / "test_phrasings.jsonl").read_text(encoding="utf-8").splitlines()
-    tested = {normalise(json.loads(line)["text"]) for line in lines if line.strip()}
+    tested = {normalise(phrasing.text) for phrasings in load_phrasings(NANO / "data").values() for phrasing in phrasings}
     trained = {normalise(phrasing.text) for phrasings in load_phrasings().values() for phrasing in phrasings}
     assert sorted(tested & trained) == []
 
 
 def test_outside_things_are_outside_the_world(composer):
-    inside = {word.lower() for concept in composer.concepts.values() for word in (concept.name, *concept.synonyms)}
-    assert not [thing for thing, _ in composer.outside if thing.removeprefix("a ").removeprefix("an ") in inside]
+    setting = composer.setting
+    inside = {word.lower() for concept in setting.concepts.values() for word in (concept.name, *concept.synonyms)}
+    heard = {name for instrument in setting.instruments.values() for name in instrument.articles}
+    for things, known in ((setting.outside, inside | heard), (setting.outside_sounds, heard)):
+        assert len(things) > 100
+        assert not [thing for thing, _ in things if re.sub(r"^(an?|the) ", "", thing) in known]
 
 
 def test_a_slip_changes_one_long_word_only():
@@ -133,12 +236,20 @@ def test_training_sees_what_the_chat_template_renders(tokenizer):
     assert tokenizer.decode(example.tokens) == rendered
 
 
-def test_a_picture_is_read_as_the_sum_of_its_words(tokenizer):
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("picture: a small cat, flat style, red background", " small cat flat red"),
+        ("sound: a low trumpet, rising scale", " low trumpet rising scale"),
+        ("sound: the sound of a helicopter", " helicopter"),
+        ("clip: an apple, spinning", " apple spinning"),
+    ],
+)
+def test_a_medium_is_read_as_the_sum_of_its_words(tokenizer, said, words):
     encoder = language_model.Encoder(tokenizer)
-    message = ("user", "what is this? (picture: a small cat, flat style, red background)")
-    example = encoder([message], True, random.Random(0))
-    assert "picture" not in tokenizer.decode(example.tokens)
-    assert [tokenizer.decode(bag) for bag in example.bags] == [" small cat flat red"]
+    example = encoder([("user", f"what is this? ({said})")], True, random.Random(0))
+    assert said.split(":")[0] not in tokenizer.decode(example.tokens)
+    assert [tokenizer.decode(bag) for bag in example.bags] == [words]
     model = language_model.new_model(tokenizer)
     bags = torch.tensor([bag + [-1] * (language_model.BAG - len(bag)) for bag in example.bags])
     embedded = language_model.embed(model, torch.tensor([example.tokens]), torch.tensor([example.soft]), bags)

@@ -10,60 +10,134 @@ import argparse
 import json
 import logging
 import shutil
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.encoders import ImageBind, ImageBindConfig
 from nextgpt.modeling_nextgpt import TRAINED_FILE
 from nextgpt.parts import preset_folder
 from nextgpt.train.nano.loop import LOG_FILE
+from nextgpt.train.nano.sounds import SoundWorld
 from nextgpt.train.nano.world import World
 
 logger = logging.getLogger(__name__)
 
-FROZEN = ("encoder", "language_model", "image_decoder", "judge")
+DECODERS = {  # what it makes → its kind and its folder
+    "image": ("stable-diffusion", "image_decoder"),
+    "audio": ("audioldm", "sound_decoder"),
+    "video": ("text-to-video", "clip_decoder"),
+}
+JUDGES = ("judge", "sound_judge", "clip_judge")
+SHIPPED = ("encoder", "language_model", *(folder for _, folder in DECODERS.values()), *JUDGES)
+INSIDE = ("autoencoder", "text_encoder", "clip_text_encoder", "sound_autoencoder", "sound_text_encoder")
+OF_PICTURES = ("image_decoder", "clip_decoder")  # they share the autoencoder of pictures
+MOST_BYTES, MOST_FILE_BYTES = 100_000_000, 20_000_000
 LEFT_OUT = shutil.ignore_patterns("checkpoint*", LOG_FILE, "*.png", "README.md", "runs")
 OF_THE_RUN = ("trainer_state.json", "training_args.bin", "run.json", "README.md", "skipped.jsonl")  # not of the preset
 LICENCE = "Apache-2.0; trained on artwork listed in ATTRIBUTION.md"
 
 
-def new_config(parts: str = "preset:nano") -> NextGPTConfig:
+def new_config(
+    parts: str = "preset:nano", takes: Sequence[str] = ("image",), makes: Sequence[str] = ("image",)
+) -> NextGPTConfig:
     """The nano model: every number that is not its frozen parts' own.
 
     Args:
         parts: where the frozen parts' folders lie.
+        takes, makes: which modalities, beside text.
     """
     return NextGPTConfig(
         language_model={"source": f"{parts}/language_model", "license": LICENCE},
         encoder={"kind": "imagebind", "source": f"{parts}/encoder", "license": LICENCE},
         decoders={
-            "image": {"kind": "stable-diffusion", "source": f"{parts}/image_decoder", "license": LICENCE},
+            modality: {"kind": kind, "source": f"{parts}/{folder}", "license": LICENCE}
+            for modality, (kind, folder) in DECODERS.items()
+            if modality in makes
         },
-        input_modalities=["image"],
+        input_modalities=list(takes),
         output_projection={"hidden_size": 192, "num_layers": 2, "num_heads": 4},
         lora={"r": 16, "lora_alpha": 32},
     )
 
 
+def made(root: Path, part: str) -> bool:
+    """Whether a part is there: its folder appears when its making begins, its log when it is done."""
+    return (root / part / LOG_FILE).is_file()
+
+
 def assemble_frozen(root: Path, preset: Path) -> None:
-    """Copies the frozen parts and the judge, gathers the logs, and writes `root/model/config.json`."""
+    """Copies the frozen parts and the judges that are there, gathers the logs, and writes `root/model/config.json`.
+
+    Pictures are always there. Clips are taken and made if there is a decoder of clips; sounds are taken if there is an
+    audio tower, and made if there is a decoder of sounds.
+    """
     logs = {}
-    for part in (*FROZEN, "autoencoder", "text_encoder"):
-        file = root / part / LOG_FILE
-        if file.is_file():
-            logs[part] = json.loads(file.read_text(encoding="utf-8"))
-        if part in FROZEN and (root / part).is_dir():
+    for part in (*SHIPPED, "audio_encoder", *INSIDE):
+        if not made(root, part):
+            continue
+        logs[part] = json.loads((root / part / LOG_FILE).read_text(encoding="utf-8"))
+        if part in SHIPPED:
             shutil.rmtree(preset / part, ignore_errors=True)
             shutil.copytree(root / part, preset / part, ignore=LEFT_OUT)
-    if (root / "autoencoder" / "config.json").is_file():  # it may have been refined since the UNet was trained
-        shutil.copytree(root / "autoencoder", preset / "image_decoder" / "vae", ignore=LEFT_OUT, dirs_exist_ok=True)
+    for part in OF_PICTURES:  # the autoencoder may have been refined since the UNet was trained
+        if (root / "autoencoder" / "config.json").is_file() and (preset / part).is_dir():
+            shutil.copytree(root / "autoencoder", preset / part / "vae", ignore=LEFT_OUT, dirs_exist_ok=True)
+    if made(root, "audio_encoder"):
+        join_towers([root / "encoder", root / "audio_encoder"], preset / "encoder")
     (preset / LOG_FILE).write_text(json.dumps(logs, indent=1) + "\n", encoding="utf-8")
     copy_world(World(root / "world"), preset / "world")
     shutil.copy(root / "world" / "ATTRIBUTION.md", preset / "ATTRIBUTION.md")
-    new_config().save_pretrained(root / "model")
+
+    makes = ["image", *(modality for modality in ("audio", "video") if made(root, DECODERS[modality][1]))]
+    takes = ["image", *["audio"] * made(root, "audio_encoder"), *["video"] * ("video" in makes)]
+    if "audio" in {*takes, *makes}:
+        SoundWorld(root / "world").copy(preset / "world")
+    new_config(takes=takes, makes=makes).save_pretrained(root / "model")
+
+
+def join_towers(folders: Sequence[Path], out: Path) -> None:
+    """Saves one encoder with the towers of several; what is not a tower's own is the first one's.
+
+    Raises:
+        RuntimeError: when their embeddings are not equally wide.
+    """
+    first, *others = encoders = [ImageBind.from_pretrained(folder, dtype=torch.bfloat16) for folder in folders]
+    numbers = first.config.to_dict()
+    for other in others:
+        own = tuple(f"{tower}_" for tower in other.config.towers)
+        numbers |= {name: value for name, value in other.config.to_dict().items() if name.startswith(own)}
+    towers = tuple(tower for encoder in encoders for tower in encoder.config.towers)
+    joined = ImageBind(ImageBindConfig.from_dict(numbers | {"towers": towers})).bfloat16()
+    joined.load_state_dict({name: value for encoder in encoders for name, value in encoder.state_dict().items()})
+    joined.save_pretrained(out, max_shard_size="20MB")
+
+
+def check_sizes(preset: Path) -> None:
+    """Says how large the preset is.
+
+    Raises:
+        ValueError: when a file or all together are larger than the package may hold.
+    """
+    sizes = {path: path.stat().st_size for path in preset.rglob("*") if path.is_file()}
+    folders = Counter()
+    for path, size in sizes.items():
+        folders[path.relative_to(preset).parts[0]] += size
+    listed = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in folders.most_common(12))
+    logger.info("%.1f MB: %s", sum(sizes.values()) / 1e6, listed)
+    large = [str(path) for path, size in sizes.items() if size > MOST_FILE_BYTES]
+    if large or sum(sizes.values()) > MOST_BYTES:
+        raise ValueError(
+            f"{preset} holds {sum(sizes.values()) / 1e6:.1f} MB, expected at most {MOST_BYTES / 1e6:.0f} and at most "
+            f"{MOST_FILE_BYTES / 1e6:.0f} a file (larger: {', '.join(large) or 'none'}). In MB: {listed}. "
+            "Make a part smaller."
+        )
 
 
 def copy_world(world: World, folder: Path) -> None:
@@ -98,6 +172,7 @@ def assemble_trained(root: Path, preset: Path) -> None:
             shutil.copy(path, preset / path.name)
     to_bfloat16(preset / TRAINED_FILE)
     shutil.copytree(root / "instruct" / "lora", preset / "lora", ignore=LEFT_OUT, dirs_exist_ok=True)
+    check_sizes(preset)
 
 
 def main() -> None:

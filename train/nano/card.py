@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from nextgpt.doctor import file_hash
 from nextgpt.parts import preset_folder
+from nextgpt.train.nano.clips import FPS, FRAMES, ClipWorld
 from nextgpt.train.nano.evaluate import Score, table
 from nextgpt.train.nano.loop import LOG_FILE
+from nextgpt.train.nano.sounds import SoundWorld
 from nextgpt.train.nano.world import World
 
 logger = logging.getLogger(__name__)
@@ -29,19 +32,19 @@ tags: [any-to-any, multimodal]
 
 # nano
 
-A small NExT-GPT that knows one little world of pictures and comes inside the package: no download, no accelerator. It
-sees a picture and names it, draws what it is asked, talks about its world, and says so when something lies outside it.
-It is the same machinery as the full-size model: a frozen ImageBind, a linear input projection, a Llama with LoRA, signal
-tokens, a transformer output projection, a frozen Stable Diffusion.
+A small NExT-GPT that knows one little world and comes inside the package: no download, no accelerator. It takes text and
+{takes}, and answers with text and {makes}: it names what it is shown, makes what it is asked for, talks about its world,
+and says so when something lies outside it. It is the same machinery as the full-size model: a frozen ImageBind, a linear
+input projection, a Llama with LoRA, signal tokens, transformer output projections, frozen diffusion decoders.
 
 ## What it knows
 
 {concepts} things ({names}) in {styles} styles ({style_names}), on {backgrounds} background colours
-({background_names}), in {sizes} sizes: {combinations} pictures of 64 × 64. A tenth of the combinations and all test
+({background_names}), in {sizes} sizes: {combinations} pictures of 64 × 64.{more}A tenth of the combinations and all test
 phrasings were held out from every part.
 
-It does not know sounds, clips, photographs, people, or anything else of the world at large. Its English is that of a
-few thousand sentences.
+It does not know {unknown}photographs, people, or anything else of the world at large. Its English is that of a few
+thousand sentences.
 
 ## How it was made
 
@@ -54,8 +57,8 @@ step's figures on the development split, are in `training_log.json`:
 
 ## Measured
 
-On held-out combinations, asked for in held-out words (`nextgpt evaluate nano`); an independent judge, trained on true
-pictures alone, looks at the drawings.
+On held-out combinations, asked for in held-out words (`nextgpt evaluate nano`); independent judges, trained on true
+media alone, look at what it makes.
 
 {table}
 
@@ -71,7 +74,7 @@ With a projection zeroed, its row falls to chance (`nextgpt evaluate nano --abla
 
 ## Licences
 
-The weights: Apache-2.0. The artwork that they learned from:
+The weights: Apache-2.0. What they learned from:
 
 {attribution}
 """
@@ -92,13 +95,63 @@ def parts_table(log: dict) -> str:
     return "\n".join(lines)
 
 
+SOUNDS = """
+
+{sounds} instruments and effects ({names} …), the {pitched} that have a pitch in {registers} registers
+({register_names}) and {figures} figures ({figure_names}): {combinations} sounds of two seconds."""
+CLIPS = """
+
+{concepts} of the things in {motions} motions ({motion_names}): {combinations} clips of 64 × 64, {frames} frames at
+{fps} a second."""
+PLURALS = {"image": "pictures", "audio": "sounds", "video": "clips"}
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words in a row: "a, b and c"."""
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
+def about_sounds(world: SoundWorld) -> str:
+    """What there is to know about sounds."""
+    return SOUNDS.format(
+        sounds=len(world.names),
+        names=", ".join(world.names[:8]),
+        pitched=sum(sound["pitched"] for sound in world.sounds),
+        registers=len(world.registers),
+        register_names=", ".join(world.registers),
+        figures=len(world.figures),
+        figure_names=", ".join(world.figures),
+        combinations=len(world.combinations),
+    )
+
+
+def about_clips(world: ClipWorld) -> str:
+    """What there is to know about clips."""
+    return CLIPS.format(
+        concepts=len(world.names),
+        motions=len(world.motions),
+        motion_names=", ".join(world.motions),
+        combinations=len(world.combinations),
+        frames=FRAMES,
+        fps=FPS,
+    )
+
+
 def write_card(preset: Path, scores: list[Score], ablation: list[Score]) -> Path:
     """Writes `README.md` into the preset folder."""
     world = World(preset / "world")
     log = json.loads((preset / LOG_FILE).read_text(encoding="utf-8"))
     files = sorted(path for path in preset.rglob("*") if path.suffix in HASHED)
     attribution = (preset / "ATTRIBUTION.md").read_text(encoding="utf-8").split("\n", 2)[2].strip()
+    config = json.loads((preset / "config.json").read_text(encoding="utf-8"))
+    takes, makes = config["input_modalities"], [modality for modality in PLURALS if modality in config["decoders"]]
+    more = [about_sounds(SoundWorld(world.folder))] if "audio" in {*takes, *makes} else []
+    more += [about_clips(ClipWorld(world))] if "video" in {*takes, *makes} else []
     card = CARD.format(
+        takes=listed([PLURALS[modality] for modality in takes]),
+        makes=listed([PLURALS[modality] for modality in makes]),
+        more="".join(more) + ("\n\n" if more else " "),
+        unknown="".join(f"{name}, " for modality, name in PLURALS.items() if modality not in {*takes, *makes}),
         concepts=len(world.names),
         names=f"{', '.join(world.names[:8])} …",
         styles=len(world.styles),

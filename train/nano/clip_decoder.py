@@ -78,8 +78,7 @@ def main() -> None:
     text_encoder = CLIPTextModel.from_pretrained(args.text_encoder).to(device).eval().requires_grad_(False)
     captions = ClipCaptions(world, tokenizer, device)
     renderer = ClipRenderer(pictures, Renderer(torch.from_numpy(pictures.art).to(device)))
-    rows = world.rows("train").to(device)
-    rows = rows if args.concepts is None else rows[rows[:, 0] < args.concepts]
+    rows = world.rows("train", args.concepts).to(device)
     autoencoder = AutoencoderKL.from_pretrained(args.autoencoder).float().to(device).eval()
     clips = encode_all(autoencoder, renderer, rows)
 

@@ -76,13 +76,14 @@ class ClipWorld:
         self.names = world.names[:CONCEPTS]
         self.combinations = [Clip(concept, motion) for concept in self.names for motion in self.motions]
 
-    def rows(self, split: str) -> Tensor:
-        """The clips of one split, as indices `[N, 2]`: concept, motion."""
+    def rows(self, split: str, most: int | None = None) -> Tensor:
+        """The clips of one split, as indices `[N, 2]`: concept, motion; of the first `most` concepts when that is given."""
+        names = self.names[:most]
         return torch.tensor(
             [
-                (self.names.index(clip.concept), self.motions.index(clip.motion))
+                (names.index(clip.concept), self.motions.index(clip.motion))
                 for clip in self.combinations
-                if clip.split == split
+                if clip.split == split and clip.concept in names
             ]
         )
 
@@ -93,16 +94,16 @@ class ClipRenderer:
     Args:
         world: gives style, background and the artwork's order.
         renderer: of its pictures.
+        style: of the artwork, by its number; by default that of all the world's clips.
     """
 
-    def __init__(self, world: World, renderer: Renderer):
+    def __init__(self, world: World, renderer: Renderer, style: int | None = None):
         self.renderer = renderer
         device = renderer.backgrounds.device
         poses = [[tuple(motion(frame / (FRAMES - 1))) for frame in range(FRAMES)] for motion in MOTIONS.values()]
         self.poses = torch.tensor(poses, device=device)  # [motion, frame, pose]
-        self.rest = torch.tensor(
-            [0, world.styles.index(STYLE), world.backgrounds.index(BACKGROUND), world.sizes.index(SIZE)], device=device
-        )
+        style = world.styles.index(STYLE) if style is None else style
+        self.rest = torch.tensor([0, style, world.backgrounds.index(BACKGROUND), world.sizes.index(SIZE)], device=device)
 
     def __call__(self, index: Tensor) -> Tensor:
         """Indices `[N, 2]` → clips `[N, 3, 8, 64, 64]` in 0..1, float32."""
@@ -110,3 +111,33 @@ class ClipRenderer:
         rows[:, 0] = index[:, 0]
         pictures = self.renderer.place(rows.repeat_interleave(FRAMES, 0), *self.poses[index[:, 1]].flatten(0, 1).unbind(1))
         return pictures.unflatten(0, (-1, FRAMES)).transpose(1, 2)
+
+
+class KeptClips:
+    """Clips that are rendered once and then drawn, a little moved, as often as needed.
+
+    Args:
+        renderer: of clips.
+        rows: the clips, as indices `[N, 2]`.
+    """
+
+    def __init__(self, renderer: ClipRenderer, rows: Tensor):
+        self.rows = rows
+        self.pixels = torch.cat([renderer(part).mul(255).round().byte() for part in rows.split(32)])
+
+    def __call__(self, count: int, shift: int = 0) -> tuple[Tensor, Tensor]:
+        """Clips `[count, 3, 8, 64, 64]` in 0..1, drawn with repetition, and what they show, `[count, 2]`.
+
+        Args:
+            shift: move each clip by up to so many pixels to any side; its edge is repeated.
+        """
+        chosen = torch.randint(len(self.rows), (count,), device=self.rows.device)
+        clips = self.pixels[chosen].float() / 255
+        for across in (3, 4):
+            side = clips.shape[across]
+            moved = torch.arange(side, device=clips.device) + torch.randint(
+                -shift, shift + 1, (count, 1), device=clips.device
+            )
+            places = moved.clamp(0, side - 1).view(count, 1, 1, *((1, side) if across == 4 else (side, 1)))
+            clips = clips.gather(across, places.expand_as(clips))
+        return clips, self.rows[chosen]

@@ -1,8 +1,9 @@
-"""Makes the encoder's picture tower: an ImageBind, small, trained by contrast with captions of the world.
+"""Makes the encoder's vision tower: an ImageBind, small, trained on pictures and clips of the world.
 
-`python -m nextgpt.train.nano.encoder --minutes 6` goes on from its last checkpoint when started again. The text
-tower and the probes that help the training are left behind: the assistant reads text by its language model. It
-knows nothing of the assistant, save that a linear projection must be able to read what a picture shows.
+`python -m nextgpt.train.nano.encoder --minutes 6` goes on from its last checkpoint when started again. Pictures learn
+by contrast with their captions, and pictures and clips by linear readings. The text tower and the readings are left
+behind: the assistant reads text by its language model. It knows nothing of the assistant, save that a linear projection
+must be able to read what a picture shows and how a clip moves.
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ from nextgpt.encoders.configuration import ImageBindConfig
 from nextgpt.encoders.imagebind import ImageBind
 from nextgpt.train.nano import loop
 from nextgpt.train.nano.captions import CONTEXT, Captions, train_tokenizer
-from nextgpt.train.nano.unknown import UnknownPictures, disturb
-from nextgpt.train.nano.world import SIDE, Renderer, World
+from nextgpt.train.nano.clips import ClipRenderer, ClipWorld, KeptClips
+from nextgpt.train.nano.unknown import UnknownClips, UnknownPictures, disturb, disturb_clips
+from nextgpt.train.nano.world import SIDE, Renderer
 
 LEARNING_RATE = 1e-3
+WEIGHT_DECAY = 0.05
 UNKNOWN_SHARE = 1 / 8
 ELSEWHERE_SHARE = 1 / 3
 SIDES = (20, 62)  # pixels, of artwork elsewhere
+CLIP_SHARE = 1 / 4  # so many clips for a picture
+EMBED_DIM = 256  # of both towers
 GROUP = 4  # pictures of one concept that stand in a batch together, told apart by style, background and size only
 IGNORED = -100
+SMOOTHING = 0.05  # of the labels
 PARTS = ("concept", "style", "background", "size")
 
 
@@ -32,7 +38,7 @@ def new_config(**changes) -> ImageBindConfig:
     return ImageBindConfig(
         **{
             "towers": ("vision",),
-            "out_embed_dim": 256,
+            "out_embed_dim": EMBED_DIM,
             "image_size": 64,
             "kernel_size": (8, 16, 16),
             "video_frames": 8,
@@ -61,17 +67,28 @@ def new_towers(vocab_size: int) -> ImageBind:
 
 
 class Probes(nn.Module):
-    """Linear readings of an embedding: what it shows, "unknown" being the last concept."""
+    """Linear readings of an embedding.
 
-    def __init__(self, world: World, embed_dim: int):
+    Args:
+        sizes: part of what it shows → how many values that has.
+        embed_dim: of the embedding.
+    """
+
+    def __init__(self, sizes: dict[str, int], embed_dim: int):
         super().__init__()
-        sizes = (len(world.names) + 1, len(world.styles), len(world.backgrounds), len(world.sizes))
-        self.heads = nn.ModuleDict({part: nn.Linear(embed_dim, size) for part, size in zip(PARTS, sizes, strict=True)})
+        self.heads = nn.ModuleDict({part: nn.Linear(embed_dim, size) for part, size in sizes.items()})
 
     def forward(self, embeddings: Tensor) -> dict[str, Tensor]:
         """Logits for each part, from embeddings `[N, D]` of length 1."""
         scaled = embeddings * embeddings.shape[1] ** 0.5
         return {part: head(scaled) for part, head in self.heads.items()}
+
+    def losses(self, embeddings: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy of each part, from embeddings `[N, D]` and values `[N, parts]`, `IGNORED` where there is none."""
+        return {
+            part: F.cross_entropy(logits, target, ignore_index=IGNORED, label_smoothing=SMOOTHING)
+            for (part, logits), target in zip(self(embeddings).items(), targets.T, strict=True)
+        }
 
 
 class Contrast(nn.Module):
@@ -87,6 +104,11 @@ class Contrast(nn.Module):
     def embed_pictures(self, pictures: Tensor) -> Tensor:
         """Pictures `[N, 3, 64, 64]` in 0..1 → embeddings `[N, 256]`."""
         return self.towers.embed("image", (pictures - self.image_mean) / self.image_std)
+
+    def embed_clips(self, clips: Tensor) -> Tensor:
+        """Clips `[N, 3, 8, 64, 64]` in 0..1 → embeddings `[N, 256]`."""
+        normal = (clips - self.image_mean[:, None]) / self.image_std[:, None]
+        return self.towers.embed("video", normal[:, None])
 
     def forward(self, pictures: Tensor, ids: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Parts of the loss.
@@ -104,9 +126,20 @@ class Contrast(nn.Module):
         same = (told[:, None] == told[None]).all(-1).float()  # several captions may fit a picture
         same = same / same.sum(1, keepdim=True)
         parts = {"contrast": (F.cross_entropy(similar, same) + F.cross_entropy(similar.T, same)) / 2}
-        for (part, logits), target in zip(self.probes(seen.float()).items(), targets.T, strict=True):
-            parts[part] = F.cross_entropy(logits, target, ignore_index=IGNORED, label_smoothing=0.05)
-        return parts
+        return parts | self.probes.losses(seen.float(), targets)
+
+
+def clip_losses(network: Contrast, motions: Probes, clips: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Parts of the loss on clips: the thing is read as from a picture, the motion by a reading of its own.
+
+    Args:
+        clips: `[N, 3, 8, 64, 64]` in 0..1.
+        targets: concept and motion, `[N, 2]`; `IGNORED` for the motion of unknown clips.
+    """
+    watched = network.embed_clips(clips).float()
+    concepts = network.probes(watched)["concept"]
+    concept = F.cross_entropy(concepts, targets[:, 0], label_smoothing=SMOOTHING)
+    return {"clip_concept": concept} | motions.losses(watched, targets[:, 1:])
 
 
 def draw_groups(rows: Tensor, count: int) -> Tensor:
@@ -156,8 +189,22 @@ def measure(network: Contrast, renderer: Renderer, captions: Captions, rows: Ten
     return {name: round(value, 4) for name, value in figures.items()}
 
 
+@torch.no_grad()
+def measure_clips(network: Contrast, motions: Probes, renderer: ClipRenderer, rows: Tensor, unknown: Tensor) -> dict:
+    """Shares of right readings of clips given as indices, and of clips from outside the world."""
+    watched = torch.cat([network.embed_clips(renderer(part)) for part in rows.split(64)])
+    unknown = network.embed_clips(unknown)
+    last = network.probes.heads["concept"].out_features - 1
+    right = {
+        "clip_concept": network.probes(watched)["concept"].argmax(1) == rows[:, 0],
+        "motion": motions(watched)["motion"].argmax(1) == rows[:, 1],
+        "clip_unknown": network.probes(unknown)["concept"].argmax(1) == last,
+    }
+    return {name: round(each.float().mean().item(), 4) for name, each in right.items()}
+
+
 def main() -> None:
-    """Trains, measures and saves the picture tower."""
+    """Trains, measures and saves the vision tower."""
     args = loop.arguments(__doc__.split("\n")[0], "encoder", minutes=6, batch=1024).parse_args()
     world, device = loop.start(args)
     tokenizer = train_tokenizer(world)
@@ -165,31 +212,49 @@ def main() -> None:
     renderer = Renderer(torch.from_numpy(world.art).to(device))
     rows = loop.combinations(world, "train", args.concepts, device)
     unknown = UnknownPictures(world, "train", renderer, rows)
+    moving = ClipWorld(world)
+    clip_renderer = ClipRenderer(world, renderer)
+    clips = KeptClips(clip_renderer, moving.rows("train", args.concepts).to(device))
+    unknown_clips = UnknownClips(unknown, moving)
 
     towers = new_towers(len(tokenizer))
-    network = Contrast(towers, Probes(world, towers.embed_dim)).to(device)
-    optimizer = loop.adamw([network], LEARNING_RATE, weight_decay=0.05)
+    counts = (len(world.names) + 1, len(world.styles), len(world.backgrounds), len(world.sizes))
+    probes = Probes(dict(zip(PARTS, counts, strict=True)), towers.embed_dim)
+    network = Contrast(towers, probes).to(device)
+    motions = Probes({"motion": len(moving.motions)}, towers.embed_dim).to(device)
+    optimizer = loop.adamw([network], LEARNING_RATE, WEIGHT_DECAY)
+    for group in loop.parameter_groups([motions], WEIGHT_DECAY):  # apart: earlier checkpoints lack them
+        optimizer.add_param_group(group)
     compute = torch.compile(network) if args.compile else network
     unknowns, elsewhere = int(args.batch * UNKNOWN_SHARE), int(args.batch * ELSEWHERE_SHARE)
+    clip_count = int(args.batch * CLIP_SHARE)
+    unknown_count = int(clip_count * UNKNOWN_SHARE)
     unknown_target = torch.tensor([[len(world.names), IGNORED, IGNORED, IGNORED]], device=device)
     unknown_ids = captions.unknown.expand(unknowns, -1)
 
-    run = loop.Loop(args.out, args.minutes, optimizer, {"network": network})
+    run = loop.Loop(args.out, args.minutes, optimizer, {"network": network, "motions": motions})
     for _ in run:
         chosen = draw_groups(rows, args.batch - unknowns - elsewhere)
-        moved, what = draw_elsewhere(renderer, rows, elsewhere)
-        shown = [renderer(chosen, shift=3, stretch=0.08), unknown(unknowns, shift=3, stretch=0.08), moved]
+        anywhere, what = draw_elsewhere(renderer, rows, elsewhere)
+        shown = [renderer(chosen, shift=3, stretch=0.08), unknown(unknowns, shift=3, stretch=0.08), anywhere]
         ids = torch.cat([captions(chosen, varied=True), unknown_ids])
         targets = torch.cat([chosen, unknown_target.expand(unknowns, -1), what])
+        watched, moved = clips(clip_count - unknown_count, shift=3)
+        watched = torch.cat([watched, unknown_clips(unknown_count)])
+        moved = torch.cat([moved, unknown_target[:, :2].expand(unknown_count, -1)])
         with loop.autocast(device):
             parts = compute(disturb(torch.cat(shown)), ids, targets)
+            parts |= clip_losses(network, motions, disturb_clips(watched), moved)
         loop.update(optimizer, sum(parts.values()))
-        run.record(args.batch, **parts)
+        run.record(args.batch + clip_count, **parts)
 
     network.eval()
     dev = loop.combinations(world, "dev", args.concepts, device)
     torch.manual_seed(0)
-    figures = measure(network, renderer, captions, dev, UnknownPictures(world, "dev", renderer, dev)(200))
+    unknown = UnknownPictures(world, "dev", renderer, dev)
+    figures = measure(network, renderer, captions, dev, unknown(200))
+    dev_clips = moving.rows("dev", args.concepts).to(device)
+    figures |= measure_clips(network, motions, clip_renderer, dev_clips, UnknownClips(unknown, moving)(100))
     shipped = ImageBind(new_config())
     shipped.load_state_dict({name: towers.state_dict()[name] for name in shipped.state_dict()})
     shipped.bfloat16().save_pretrained(args.out)

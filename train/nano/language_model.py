@@ -4,9 +4,10 @@
 ``text.jsonl`` (see ``dialogues.py``), trains a byte-level BPE tokenizer and the model from scratch, and measures both
 on ``text_dev.jsonl``. It goes on from its last checkpoint when started again.
 
-In pretraining the model also learns to *read one embedding in place of a picture*: in 40% of the conversations that
-show pictures, a caption is replaced by a single position whose input embedding is the sum of the embeddings of the
-caption's words, with some noise. So a linear projection of a picture's features can later speak to the frozen model.
+In pretraining the model also learns to *read one embedding in place of a medium*: in 40% of the conversations that
+show pictures, sounds or clips, a caption is replaced by a single position whose input embedding is the sum of the
+embeddings of the caption's words, with some noise. So a linear projection of a medium's features can later speak to the
+frozen model.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from nextgpt.processing_nextgpt import VICUNA_CHAT_TEMPLATE
 from nextgpt.train.nano import loop
-from nextgpt.train.nano.dialogues import CAPTION
+from nextgpt.train.nano.things import CAPTION, SHOWN
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,6 @@ SYSTEM_PROMPT = (
 )
 # GPT-2's splitting into words with single digits, save that the world's "3d" is a word.
 WORDS = r"'(?:s|t|re|ve|m|ll|d)| ?3[dD]\b| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-PICTURE = re.compile(r"\s*\(picture: ([^)]*)\)\s*")
 SOFT_SHARE = 0.4
 SOFT_NOISE = 1.5  # at most, in units of the embedding table's own standard deviation
 USER_WEIGHT = 0.15  # of the loss on the user's words; the assistant's count 1, the system prompt's 0
@@ -103,7 +103,7 @@ class Encoder:
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer._tokenizer.encode(text, add_special_tokens=False).ids if text else []
 
-    def __call__(self, messages: list[tuple[str, str]], soft_pictures: bool, rng: random.Random) -> Example:
+    def __call__(self, messages: list[tuple[str, str]], soft_media: bool, rng: random.Random) -> Example:
         """A conversation; when its last message is the user's, the prompt for the assistant's answer."""
         example = Example([], [], [], [])
         self._add(example, [self.tokenizer.bos_token_id, *self.system], 0.0)
@@ -111,15 +111,15 @@ class Encoder:
             if role == "assistant":
                 self._add(example, [*self._ids(f" {text}"), self.tokenizer.eos_token_id], 1.0)
             else:
-                self._add_user(example, text, "USER: " if index else " USER: ", soft_pictures, rng)
+                self._add_user(example, text, "USER: " if index else " USER: ", soft_media, rng)
         return example
 
-    def _add_user(self, example: Example, text: str, start: str, soft_pictures: bool, rng: random.Random) -> None:
-        match = PICTURE.search(text) if soft_pictures else None
+    def _add_user(self, example: Example, text: str, start: str, soft_media: bool, rng: random.Random) -> None:
+        match = SHOWN.search(text) if soft_media else None
         if match is None:
             self._add(example, self._ids(f"{start}{text} ASSISTANT:"), USER_WEIGHT)
             return
-        # How the words and the picture are joined depends on who calls later; the model sees all ways.
+        # How the words and the medium are joined depends on who calls later; the model sees all ways.
         before, after = text[: match.start()], text[match.end() :]
         space = rng.choice(("", " ", "\n"))
         before = f"{before}{space}" if before else ""
@@ -136,7 +136,8 @@ class Encoder:
 
     def bag(self, caption: str) -> list[int]:
         """The tokens of the words that matter: "a small cat, flat style, red background" → small cat flat red."""
-        words = re.sub(r"^a |,| style| background", "", caption)
+        words = re.sub(r"^the sound of ", "", caption)
+        words = re.sub(r"^(a|an|the) |,| style| background", "", words)
         return self._ids(f" {words}")[:BAG]
 
 
@@ -366,8 +367,8 @@ def right(intent: str, expected: str, given: str) -> bool:
     captions = CAPTION.findall(expected)
     if captions or intent in {"smalltalk", "capability", "about_world", "outside_question", "decline"}:
         return CAPTION.findall(given) == captions
-    if intent == "outside_draw":
-        return not CAPTION.findall(given) and given.startswith("I can't draw")
+    if intent in {"outside_draw", "outside_play", "outside_film"}:
+        return not CAPTION.findall(given) and given.startswith(("I can't", "I don't know"))
     return given == expected
 
 
@@ -376,7 +377,7 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     """Share of right answers to the last turn of development conversations, by intent.
 
-    ``/soft`` marks those where a picture was read from a single embedding instead of words.
+    ``/soft`` marks those where a medium was read from a single embedding instead of words.
     """
     encoder, rng = Encoder(tokenizer), random.Random(0)
     cases = []
@@ -385,7 +386,7 @@ def measure(
             *context, (_, expected) = read_messages(line)
             intent = json.loads(line)["intents"][-1]
             cases.append((intent, expected, encoder(context, False, rng)))
-            if any(PICTURE.search(text) for _, text in context):
+            if any(SHOWN.search(text) for _, text in context):
                 cases.append((f"{intent}/soft", expected, encoder(context, True, rng)))
     cases.sort(key=lambda case: len(case[2].tokens))
     results: dict[str, list[bool]] = defaultdict(list)
@@ -436,7 +437,10 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
 
     if not (args.out / "tokenizer.json").exists():
-        names = [row["name"] for row in json.loads((args.world / "world.json").read_text(encoding="utf-8"))["concepts"]]
+        rows = json.loads((args.world / "world.json").read_text(encoding="utf-8"))["concepts"]
+        if (args.world / "sounds.json").exists():
+            rows += json.loads((args.world / "sounds.json").read_text(encoding="utf-8"))
+        names = dict.fromkeys(row["name"] for row in rows)
         train_tokenizer(tokenizer_texts(args.data / "text.jsonl", names, 100_000)).save_pretrained(args.out)
     tokenizer = AutoTokenizer.from_pretrained(args.out)
     corpus = encode_corpus(args.out, args.data / "text.jsonl", args.limit, args.workers, args.seed).to(device)

@@ -1,4 +1,4 @@
-"""The clock, the log and the checkpoints that the makers of the picture parts share. Knows no model and no data."""
+"""The clock, the log and the checkpoints that the makers of the parts share. Knows no model and no data."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ class Loop:
         minutes: how long to train.
         optimizer: its learning rates are the highest ones.
         kept: name → what a checkpoint holds besides the optimizer; anything with `state_dict` and `load_state_dict`.
+            What an earlier checkpoint lacks begins anew, and so do groups added to the end of the optimizer since.
     """
 
     def __init__(self, out: Path, minutes: float, optimizer: torch.optim.Optimizer, kept: dict[str, Any]):
@@ -103,8 +104,13 @@ class Loop:
 
     def _load(self) -> None:
         found = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
-        for name, thing in self.kept.items():
-            thing.load_state_dict(found["state"][name])
+        state = found["state"]
+        groups = state["optimizer"]["param_groups"]
+        groups += self.optimizer.state_dict()["param_groups"][len(groups) :]
+        for name in sorted(self.kept.keys() - state.keys()):
+            logger.info("%s is not in %s: it begins anew", name, self.checkpoint)
+        for name in self.kept.keys() & state.keys():
+            self.kept[name].load_state_dict(state[name])
         counts = found["counts"]
         self.step, self.samples, self.before = counts["step"], counts["samples"], counts["seconds"]
         self.curve = counts["curve"]
@@ -166,14 +172,27 @@ def draw(rows: Tensor, count: int) -> Tensor:
     return rows[torch.randint(len(rows), (count,), device=rows.device)]
 
 
+def draw_evenly(kinds: Tensor, count: int) -> Tensor:
+    """Places of `count` things at random, with repetition; each kind is as likely as any other, however few it has.
+
+    Args:
+        kinds: of the things, as numbers `[N]`.
+    """
+    return torch.multinomial(1 / torch.bincount(kinds).float()[kinds], count, replacement=True)
+
+
 def adamw(modules: Iterable[nn.Module], learning_rate: float, weight_decay: float = 0.01) -> torch.optim.AdamW:
     """AdamW over the modules' parameters; vectors (norms and biases) do not decay."""
+    return torch.optim.AdamW(parameter_groups(modules, weight_decay), lr=learning_rate, betas=(0.9, 0.99), fused=True)
+
+
+def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict]:
+    """The modules' parameters as an optimizer's groups: those that decay, and those that do not."""
     parameters = [p for module in modules for p in module.parameters()]
-    groups = [
+    return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.99), fused=True)
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -29,8 +29,16 @@ class Step(NamedTuple):
 
 STEPS = {
     "world": Step("nano.world --out {root}/world", "world/world.json"),
+    "sounds": Step("nano.sounds --out {root}/world", "world/sounds.npy"),
     "judge": Step("nano.judge --world {root}/world --out {root}/judge", "judge/training_log.json", 3),
+    "sound_judge": Step(
+        "nano.sound_judge --world {root}/world --out {root}/sound_judge", "sound_judge/training_log.json", 4
+    ),
+    "clip_judge": Step("nano.clip_judge --world {root}/world --out {root}/clip_judge", "clip_judge/training_log.json", 5),
     "encoder": Step("nano.encoder --world {root}/world --out {root}/encoder", "encoder/training_log.json", 40),
+    "audio_encoder": Step(
+        "nano.audio_encoder --world {root}/world --out {root}/audio_encoder", "audio_encoder/training_log.json", 10
+    ),
     "autoencoder": Step(
         "nano.autoencoder --world {root}/world --out {root}/autoencoder", "autoencoder/training_log.json", 30
     ),
@@ -43,10 +51,37 @@ STEPS = {
         "image_decoder/training_log.json",
         120,
     ),
+    "clip_text_encoder": Step(
+        "nano.clip_text_encoder --world {root}/world --out {root}/clip_text_encoder",
+        "clip_text_encoder/training_log.json",
+        2,
+    ),
+    "clip_decoder": Step(
+        "nano.clip_decoder --world {root}/world --out {root}/clip_decoder --autoencoder {root}/autoencoder"
+        " --text-encoder {root}/clip_text_encoder",
+        "clip_decoder/training_log.json",
+        60,
+    ),
     "refined_autoencoder": Step(
         "nano.autoencoder --refine --world {root}/world --out {root}/autoencoder", "autoencoder_refined.work/sheet.png", 25
     ),
-    "dialogues": Step("nano.dialogues --world {root}/world --out {root}/data --images", "data/instruct_dev.jsonl"),
+    "sound_autoencoder": Step(
+        "nano.sound_autoencoder --world {root}/world --out {root}/sound_autoencoder",
+        "sound_autoencoder/training_log.json",
+        15,
+    ),
+    "sound_text_encoder": Step(
+        "nano.sound_text_encoder --world {root}/world --out {root}/sound_text_encoder",
+        "sound_text_encoder/training_log.json",
+        2,
+    ),
+    "sound_decoder": Step(
+        "nano.sound_decoder --world {root}/world --out {root}/sound_decoder --autoencoder {root}/sound_autoencoder"
+        " --text-encoder {root}/sound_text_encoder",
+        "sound_decoder/training_log.json",
+        45,
+    ),
+    "dialogues": Step("nano.dialogues --world {root}/world --out {root}/data --files", "data/instruct_dev.jsonl"),
     "language_model": Step(
         "nano.language_model --world {root}/world --data {root}/data --out {root}/language_model",
         "language_model/training_log.json",

@@ -1,31 +1,34 @@
-"""Writes what an evaluation found as one HTML page to look at: the table, the mistakes, pictures beside true ones."""
+"""Writes what an evaluation found as one HTML page: the table, the mistakes, true media beside what was made."""
 
 from __future__ import annotations
 
 import base64
-import io
+import tempfile
 from collections import Counter
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
-from nextgpt.train.nano.evaluate import Sample, Score, table
+from nextgpt.decoders import Audio
+from nextgpt.events import Media, save_media
+from nextgpt.train.nano.scores import Sample, Score, table
 
-SHOWN = 60  # samples of a row that are shown with their pictures
+SHOWN = 60  # samples of a row that are shown with their media
 STYLE = """
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif }
 body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse } td, th { padding: .2rem .8rem; border-bottom: 1px solid #8884; text-align: left }
 .samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem }
 figure { margin: 0; padding: .6rem; border: 1px solid #8884; border-radius: .5rem }
-figure.wrong { border-color: #d33 } img { width: 96px; image-rendering: pixelated; margin-right: .3rem }
+figure.wrong { border-color: #d33 } img, video { width: 96px; image-rendering: pixelated; margin-right: .3rem }
+audio { width: 100%; height: 2rem }
 figcaption { font-size: .85rem } .wrong b { color: #d33 }
 """
 
 
 def write_report(folder: Path, scores: list[Score], samples: list[Sample]) -> Path:
-    """Writes `index.html` into `folder`, pictures inside it; returns its path."""
+    """Writes `index.html` into `folder`, all media inside it; returns its path."""
     rows: dict[str, list[Sample]] = {}
     for sample in samples:
         rows.setdefault(sample.row, []).append(sample)
@@ -72,12 +75,22 @@ def _figure(sample: Sample) -> str:
         for part, expected in sample.expected.items()
         if expected != sample.found.get(part)
     ]
-    pictures = "".join(f"<img alt='' src='data:image/png;base64,{_png(picture)}'>" for picture in sample.pictures)
+    media = "".join(map(_html, sample.media))
     words = "<br>".join([f"“{escape(sample.asked)}”", escape(sample.answer), *wrong])
-    return f"<figure class={'wrong' if wrong else 'right'}>{pictures}<figcaption>{words}</figcaption></figure>"
+    return f"<figure class={'wrong' if wrong else 'right'}>{media}<figcaption>{words}</figcaption></figure>"
 
 
-def _png(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+def _html(medium: Media) -> str:
+    """A picture, or a player of a sound or of a clip."""
+    if isinstance(medium, Image.Image):
+        return f"<img alt='' src='{_address(medium, 'image/png', '.png')}'>"
+    if isinstance(medium, Audio):
+        return f"<audio controls preload=none src='{_address(medium, 'audio/wav', '.wav')}'></audio>"
+    return f"<video controls loop muted src='{_address(medium, 'video/mp4', '.mp4')}'></video>"
+
+
+def _address(medium: Media, kind: str, suffix: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"medium{suffix}"
+        save_media(medium, file)
+        return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"

@@ -27,7 +27,7 @@ MOST_GAIN = 1.0  # in log units
 @torch.no_grad()
 def spectrograms(world: SoundWorld, rows: Tensor) -> Tensor:
     """Log-mel spectrograms `[N, 1, 208, 64]` of sounds given as indices, with silence behind."""
-    return spectrograms_of(torch.from_numpy(world.waveforms[rows.cpu().numpy()]).float() / 32768).to(rows.device)
+    return spectrograms_of(world.heard(rows)).to(rows.device)
 
 
 @torch.no_grad()

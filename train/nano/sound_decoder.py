@@ -84,9 +84,7 @@ def main() -> None:
     tokenizer = RobertaTokenizer.from_pretrained(args.text_encoder)
     text_encoder = ClapTextModelWithProjection.from_pretrained(args.text_encoder).to(device).eval().requires_grad_(False)
     captions = SoundCaptions(world, tokenizer, device)
-    rows = world.rows("train").to(device)
-    if args.concepts is not None:
-        rows = rows[world.targets(rows, -1)[:, 0] < args.concepts]
+    rows = world.rows("train", args.concepts).to(device)
     autoencoder = AutoencoderKL.from_pretrained(args.autoencoder).float().to(device)
     means, deviations = encode_all(autoencoder, spectrograms(world, rows))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -96,16 +97,32 @@ class SoundWorld:
 
     @cached_property
     def waveforms(self) -> np.ndarray:
-        """int16 `[combination, 32000]`, in the order of `combinations`."""
-        return np.load(self.folder / "sounds.npy", mmap_mode="r")
+        """int16 `[combination, 32000]`, in the order of `combinations`; silent where `copy` left them out."""
+        every = self.folder / "sounds.npy"
+        return np.load(every, mmap_mode="r") if every.is_file() else np.load(self.folder / "sounds.npz")["waveforms"]
+
+    def copy(self, folder: Path) -> None:
+        """Writes what an evaluation needs into a folder: of the sounds only the effects and what no part learned from."""
+        kept = [row for row, sound in enumerate(self.combinations) if sound.split != "train" or not sound.register]
+        waveforms = np.zeros(self.waveforms.shape, np.int16)
+        waveforms[kept] = self.waveforms[kept]
+        np.savez_compressed(folder / "sounds.npz", waveforms=waveforms)
+        shutil.copy(self.folder / "sounds.json", folder / "sounds.json")
 
     def waveform(self, sound: Sound) -> np.ndarray:
         """One sound, float32 `[32000]` in -1..1."""
         return self.waveforms[self.combinations.index(sound)].astype(np.float32) / 32768
 
-    def rows(self, split: str) -> Tensor:
-        """The sounds of one split, as indices into `combinations`."""
-        return torch.tensor([row for row, sound in enumerate(self.combinations) if sound.split == split])
+    def rows(self, split: str, most: int | None = None) -> Tensor:
+        """The sounds of one split, as indices into `combinations`; of the first `most` names when that is given."""
+        names = set(self.names[:most])
+        return torch.tensor(
+            [row for row, sound in enumerate(self.combinations) if sound.split == split and sound.name in names]
+        )
+
+    def heard(self, rows: Tensor) -> Tensor:
+        """Waveforms, float32 `[N, 32000]` in -1..1 on the CPU, of sounds given as indices."""
+        return torch.from_numpy(self.waveforms[rows.cpu().numpy()]).float() / 32768
 
     def targets(self, rows: Tensor, missing: int) -> Tensor:
         """What sounds given as indices are: instrument, register, figure `[N, 3]`; `missing` where an effect has none."""

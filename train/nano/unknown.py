@@ -1,6 +1,6 @@
-"""Pictures that are none of the world's, by the batch: artwork of other things, noise, gradients, mixtures.
+"""Pictures and clips that are none of the world's, by the batch: artwork of other things, noise, gradients, mixtures.
 
-Knows nothing of models. Encoder and judge learn from it to say "something unknown".
+Knows nothing of models. Encoder and judges learn from it to say "something unknown".
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nextgpt.train.nano import loop
+from nextgpt.train.nano.clips import FRAMES, ClipRenderer, ClipWorld
 from nextgpt.train.nano.world import SIDE, Renderer, World
 
 
@@ -31,11 +32,12 @@ class UnknownPictures:
     def __call__(self, count: int, shift: float = 0.0, stretch: float = 0.0) -> Tensor:
         """Pictures `[count, 3, 64, 64]` in 0..1; at least half are artwork."""
         others = count // 2
-        pictures = [self._artwork(count - others, shift, stretch)]
         makers = (self._noise, self._gradients, self._mixtures, self._shuffled)
-        for index, make in enumerate(makers):
-            pictures.append(make((others + index) // len(makers)))
-        return torch.cat(pictures)
+        shares = [(make, (others + index) // len(makers)) for index, make in enumerate(makers)]
+        pictures = [make(share) for make, share in shares if share]
+        if count:
+            pictures.append(self._artwork(count - others, shift, stretch))
+        return torch.cat([torch.empty(0, 3, SIDE, SIDE, device=self.rows.device), *pictures])
 
     def _artwork(self, count: int, shift: float, stretch: float) -> Tensor:
         rows = loop.draw(self.rows, count).clone()
@@ -66,12 +68,46 @@ class UnknownPictures:
         return F.fold(mixed, SIDE, SIDE // 4, stride=SIDE // 4)
 
 
-def disturb(pictures: Tensor) -> Tensor:
-    """Colours, sharpness and noise as in pictures that are not quite true; 0..1 in and out."""
+class UnknownClips:
+    """Draws clips from outside the world.
+
+    Args:
+        pictures: of the same split.
+        world: gives the motions.
+    """
+
+    def __init__(self, pictures: UnknownPictures, world: ClipWorld):
+        self.pictures, self.motions = pictures, len(world.motions)
+        self.renderer = ClipRenderer(world.world, pictures.renderer, style=0)
+
+    def __call__(self, count: int) -> Tensor:
+        """Clips `[count, 3, 8, 64, 64]` in 0..1: half are artwork in motion, half pictures that stay or fade away."""
+        device, moving = self.pictures.rows.device, count - count // 2
+        kinds = (self.pictures.count, self.motions)
+        rows = torch.stack([torch.randint(kind, (moving,), device=device) for kind in kinds], dim=1)
+        first, last = self.pictures(count // 2), self.pictures(count // 2)
+        fades = torch.rand(len(first), 1, 1, 1, 1, device=device) < 0.5
+        at = torch.linspace(0, 1, FRAMES, device=device).view(1, 1, FRAMES, 1, 1) * fades
+        return torch.cat([self.renderer(rows), first[:, :, None].lerp(last[:, :, None], at)])
+
+
+def disturb_clips(clips: Tensor) -> Tensor:
+    """`disturb` for clips `[N, 3, 8, 64, 64]`: colours and sharpness change from clip to clip, noise in every frame."""
+    frames = disturb(clips.transpose(1, 2).flatten(0, 1), together=FRAMES)
+    return frames.unflatten(0, (-1, FRAMES)).transpose(1, 2)
+
+
+def disturb(pictures: Tensor, together: int = 1) -> Tensor:
+    """Colours, sharpness and noise as in pictures that are not quite true; 0..1 in and out.
+
+    Args:
+        together: so many pictures in a row have their colours and sharpness changed alike.
+    """
     count, device = len(pictures), pictures.device
 
     def random(low: float, high: float, channels: int = 1) -> Tensor:
-        return low + (high - low) * torch.rand(count, channels, 1, 1, device=device)
+        chosen = low + (high - low) * torch.rand(count // together, channels, 1, 1, device=device)
+        return chosen.repeat_interleave(together, 0)
 
     blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     pictures = pictures.lerp(blurred, random(-0.3, 0.9))

@@ -1,0 +1,151 @@
+"""Makes the encoder's audio tower: a small ImageBind of which linear readings tell instrument, register and figure.
+
+`python -m nextgpt.train.nano.audio_encoder --minutes 10` learns from the world's sounds and goes on from its last
+checkpoint when started again. What it hears is what the encoder's own preprocessing computes. The readings are left
+behind; `assemble` joins the tower with that of the pictures. It knows nothing of the assistant.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nextgpt.encoders.configuration import ImageBindConfig
+from nextgpt.encoders.imagebind import ImageBind
+from nextgpt.encoders.preprocessing import FRAME_SHIFT_MS, preprocessor_for
+from nextgpt.train.nano import loop
+from nextgpt.train.nano.encoder import EMBED_DIM, IGNORED, Probes
+from nextgpt.train.nano.sounds import SAMPLES, SAMPLING_RATE, SECONDS, SoundWorld
+from nextgpt.train.nano.unknown_sounds import UnknownSounds, begin_anywhere, disturb
+
+LEARNING_RATE = 1e-3
+UNKNOWN_SHARE = 1 / 6
+PARTS = ("instrument", "register", "figure")
+HOP = SAMPLING_RATE * FRAME_SHIFT_MS // 1000
+FRAMES = 192  # 1.94 seconds; every figure has ended by then
+LATE = 12  # frames
+SHORT_SHARE = 0.1  # of the sounds end early,
+SHORTEST = 120  # but not before so many frames
+DISTURBED = 8  # readings of each development sound, every time disturbed in another way
+
+
+def new_config(**changes) -> ImageBindConfig:
+    """The configuration of the tower: two seconds are one clip of 4 × 12 patches, each 16 bands by 0.16 seconds."""
+    return ImageBindConfig(
+        **{
+            "towers": ("audio",),
+            "out_embed_dim": EMBED_DIM,
+            "audio_kernel_size": 16,
+            "audio_stride": 16,
+            "audio_num_mel_bins": 64,
+            "audio_target_len": FRAMES,
+            "audio_clips": 1,
+            "audio_clip_seconds": int(SECONDS),
+            "audio_mean": -4.8,  # over the world's sounds
+            "audio_std": 5.4,
+            "audio_logit_scale": 1.0,  # as long as a picture's, for both go through one input projection
+            "audio_embed_dim": 192,
+            "audio_num_blocks": 4,
+            "audio_num_heads": 6,
+        }
+        | changes
+    )
+
+
+def energies_of(waveforms: Tensor) -> Tensor:
+    """What the encoder's preprocessing computes of sounds, before it normalises: `[N, 32000]` → `[N, 64, 192]`.
+
+    All sounds go through it as one long one; the few windows that reach from one into the next are not kept.
+    """
+    count, every = len(waveforms), SAMPLES // HOP
+    config = new_config(audio_target_len=count * every, audio_clip_seconds=count * SECONDS, audio_mean=0.0, audio_std=1.0)
+    long = preprocessor_for(config).audio(waveforms.flatten().cpu().numpy(), SAMPLING_RATE)  # [1, 1, 64, N * 200]
+    return long[0, 0].unflatten(1, (count, every))[..., :FRAMES].transpose(0, 1).contiguous()
+
+
+def energies_of_all(waveforms: Tensor, device: torch.device) -> Tensor:
+    """`energies_of` many sounds, on the device."""
+    return torch.cat([energies_of(part) for part in waveforms.split(64)]).to(device)
+
+
+def end_early(energies: Tensor) -> Tensor:
+    """`energies_of` sounds `[N, 64, 192]`, some of them short: there the preprocessing fills up with zeros."""
+    chance = torch.rand(2, len(energies), 1, 1, device=energies.device)
+    ends = torch.where(chance[0] < SHORT_SHARE, SHORTEST + chance[1] * (FRAMES - SHORTEST), FRAMES)
+    return energies.where(torch.arange(FRAMES, device=energies.device) < ends, 0.0)
+
+
+class Hearing(nn.Module):
+    """Tower and probes as one network, with the training loss."""
+
+    def __init__(self, tower: ImageBind, probes: Probes):
+        super().__init__()
+        self.tower, self.probes = tower, probes
+
+    def embed_energies(self, energies: Tensor) -> Tensor:
+        """Of `energies_of` sounds, `[N, 64, 192]` → embeddings `[N, 256]`."""
+        config = self.tower.config
+        return self.tower.embed("audio", (energies[:, None, None] - config.audio_mean) / config.audio_std)
+
+    def forward(self, energies: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Parts of the loss, from `energies_of` sounds and what they are `[N, 3]` (`PARTS`), `IGNORED` for nothing."""
+        return self.probes.losses(self.embed_energies(energies).float(), targets)
+
+
+@torch.no_grad()
+def measure(network: Hearing, energies: Tensor, targets: Tensor, unknown: Tensor) -> dict[str, float]:
+    """Shares of right readings of sounds, and of sounds from outside the world."""
+
+    def read(some: Tensor) -> dict[str, Tensor]:
+        logits = [network.probes(network.embed_energies(part)) for part in some.split(64)]
+        return {part: torch.cat([each[part] for each in logits]).argmax(1) for part in PARTS}
+
+    said = read(energies)
+    figures = {part: (said[part] == target).float().mean().item() for part, target in zip(PARTS, targets.T, strict=True)}
+    last = network.probes.heads["instrument"].out_features - 1
+    figures["unknown"] = (read(unknown)["instrument"] == last).float().mean().item()
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def main() -> None:
+    """Trains, measures and saves the audio tower."""
+    args = loop.arguments(__doc__.split("\n")[0], "audio_encoder", minutes=10, batch=512).parse_args()
+    _, device = loop.start(args)
+    world = SoundWorld(args.world)
+    rows = world.rows("train", args.concepts).to(device)
+    energies, targets = energies_of_all(world.heard(rows), device), world.targets(rows, IGNORED)
+    unknown = energies_of_all(UnknownSounds(world, "train").waveforms(), device)
+    silence = energies.min().item()
+
+    sizes = {"instrument": len(world.names) + 1, "register": len(world.registers), "figure": len(world.figures)}
+    network = Hearing(ImageBind(new_config()), Probes(sizes, EMBED_DIM)).to(device)
+    optimizer = loop.adamw([network], LEARNING_RATE, weight_decay=0.05)
+    compute = torch.compile(network) if args.compile else network
+    unknowns = int(args.batch * UNKNOWN_SHARE)
+    unknown_target = torch.tensor([[len(world.names), IGNORED, IGNORED]], device=device)
+
+    run = loop.Loop(args.out, args.minutes, optimizer, {"network": network})
+    for _ in run:
+        chosen = loop.draw_evenly(targets[:, 0], args.batch - unknowns)
+        heard = torch.cat([energies[chosen], begin_anywhere(loop.draw(unknown, unknowns))])
+        wanted = torch.cat([targets[chosen], unknown_target.expand(unknowns, -1)])
+        with loop.autocast(device):
+            parts = compute(end_early(disturb(heard, silence, LATE)), wanted)
+        loop.update(optimizer, sum(parts.values()))
+        run.record(args.batch, **parts)
+
+    network.eval()
+    rows = world.rows("dev", args.concepts).to(device)
+    energies, targets = energies_of_all(world.heard(rows), device), world.targets(rows, IGNORED)
+    unknown = energies_of_all(UnknownSounds(world, "dev").waveforms(), device)
+    figures = {"dev": measure(network, energies, targets, unknown)}
+    torch.manual_seed(0)
+    many = [some.repeat_interleave(DISTURBED, 0) for some in (energies, unknown)]
+    energies, unknown = (disturb(some, silence, LATE) for some in many)
+    figures["dev_disturbed"] = measure(network, energies, targets.repeat_interleave(DISTURBED, 0), unknown)
+    network.tower.bfloat16().save_pretrained(args.out)
+    run.write_figures(args.out, parameters=loop.parameter_count(network.tower), **figures)
+
+
+if __name__ == "__main__":
+    main()
