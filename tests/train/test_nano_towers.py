@@ -8,10 +8,21 @@ import pytest
 import torch
 
 from nextgpt.encoders import ImageBind, preprocessor_for
-from nextgpt.train.nano import assemble, audio_encoder, clip_judge, encoder, judge, loop, sound_judge, sounds, unknown_sounds
+from nextgpt.train.nano import (
+    assemble,
+    audio_encoder,
+    clip_judge,
+    encoder,
+    judge,
+    loop,
+    sound_judge,
+    sound_lessons,
+    sounds,
+    unknown_sounds,
+)
 from nextgpt.train.nano.clips import FPS, ClipRenderer, ClipWorld, KeptClips
 from nextgpt.train.nano.unknown import UnknownClips, UnknownPictures, disturb_clips
-from nextgpt.train.nano.unknown_sounds import KINDS, UnknownSounds, begin_anywhere
+from nextgpt.train.nano.unknown_sounds import KINDS, UnknownSounds
 from nextgpt.train.nano.world import CONCEPTS, Renderer, World
 
 INSTRUMENTS = ("flute", "piano", "drum")
@@ -109,9 +120,9 @@ def test_sounds_from_outside_are_the_same_each_time_and_of_one_split_only(folder
 def test_disturbed_sounds_come_late_and_unknown_ones_turn_round():
     energies = torch.full((2, 8, 40), -16.0)
     energies[:, 3, 5] = 5.0
-    places = {int(row) for _ in range(40) for row in unknown_sounds.disturb(energies, -16.0, late=3)[:, 3].argmax(1)}
+    places = {int(row) for _ in range(40) for row in sound_lessons.disturb(energies, -16.0, late=3)[:, 3].argmax(1)}
     assert places == {5, 6, 7, 8}
-    assert torch.equal(begin_anywhere(energies).sort(2).values, energies.sort(2).values)
+    assert torch.equal(sound_lessons.begin_anywhere(energies).sort(2).values, energies.sort(2).values)
 
 
 def test_clips_from_outside_and_kept_clips_have_the_shape_and_range_of_clips(folder):
@@ -153,9 +164,25 @@ def test_judges_of_sounds_and_clips_learn_and_are_read_again(folder, tmp_path, m
     assert [set(reading) for reading in seen] == [{"concept", "motion"}] * 3
 
 
+def test_what_is_put_together_anew_is_told_only_as_far_as_it_is_true(folder, few_unknown_sounds):
+    """Transposed sounds keep their figure, sounds spliced from two figures their instrument and their register."""
+    world = sounds.SoundWorld(folder)
+    lessons = sound_lessons.SoundLessons(world, "train", audio_encoder.energies_of, 0.01, torch.device("cpu"))
+    energies, targets = lessons.draw(30)
+    assert energies.shape == (30, 64, 192)
+    untold = (targets == sound_lessons.IGNORED).float()
+    assert untold[:10, :2].all() and untold[10:20, 2].all() and not untold[:, 0][10:].any()
+    one, other = torch.zeros(4, 2, 192), torch.ones(4, 2, 192)
+    spliced = sound_lessons.splice(one, other, 0.01)
+    assert (spliced[:, :, :22].amax(2) == spliced[:, :, :22].amin(2)).all(), "a note was cut"
+    step = torch.arange(32.0)[None, :, None].expand(3, -1, 4)
+    risen = sound_lessons.transpose(step).diff(dim=2)
+    assert torch.allclose(risen, torch.zeros(()), atol=1e-5), "every frame moves alike"
+
+
 def test_an_effect_is_heard_as_having_no_register_and_no_figure(folder, few_unknown_sounds):
     lessons = sound_judge.Sounds(World(folder), "train", None, torch.device("cpu"))
-    drum = lessons.targets[lessons.targets[:, 0] == INSTRUMENTS.index("drum")]
+    drum = lessons.sounds.targets[lessons.sounds.targets[:, 0] == INSTRUMENTS.index("drum")]
     names = list(lessons.labels.values())
     assert [names[part][number] for part, number in enumerate(drum[0].tolist())] == ["drum", "none", "none"]
 

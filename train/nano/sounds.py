@@ -35,13 +35,14 @@ EFFECT_KEY = 60
 
 REGISTERS = {"low": 41, "middle": 60, "high": 79}  # MIDI key of the lowest note; figures span at most an octave
 MAJOR_SCALE = (0, 2, 4, 5, 7, 9, 11, 12)
+NOTE = 0.22  # seconds from one note to the next
 # Notes as (start, end, semitones above the lowest note); seconds.
 FIGURES: dict[str, list[tuple[float, float, int]]] = {
     "single note": [(0.0, 1.5, 0)],
-    "rising scale": [(0.22 * n, 0.22 * n + 0.21, step) for n, step in enumerate(MAJOR_SCALE)],
-    "falling scale": [(0.22 * n, 0.22 * n + 0.21, step) for n, step in enumerate(reversed(MAJOR_SCALE))],
+    "rising scale": [(NOTE * n, NOTE * n + 0.21, step) for n, step in enumerate(MAJOR_SCALE)],
+    "falling scale": [(NOTE * n, NOTE * n + 0.21, step) for n, step in enumerate(reversed(MAJOR_SCALE))],
     "chord": [(0.0, 1.5, step) for step in (0, 4, 7)],
-    "repeated note": [(0.22 * n, 0.22 * n + 0.15, 0) for n in range(8)],
+    "repeated note": [(NOTE * n, NOTE * n + 0.15, 0) for n in range(8)],
 }
 
 
