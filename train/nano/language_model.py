@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nextgpt.processing_nextgpt import VICUNA_CHAT_TEMPLATE
+from nextgpt.train.nano import loop
 from nextgpt.train.nano.dialogues import CAPTION
 
 logger = logging.getLogger(__name__)
@@ -460,7 +461,7 @@ def main() -> None:
         "device": device,
     }
     log |= {"batch_tokens": batch_tokens, "curve": curve, "dev": figures}
-    (args.out / "training_log.json").write_text(json.dumps(log, indent=1), encoding="utf-8")
+    (args.out / loop.LOG_FILE).write_text(json.dumps(log, indent=1), encoding="utf-8")
     for intent, figure in figures.items():
         logger.info("%-22s %5.1f%% of %d", intent, 100 * figure["right"], figure["of"])
 
