@@ -1,8 +1,8 @@
-"""True and unknown sounds as spectrograms to learn from, disturbed and newly put together. Knows no models.
+"""True and unknown sounds as spectrograms to learn from, disturbed and transposed, and phrases. Knows no models.
 
-There are few combinations, and whoever learned them by heart would pass for one who can hear. So of the sounds to learn
-from a third are transposed, which leaves the figure alone to be told, and a third are spliced from two figures, which
-leaves the instrument and the register.
+There are few combinations, and whoever learned them by heart would pass for one who can hear. So of what there is to
+learn from a third are sounds transposed, of which only the figure can be told, and a third are phrases of loose notes, of
+which only the instrument and the register can.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nextgpt.train.nano import loop
-from nextgpt.train.nano.sounds import NOTE, SECONDS, SoundWorld
+from nextgpt.train.nano.sounds import SoundWorld, as_floats
 from nextgpt.train.nano.unknown_sounds import UnknownSounds
 
 PARTS = ("instrument", "register", "figure")
@@ -55,20 +55,25 @@ class SoundLessons:
             last = torch.tensor([len(world.names), len(world.registers), len(world.figures)], device=device)
             self.targets = self.targets.where(self.targets != IGNORED, last)
         self.silence = self.energies.min().item()
-        self.frame_seconds = frame_seconds
-        self.alike = (self.targets[:, None, :2] == self.targets[None, :, :2]).all(2).float()
+        self.late = int(LATE / frame_seconds)
+        if split == "train":
+            targets = world.phrase_targets(IGNORED)
+            kept = targets[:, 0] < (most or len(world.names))
+            self.phrases, self.phrase_targets = energies(as_floats(world.phrases)[kept]), targets[kept].to(device)
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
-        """Sounds to learn from `[count, bands, frames]` and what they are `[count, 3]` (`PARTS`), `IGNORED` if untold."""
-        chosen = loop.draw_evenly(self.targets[:, 0], count)
-        energies, targets = self.energies[chosen].clone(), self.targets[chosen].clone()
-        moved, spliced = slice(0, count // 3), slice(count // 3, 2 * (count // 3))
-        energies[moved] = transpose(energies[moved])
-        targets[moved, :2] = IGNORED
-        others = torch.multinomial(self.alike[chosen[spliced]], 1)[:, 0]
-        energies[spliced] = splice(energies[spliced], self.energies[others], self.frame_seconds)
-        targets[spliced, 2] = IGNORED
-        return self.disturb(energies), targets
+        """Of the training split: sounds and phrases `[count, bands, frames]`, and what they are `[count, 3]` (`PARTS`).
+
+        `IGNORED` stands for what is not told.
+        """
+        third = count // 3
+        chosen = loop.draw_evenly(self.targets[:, 0], count - third)
+        phrases = torch.randint(len(self.phrases), (third,), device=chosen.device)
+        moved = transpose(self.energies[chosen[:third]])
+        untold = self.targets[chosen[:third]].clone()
+        untold[:, :2] = IGNORED
+        energies = torch.cat([moved, self.energies[chosen[third:]], self.phrases[phrases]])
+        return self.disturb(energies), torch.cat([untold, self.targets[chosen[third:]], self.phrase_targets[phrases]])
 
     def draw_unknown(self, count: int) -> Tensor:
         """Sounds from outside the world to learn from, `[count, bands, frames]`."""
@@ -76,7 +81,7 @@ class SoundLessons:
 
     def disturb(self, energies: Tensor) -> Tensor:
         """`disturb` with what belongs to these sounds."""
-        return disturb(energies, self.silence, int(LATE / self.frame_seconds))
+        return disturb(energies, self.silence, self.late)
 
 
 def random(low: float, high: float, energies: Tensor, *shape: int) -> Tensor:
@@ -95,13 +100,6 @@ def transpose(energies: Tensor) -> Tensor:
     moved = torch.randint(-(bands // 4), bands // 4 + 1, (len(energies), 1), device=energies.device)
     places = (torch.arange(bands, device=energies.device) + moved).clamp(0, bands - 1)
     return energies.gather(1, places[:, :, None].expand_as(energies)) + tone(2.5, energies)
-
-
-def splice(energies: Tensor, others: Tensor, frame_seconds: float) -> Tensor:
-    """Spectrograms `[N, bands, frames]` whose notes' times are taken from one or the other at random."""
-    notes = (torch.arange(energies.shape[2], device=energies.device) * frame_seconds / NOTE).long()
-    ours = torch.rand(len(energies), int(SECONDS / NOTE) + 1, device=energies.device) < 0.5
-    return torch.where(ours[:, notes][:, None], energies, others)
 
 
 def begin_anywhere(energies: Tensor) -> Tensor:
