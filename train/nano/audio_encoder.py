@@ -14,16 +14,14 @@ from nextgpt.encoders.configuration import ImageBindConfig
 from nextgpt.encoders.imagebind import ImageBind
 from nextgpt.encoders.preprocessing import FRAME_SHIFT_MS, preprocessor_for
 from nextgpt.train.nano import loop
-from nextgpt.train.nano.encoder import EMBED_DIM, IGNORED, Probes
+from nextgpt.train.nano.encoder import EMBED_DIM, Probes
+from nextgpt.train.nano.sound_lessons import IGNORED, PARTS, SoundLessons
 from nextgpt.train.nano.sounds import SAMPLES, SAMPLING_RATE, SECONDS, SoundWorld
-from nextgpt.train.nano.unknown_sounds import UnknownSounds, begin_anywhere, disturb
 
 LEARNING_RATE = 1e-3
 UNKNOWN_SHARE = 1 / 6
-PARTS = ("instrument", "register", "figure")
 HOP = SAMPLING_RATE * FRAME_SHIFT_MS // 1000
 FRAMES = 192  # 1.94 seconds; every figure has ended by then
-LATE = 12  # frames
 SHORT_SHARE = 0.1  # of the sounds end early,
 SHORTEST = 120  # but not before so many frames
 DISTURBED = 8  # readings of each development sound, every time disturbed in another way
@@ -61,11 +59,6 @@ def energies_of(waveforms: Tensor) -> Tensor:
     config = new_config(audio_target_len=count * every, audio_clip_seconds=count * SECONDS, audio_mean=0.0, audio_std=1.0)
     long = preprocessor_for(config).audio(waveforms.flatten().cpu().numpy(), SAMPLING_RATE)  # [1, 1, 64, N * 200]
     return long[0, 0].unflatten(1, (count, every))[..., :FRAMES].transpose(0, 1).contiguous()
-
-
-def energies_of_all(waveforms: Tensor, device: torch.device) -> Tensor:
-    """`energies_of` many sounds, on the device."""
-    return torch.cat([energies_of(part) for part in waveforms.split(64)]).to(device)
 
 
 def end_early(energies: Tensor) -> Tensor:
@@ -112,11 +105,11 @@ def main() -> None:
     args = loop.arguments(__doc__.split("\n")[0], "audio_encoder", minutes=10, batch=512).parse_args()
     _, device = loop.start(args)
     world = SoundWorld(args.world)
-    rows = world.rows("train", args.concepts).to(device)
-    energies, targets = energies_of_all(world.heard(rows), device), world.targets(rows, IGNORED)
-    unknown = energies_of_all(UnknownSounds(world, "train").waveforms(), device)
-    silence = energies.min().item()
 
+    def lessons(split: str) -> SoundLessons:
+        return SoundLessons(world, split, energies_of, HOP / SAMPLING_RATE, device, args.concepts)
+
+    taught = lessons("train")
     sizes = {"instrument": len(world.names) + 1, "register": len(world.registers), "figure": len(world.figures)}
     network = Hearing(ImageBind(new_config()), Probes(sizes, EMBED_DIM)).to(device)
     optimizer = loop.adamw([network], LEARNING_RATE, weight_decay=0.05)
@@ -126,23 +119,20 @@ def main() -> None:
 
     run = loop.Loop(args.out, args.minutes, optimizer, {"network": network})
     for _ in run:
-        chosen = loop.draw_evenly(targets[:, 0], args.batch - unknowns)
-        heard = torch.cat([energies[chosen], begin_anywhere(loop.draw(unknown, unknowns))])
-        wanted = torch.cat([targets[chosen], unknown_target.expand(unknowns, -1)])
+        energies, targets = taught.draw(args.batch - unknowns)
+        energies = torch.cat([energies, taught.draw_unknown(unknowns)])
+        targets = torch.cat([targets, unknown_target.expand(unknowns, -1)])
         with loop.autocast(device):
-            parts = compute(end_early(disturb(heard, silence, LATE)), wanted)
+            parts = compute(end_early(energies), targets)
         loop.update(optimizer, sum(parts.values()))
         run.record(args.batch, **parts)
 
     network.eval()
-    rows = world.rows("dev", args.concepts).to(device)
-    energies, targets = energies_of_all(world.heard(rows), device), world.targets(rows, IGNORED)
-    unknown = energies_of_all(UnknownSounds(world, "dev").waveforms(), device)
-    figures = {"dev": measure(network, energies, targets, unknown)}
     torch.manual_seed(0)
-    many = [some.repeat_interleave(DISTURBED, 0) for some in (energies, unknown)]
-    energies, unknown = (disturb(some, silence, LATE) for some in many)
-    figures["dev_disturbed"] = measure(network, energies, targets.repeat_interleave(DISTURBED, 0), unknown)
+    dev = lessons("dev")
+    figures = {"dev": measure(network, dev.energies, dev.targets, dev.unknown)}
+    energies, targets, unknown = (some.repeat_interleave(DISTURBED, 0) for some in (dev.energies, dev.targets, dev.unknown))
+    figures["dev_disturbed"] = measure(network, dev.disturb(energies), targets, dev.disturb(unknown))
     network.tower.bfloat16().save_pretrained(args.out)
     run.write_figures(args.out, parameters=loop.parameter_count(network.tower), **figures)
 

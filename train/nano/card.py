@@ -32,8 +32,8 @@ tags: [any-to-any, multimodal]
 
 # nano
 
-A small NExT-GPT that knows one little world and comes inside the package: no download, no accelerator. It takes text and
-{takes}, and answers with text and {makes}: it names what it is shown, makes what it is asked for, talks about its world,
+A small NExT-GPT that knows one little world and comes inside the package: no download, no accelerator. It takes
+{takes}, and answers with {makes}: it names what it is shown, makes what it is asked for, talks about its world,
 and says so when something lies outside it. It is the same machinery as the full-size model: a frozen ImageBind, a linear
 input projection, a Llama with LoRA, signal tokens, transformer output projections, frozen diffusion decoders.
 
@@ -148,8 +148,8 @@ def write_card(preset: Path, scores: list[Score], ablation: list[Score]) -> Path
     more = [about_sounds(SoundWorld(world.folder))] if "audio" in {*takes, *makes} else []
     more += [about_clips(ClipWorld(world))] if "video" in {*takes, *makes} else []
     card = CARD.format(
-        takes=listed([PLURALS[modality] for modality in takes]),
-        makes=listed([PLURALS[modality] for modality in makes]),
+        takes=listed(["text", *(PLURALS[modality] for modality in takes)]),
+        makes=listed(["text", *(PLURALS[modality] for modality in makes)]),
         more="".join(more) + ("\n\n" if more else " "),
         unknown="".join(f"{name}, " for modality, name in PLURALS.items() if modality not in {*takes, *makes}),
         concepts=len(world.names),

@@ -29,15 +29,15 @@ class Step(NamedTuple):
 
 STEPS = {
     "world": Step("nano.world --out {root}/world", "world/world.json"),
-    "sounds": Step("nano.sounds --out {root}/world", "world/sounds.npy"),
+    "sounds": Step("nano.sounds --out {root}/world", "world/phrases.npy"),
     "judge": Step("nano.judge --world {root}/world --out {root}/judge", "judge/training_log.json", 3),
     "sound_judge": Step(
         "nano.sound_judge --world {root}/world --out {root}/sound_judge", "sound_judge/training_log.json", 4
     ),
     "clip_judge": Step("nano.clip_judge --world {root}/world --out {root}/clip_judge", "clip_judge/training_log.json", 5),
-    "encoder": Step("nano.encoder --world {root}/world --out {root}/encoder", "encoder/training_log.json", 40),
+    "encoder": Step("nano.encoder --world {root}/world --out {root}/encoder", "encoder/training_log.json", 55),
     "audio_encoder": Step(
-        "nano.audio_encoder --world {root}/world --out {root}/audio_encoder", "audio_encoder/training_log.json", 10
+        "nano.audio_encoder --world {root}/world --out {root}/audio_encoder", "audio_encoder/training_log.json", 15
     ),
     "autoencoder": Step(
         "nano.autoencoder --world {root}/world --out {root}/autoencoder", "autoencoder/training_log.json", 30

@@ -10,24 +10,23 @@ import torch
 from torch import Tensor
 
 from nextgpt.decoders.audioldm import log_mel_spectrogram
-from nextgpt.train.nano import judges, loop
+from nextgpt.train.nano import judges
 from nextgpt.train.nano.judges import UNKNOWN, MediaJudge
+from nextgpt.train.nano.sound_lessons import PARTS, SoundLessons
 from nextgpt.train.nano.sounds import SAMPLES, SAMPLING_RATE, SoundWorld
-from nextgpt.train.nano.unknown_sounds import UnknownSounds, begin_anywhere, disturb
 from nextgpt.train.nano.world import World
 
 NONE = "none"  # register and figure of an effect
 WIDTHS = (24, 48, 96, 128)
 BANDS = 80
 HOP = 256  # samples
-LATE = 8  # frames
 SCALE = 5.0  # of the log energies
 
 
 @torch.no_grad()
 def energies_of(waveforms: Tensor) -> Tensor:
     """Natural logarithms of energy over pitch and time, `[N, 80, 126]`, of waveforms `[N, 32000]`."""
-    return torch.cat([2 * log_mel_spectrogram(part, SAMPLING_RATE, HOP, BANDS).mT for part in waveforms.split(64)])
+    return 2 * log_mel_spectrogram(waveforms, SAMPLING_RATE, HOP, BANDS).mT
 
 
 class SoundJudge(MediaJudge):
@@ -64,31 +63,21 @@ class Sounds(judges.Lessons):
 
     def __init__(self, world: World, split: str, most: int | None, device: torch.device):
         sounds = SoundWorld(world.folder)
-        rows = sounds.rows(split, most)
-        self.energies = energies_of(sounds.heard(rows)).to(device)
-        self.unknown = energies_of(UnknownSounds(sounds, split).waveforms()).to(device)
-        self.silence = self.energies.min().item()
-        self.labels = {
-            "instrument": [*sounds.names, UNKNOWN],
-            "register": [*sounds.registers, NONE],
-            "figure": [*sounds.figures, NONE],
-        }
-        nothing = torch.tensor([len(names) - 1 for names in self.labels.values()])
-        targets = sounds.targets(rows, judges.IGNORED)
-        self.targets = targets.where(targets != judges.IGNORED, nothing).to(device)
+        self.sounds = SoundLessons(sounds, split, energies_of, HOP / SAMPLING_RATE, device, most, none=True)
+        names = ([*sounds.names, UNKNOWN], [*sounds.registers, NONE], [*sounds.figures, NONE])
+        self.labels = dict(zip(PARTS, names, strict=True))
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Some sounds, as `Lessons` says."""
-        chosen = loop.draw_evenly(self.targets[:, 0], count)
-        return disturb(self.energies[chosen], self.silence, LATE), self.targets[chosen]
+        return self.sounds.draw(count)
 
     def draw_unknown(self, count: int) -> Tensor:
         """Some from outside, as `Lessons` says."""
-        return disturb(begin_anywhere(loop.draw(self.unknown, count)), self.silence, LATE)
+        return self.sounds.draw_unknown(count)
 
     def exam(self) -> tuple[Tensor, Tensor, Tensor]:
         """All sounds, as `Lessons` says."""
-        return self.energies, self.targets, self.unknown
+        return self.sounds.energies, self.sounds.targets, self.sounds.unknown
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import shutil
 from functools import cached_property
 from pathlib import Path
@@ -35,14 +36,16 @@ EFFECT_KEY = 60
 
 REGISTERS = {"low": 41, "middle": 60, "high": 79}  # MIDI key of the lowest note; figures span at most an octave
 MAJOR_SCALE = (0, 2, 4, 5, 7, 9, 11, 12)
+NOTE = 0.22  # seconds from one note to the next
 # Notes as (start, end, semitones above the lowest note); seconds.
 FIGURES: dict[str, list[tuple[float, float, int]]] = {
     "single note": [(0.0, 1.5, 0)],
-    "rising scale": [(0.22 * n, 0.22 * n + 0.21, step) for n, step in enumerate(MAJOR_SCALE)],
-    "falling scale": [(0.22 * n, 0.22 * n + 0.21, step) for n, step in enumerate(reversed(MAJOR_SCALE))],
+    "rising scale": [(NOTE * n, NOTE * n + 0.21, step) for n, step in enumerate(MAJOR_SCALE)],
+    "falling scale": [(NOTE * n, NOTE * n + 0.21, step) for n, step in enumerate(reversed(MAJOR_SCALE))],
     "chord": [(0.0, 1.5, step) for step in (0, 4, 7)],
-    "repeated note": [(0.22 * n, 0.22 * n + 0.15, 0) for n in range(8)],
+    "repeated note": [(NOTE * n, NOTE * n + 0.15, 0) for n in range(8)],
 }
+PHRASES = 8  # of each instrument in each register: loose notes to know it by, apart from the world's combinations
 
 
 class Sound(NamedTuple):
@@ -101,6 +104,23 @@ class SoundWorld:
         every = self.folder / "sounds.npy"
         return np.load(every, mmap_mode="r") if every.is_file() else np.load(self.folder / "sounds.npz")["waveforms"]
 
+    @cached_property
+    def phrases(self) -> np.ndarray:
+        """int16 `[phrase, 32000]`: each instrument playing loose notes, to learn from only."""
+        return np.load(self.folder / "phrases.npy", mmap_mode="r")
+
+    def phrase_targets(self, missing: int) -> Tensor:
+        """What the phrases are: instrument, register, and `missing` for the figure, `[N, 3]`."""
+        names = [sound["name"] for sound in self.sounds if sound["pitched"]]
+        return torch.tensor(
+            [
+                (self.names.index(name), register, missing)
+                for name in names
+                for register in range(len(REGISTERS))
+                for _ in range(PHRASES)
+            ]
+        )
+
     def copy(self, folder: Path) -> None:
         """Writes what an evaluation needs into a folder: of the sounds only the effects and what no part learned from."""
         kept = [row for row, sound in enumerate(self.combinations) if sound.split != "train" or not sound.register]
@@ -122,7 +142,7 @@ class SoundWorld:
 
     def heard(self, rows: Tensor) -> Tensor:
         """Waveforms, float32 `[N, 32000]` in -1..1 on the CPU, of sounds given as indices."""
-        return torch.from_numpy(self.waveforms[rows.cpu().numpy()]).float() / 32768
+        return as_floats(self.waveforms[rows.cpu().numpy()])
 
     def targets(self, rows: Tensor, missing: int) -> Tensor:
         """What sounds given as indices are: instrument, register, figure `[N, 3]`; `missing` where an effect has none."""
@@ -135,6 +155,25 @@ class SoundWorld:
             for sound in self.combinations
         ]
         return torch.tensor(values, device=rows.device)[rows]
+
+
+def as_floats(waveforms: np.ndarray) -> Tensor:
+    """Waveforms int16 → float32 in -1..1."""
+    return torch.from_numpy(waveforms.astype(np.float32)) / 32768
+
+
+def new_phrase(rng: np.random.Generator) -> list[tuple[float, float, int]]:
+    """Notes of any length and pitch within an octave, some struck together, with rests between; the lowest is the first.
+
+    (Some instruments of the soundfont are silent far above it.)
+    """
+    notes, now = [], 0.0
+    while now < 0.9 * SECONDS:
+        length = math.exp(rng.uniform(math.log(0.08), math.log(1.2)))
+        steps = rng.choice(13, rng.choice([1, 1, 1, 2, 3]), replace=False) if notes else [0]
+        notes += [(now, now + length, int(step)) for step in steps]
+        now += length * rng.uniform(1.02, 1.6)
+    return notes
 
 
 class Player:
@@ -161,10 +200,13 @@ class Player:
             sound: an entry of `sounds.json`.
             velocity: how hard the notes are struck, 1..127.
         """
+        lowest = REGISTERS[register] if register else sound.get("key", EFFECT_KEY)
+        return self.play(sound, lowest, FIGURES[figure] if figure else [(0.0, SECONDS, 0)], velocity)
+
+    def play(self, sound: dict, lowest: int, notes: list[tuple[float, float, int]], velocity: int = 100) -> np.ndarray:
+        """Float32 `[32000]`, mono, its peak at 0.8: notes as in `FIGURES`, above the MIDI key `lowest`."""
         bank = sound.get("bank", 0)
         self.synth.program_select(0, self.font, bank, sound["program"], bank == PERCUSSION_BANK)
-        lowest = REGISTERS[register] if register else sound.get("key", EFFECT_KEY)
-        notes = FIGURES[figure] if figure else [(0.0, SECONDS, 0)]
         changes = sorted([(start, 1, step) for start, _, step in notes] + [(end, 0, step) for _, end, step in notes])
         pieces, done = [], 0
         for time, strikes, step in changes:
@@ -181,7 +223,7 @@ class Player:
         waveform = np.concatenate(pieces)
         loudest = np.abs(waveform).max()
         if loudest < 1e-4:
-            raise ValueError(f"The soundfont is silent for {sound['name']} {register} {figure}: use FluidR3 GM.")
+            raise ValueError(f"The soundfont is silent for {sound['name']} from key {lowest}: use FluidR3 GM.")
         return waveform * (PEAK / loudest)
 
     def _generate(self, samples: int) -> np.ndarray:
@@ -192,12 +234,20 @@ class Player:
 
 
 def build(out: Path, soundfont: Path) -> None:
-    """Renders every sound; writes `sounds.json` and `sounds.npy`, and the licence into `ATTRIBUTION.md`."""
-    player, sounds = Player(soundfont), load_sounds()
+    """Renders all; writes `sounds.json`, `sounds.npy` and `phrases.npy`, and the licence into `ATTRIBUTION.md`."""
+    player, sounds, rng = Player(soundfont), load_sounds(), np.random.default_rng(0)
     entries = {sound["name"]: sound for sound in sounds}
     waveforms = [player(entries[each.name], each.register, each.figure) for each in combinations(sounds)]
+    phrases = [
+        player.play(sound, lowest, new_phrase(rng), int(rng.integers(60, 128)))
+        for sound in sounds
+        if sound["pitched"]
+        for lowest in REGISTERS.values()
+        for _ in range(PHRASES)
+    ]
     out.mkdir(parents=True, exist_ok=True)
-    np.save(out / "sounds.npy", (np.stack(waveforms) * 32767).round().astype(np.int16))
+    for file, each in (("sounds.npy", waveforms), ("phrases.npy", phrases)):
+        np.save(out / file, (np.stack(each) * 32767).round().astype(np.int16))
     (out / "sounds.json").write_text(json.dumps(sounds, indent=1) + "\n", encoding="utf-8")
     attribution = out / "ATTRIBUTION.md"
     text = attribution.read_text(encoding="utf-8") if attribution.is_file() else "# Where the nano world comes from\n\n"

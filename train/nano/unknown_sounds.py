@@ -1,4 +1,4 @@
-"""Sounds that are none of the world's: made-up speech, noise, sweeps, mixtures; and true sounds made a little less true.
+"""Sounds that are none of the world's: made-up speech, noise, sweeps, mixtures.
 
 Knows nothing of models. The audio tower and the judge of sounds learn from it to say "something unknown".
 """
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from torch import Tensor
-from torch.nn import functional as F
 
 from nextgpt.train.nano.sounds import PEAK, SAMPLES, SAMPLING_RATE, SECONDS, SoundWorld
 from nextgpt.train.nano.split import split_of_names
@@ -155,34 +154,3 @@ def _filtered(samples: np.ndarray, gains: np.ndarray) -> np.ndarray:
     spectrum = torch.stft(torch.from_numpy(samples).float(), WINDOW, HOP, window=window, return_complex=True)
     spectrum *= torch.from_numpy(gains).float()
     return torch.istft(spectrum, WINDOW, HOP, window=window, length=SAMPLES).numpy()
-
-
-def begin_anywhere(energies: Tensor) -> Tensor:
-    """Each spectrogram `[N, bands, frames]` begun anywhere in it; what was before follows its end."""
-    frames = energies.shape[2]
-    begins = torch.randint(frames, (len(energies), 1), device=energies.device)
-    places = (torch.arange(frames, device=energies.device) + begins) % frames
-    return energies.gather(2, places[:, None].expand_as(energies))
-
-
-def disturb(energies: Tensor, silence: float, late: int) -> Tensor:
-    """Loudness, tone, sharpness, noise and begin as in sounds that are not quite true.
-
-    Args:
-        energies: natural logarithms of energy over pitch and time, `[N, bands, frames]`.
-        silence: their least value.
-        late: frames by which a sound may come late, with silence before it.
-    """
-    (count, bands, frames), device = energies.shape, energies.device
-
-    def random(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(count, *(shape or (1, 1)), device=device)
-
-    places = torch.arange(frames, device=device) - random(0, late + 1, 1).long()
-    energies = energies.gather(2, places.clamp(min=0)[:, None].expand_as(energies))
-    energies = energies.where((places >= 0)[:, None], silence)
-    energies = energies.lerp(F.avg_pool2d(F.pad(energies, (1, 1, 1, 1), mode="replicate"), 3, stride=1), random(0, 0.7))
-    energies = energies + random(-0.4, 0.4).clamp(min=0) * torch.randn_like(energies)
-    tone = F.interpolate(random(-1, 1, 1, 5), bands, mode="linear", align_corners=True).mT  # about 4 decibels
-    noise = energies.amax((1, 2), keepdim=True) - random(7, 20) + 0.7 * torch.randn_like(energies)
-    return (energies + tone).logaddexp(noise) + random(-2.8, 0.2)  # up to 12 decibels softer

@@ -1,0 +1,129 @@
+"""True and unknown sounds as spectrograms to learn from, disturbed and transposed, and phrases. Knows no models.
+
+There are few combinations, and whoever learned them by heart would pass for one who can hear. So of what there is to
+learn from a third are sounds transposed, of which only the figure can be told, and a third are phrases of loose notes, of
+which only the instrument and the register can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nextgpt.train.nano import loop
+from nextgpt.train.nano.sounds import SoundWorld, as_floats
+from nextgpt.train.nano.unknown_sounds import UnknownSounds
+
+PARTS = ("instrument", "register", "figure")
+IGNORED = -100
+LATE = 0.12  # seconds by which a sound may come late
+TOGETHER = 64  # sounds of which energies are computed at once
+
+
+class SoundLessons:
+    """The sounds of one split.
+
+    Args:
+        world: of sounds.
+        split: "train", "dev" or "heldout".
+        energies_of: waveforms `[N, 32000]` → natural logarithms of energy over pitch and time, `[N, bands, frames]`.
+        frame_seconds: from one frame to the next.
+        most: only so many instruments and effects.
+        none: whether the register and the figure of an effect are to be told as one more value, the last.
+    """
+
+    def __init__(
+        self,
+        world: SoundWorld,
+        split: str,
+        energies_of: Callable[[Tensor], Tensor],
+        frame_seconds: float,
+        device: torch.device,
+        most: int | None = None,
+        none: bool = False,
+    ):
+        def energies(waveforms: Tensor) -> Tensor:
+            return torch.cat([energies_of(part) for part in waveforms.split(TOGETHER)]).to(device)
+
+        rows = world.rows(split, most)
+        self.energies, self.unknown = energies(world.heard(rows)), energies(UnknownSounds(world, split).waveforms())
+        self.targets = world.targets(rows, IGNORED).to(device)
+        if none:
+            last = torch.tensor([len(world.names), len(world.registers), len(world.figures)], device=device)
+            self.targets = self.targets.where(self.targets != IGNORED, last)
+        self.silence = self.energies.min().item()
+        self.late = int(LATE / frame_seconds)
+        if split == "train":
+            targets = world.phrase_targets(IGNORED)
+            kept = targets[:, 0] < (most or len(world.names))
+            self.phrases, self.phrase_targets = energies(as_floats(world.phrases)[kept]), targets[kept].to(device)
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Of the training split: sounds and phrases `[count, bands, frames]`, and what they are `[count, 3]` (`PARTS`).
+
+        `IGNORED` stands for what is not told.
+        """
+        third = count // 3
+        chosen = loop.draw_evenly(self.targets[:, 0], count - third)
+        phrases = torch.randint(len(self.phrases), (third,), device=chosen.device)
+        moved = transpose(self.energies[chosen[:third]])
+        untold = self.targets[chosen[:third]].clone()
+        untold[:, :2] = IGNORED
+        energies = torch.cat([moved, self.energies[chosen[third:]], self.phrases[phrases]])
+        return self.disturb(energies), torch.cat([untold, self.targets[chosen[third:]], self.phrase_targets[phrases]])
+
+    def draw_unknown(self, count: int) -> Tensor:
+        """Sounds from outside the world to learn from, `[count, bands, frames]`."""
+        return self.disturb(begin_anywhere(loop.draw(self.unknown, count)))
+
+    def disturb(self, energies: Tensor) -> Tensor:
+        """`disturb` with what belongs to these sounds."""
+        return disturb(energies, self.silence, self.late)
+
+
+def random(low: float, high: float, energies: Tensor, *shape: int) -> Tensor:
+    """Numbers between two, `[N, *shape]` for N spectrograms; `[N, 1, 1]` without a shape."""
+    return low + (high - low) * torch.rand(len(energies), *(shape or (1, 1)), device=energies.device)
+
+
+def tone(most: float, energies: Tensor) -> Tensor:
+    """A smooth colouring, `[N, bands, 1]`, of at most so much either way."""
+    return F.interpolate(random(-most, most, energies, 1, 6), energies.shape[1], mode="linear", align_corners=True).mT
+
+
+def transpose(energies: Tensor) -> Tensor:
+    """Each spectrogram `[N, bands, frames]` moved up or down by up to a quarter of the bands, and coloured anew."""
+    bands = energies.shape[1]
+    moved = torch.randint(-(bands // 4), bands // 4 + 1, (len(energies), 1), device=energies.device)
+    places = (torch.arange(bands, device=energies.device) + moved).clamp(0, bands - 1)
+    return energies.gather(1, places[:, :, None].expand_as(energies)) + tone(2.5, energies)
+
+
+def begin_anywhere(energies: Tensor) -> Tensor:
+    """Each spectrogram `[N, bands, frames]` begun anywhere in it; what was before follows its end."""
+    frames = energies.shape[2]
+    begins = torch.randint(frames, (len(energies), 1), device=energies.device)
+    places = (torch.arange(frames, device=energies.device) + begins) % frames
+    return energies.gather(2, places[:, None].expand_as(energies))
+
+
+def disturb(energies: Tensor, silence: float, late: int) -> Tensor:
+    """Loudness, tone, sharpness, noise and begin as in sounds that are not quite true.
+
+    Args:
+        energies: natural logarithms of energy over pitch and time, `[N, bands, frames]`.
+        silence: their least value.
+        late: frames by which a sound may come late, with silence before it.
+    """
+    places = torch.arange(energies.shape[2], device=energies.device) - random(0, late + 1, energies, 1).long()
+    energies = energies.gather(2, places.clamp(min=0)[:, None].expand_as(energies))
+    energies = energies.where((places >= 0)[:, None], silence)
+    blurred = F.avg_pool2d(F.pad(energies, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    energies = energies.lerp(blurred, random(0, 0.7, energies))
+    energies = energies + random(-0.4, 0.4, energies).clamp(min=0) * torch.randn_like(energies)
+    noise = energies.amax((1, 2), keepdim=True) - random(7, 30, energies) + 0.7 * torch.randn_like(energies)
+    # The colouring is about 4 decibels, and the sound up to 12 softer.
+    return (energies + tone(1, energies)).logaddexp(noise) + random(-2.8, 0.2, energies)
