@@ -95,12 +95,12 @@ class Bench:
 
     def lacks(self, modality: str) -> str:
         """Why a kind of media cannot be measured; empty if it can."""
-        if modality not in self.judges:
-            return f"there is no judge in {self.folder / JUDGES[modality][0]}"
-        if modality == "audio" and not (self.world.folder / "sounds.json").is_file():
-            return f"there are no sounds in {self.world.folder}"
         if modality not in self.pipeline.model.config.input_modalities:
             return f"the model takes no {modality}"
+        if modality not in self.judges:
+            return f"there is no judge {JUDGES[modality][0]}"
+        if modality == "audio" and not (self.world.folder / "sounds.json").is_file():
+            return f"there are no sounds in {self.world.folder}"
         return "" if modality in self.pipeline.decoders else f"the model makes no {modality}"
 
     # -- questions ----------------------------------------------------------------------------------------------

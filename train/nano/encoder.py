@@ -30,6 +30,7 @@ EMBED_DIM = 256  # of both towers
 GROUP = 4  # pictures of one concept that stand in a batch together, told apart by style, background and size only
 IGNORED = -100
 SMOOTHING = 0.05  # of the labels
+SUM_WEIGHT = 5.0
 PARTS = ("concept", "style", "background", "size")
 
 
@@ -91,6 +92,35 @@ class Probes(nn.Module):
         }
 
 
+class Sums(nn.Module):
+    """Embeddings as they should be: along the sum of one vector for each thing that can be said of a picture.
+
+    So combinations that were never seen lie where a linear projection expects them.
+
+    Args:
+        sizes: part of what it shows → how many values that has.
+        embed_dim: of the embedding.
+    """
+
+    def __init__(self, sizes: dict[str, int], embed_dim: int):
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(size + 1, embed_dim) for size in sizes.values())  # the last: not said
+        for table in self.tables:
+            nn.init.normal_(table.weight, std=embed_dim**-0.5)
+
+    def forward(self, targets: Tensor) -> Tensor:
+        """Vectors `[N, D]` for values `[N, parts]`, `IGNORED` where there is none."""
+        values = targets.T
+        return sum(
+            table(value.where(value != IGNORED, table.num_embeddings - 1))
+            for table, value in zip(self.tables, values, strict=True)
+        )
+
+    def loss(self, embeddings: Tensor, targets: Tensor) -> Tensor:
+        """How far embeddings `[N, D]` point elsewhere, weighted."""
+        return SUM_WEIGHT * (1 - F.cosine_similarity(embeddings.float(), self(targets))).mean()
+
+
 class Contrast(nn.Module):
     """Towers and probes as one network, with the training loss."""
 
@@ -110,8 +140,8 @@ class Contrast(nn.Module):
         normal = (clips - self.image_mean[:, None]) / self.image_std[:, None]
         return self.towers.embed("video", normal[:, None])
 
-    def forward(self, pictures: Tensor, ids: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Parts of the loss.
+    def forward(self, pictures: Tensor, ids: Tensor, targets: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Parts of the loss, and the embeddings `[N, 256]`.
 
         Args:
             pictures: `[N, 3, 64, 64]` in 0..1.
@@ -126,7 +156,7 @@ class Contrast(nn.Module):
         same = (told[:, None] == told[None]).all(-1).float()  # several captions may fit a picture
         same = same / same.sum(1, keepdim=True)
         parts = {"contrast": (F.cross_entropy(similar, same) + F.cross_entropy(similar.T, same)) / 2}
-        return parts | self.probes.losses(seen.float(), targets)
+        return parts | self.probes.losses(seen.float(), targets), seen
 
 
 def clip_losses(network: Contrast, motions: Probes, clips: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -205,7 +235,9 @@ def measure_clips(network: Contrast, motions: Probes, renderer: ClipRenderer, ro
 
 def main() -> None:
     """Trains, measures and saves the vision tower."""
-    args = loop.arguments(__doc__.split("\n")[0], "encoder", minutes=6, batch=1024).parse_args()
+    parser = loop.arguments(__doc__.split("\n")[0], "encoder", minutes=6, batch=1024)
+    parser.add_argument("--pictures-only", action="store_true", help="learn no clips")
+    args = parser.parse_args()
     world, device = loop.start(args)
     tokenizer = train_tokenizer(world)
     captions = Captions(world, tokenizer, device)
@@ -219,32 +251,35 @@ def main() -> None:
 
     towers = new_towers(len(tokenizer))
     counts = (len(world.names) + 1, len(world.styles), len(world.backgrounds), len(world.sizes))
-    probes = Probes(dict(zip(PARTS, counts, strict=True)), towers.embed_dim)
-    network = Contrast(towers, probes).to(device)
+    sizes = dict(zip(PARTS, counts, strict=True))
+    network = Contrast(towers, Probes(sizes, towers.embed_dim)).to(device)
+    sums = Sums(sizes, towers.embed_dim).to(device)
     motions = Probes({"motion": len(moving.motions)}, towers.embed_dim).to(device)
     optimizer = loop.adamw([network], LEARNING_RATE, WEIGHT_DECAY)
-    for group in loop.parameter_groups([motions], WEIGHT_DECAY):  # apart: earlier checkpoints lack them
+    for group in loop.parameter_groups([motions, sums], WEIGHT_DECAY):  # apart: earlier checkpoints lack them
         optimizer.add_param_group(group)
     compute = torch.compile(network) if args.compile else network
     unknowns, elsewhere = int(args.batch * UNKNOWN_SHARE), int(args.batch * ELSEWHERE_SHARE)
-    clip_count = int(args.batch * CLIP_SHARE)
+    clip_count = 0 if args.pictures_only else int(args.batch * CLIP_SHARE)
     unknown_count = int(clip_count * UNKNOWN_SHARE)
     unknown_target = torch.tensor([[len(world.names), IGNORED, IGNORED, IGNORED]], device=device)
     unknown_ids = captions.unknown.expand(unknowns, -1)
 
-    run = loop.Loop(args.out, args.minutes, optimizer, {"network": network, "motions": motions})
+    run = loop.Loop(args.out, args.minutes, optimizer, {"network": network, "motions": motions, "sums": sums})
     for _ in run:
         chosen = draw_groups(rows, args.batch - unknowns - elsewhere)
         anywhere, what = draw_elsewhere(renderer, rows, elsewhere)
         shown = [renderer(chosen, shift=3, stretch=0.08), unknown(unknowns, shift=3, stretch=0.08), anywhere]
         ids = torch.cat([captions(chosen, varied=True), unknown_ids])
         targets = torch.cat([chosen, unknown_target.expand(unknowns, -1), what])
-        watched, moved = clips(clip_count - unknown_count, shift=3)
-        watched = torch.cat([watched, unknown_clips(unknown_count)])
-        moved = torch.cat([moved, unknown_target[:, :2].expand(unknown_count, -1)])
         with loop.autocast(device):
-            parts = compute(disturb(torch.cat(shown)), ids, targets)
-            parts |= clip_losses(network, motions, disturb_clips(watched), moved)
+            parts, seen = compute(disturb(torch.cat(shown)), ids, targets)
+            parts["sums"] = sums.loss(seen, targets)
+            if clip_count:
+                watched, moved = clips(clip_count - unknown_count, shift=3)
+                watched = torch.cat([watched, unknown_clips(unknown_count)])
+                moved = torch.cat([moved, unknown_target[:, :2].expand(unknown_count, -1)])
+                parts |= clip_losses(network, motions, disturb_clips(watched), moved)
         loop.update(optimizer, sum(parts.values()))
         run.record(args.batch + clip_count, **parts)
 

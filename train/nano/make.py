@@ -32,7 +32,7 @@ STEPS = {
     "sounds": Step("nano.sounds --out {root}/world", "world/phrases.npy"),
     "judge": Step("nano.judge --world {root}/world --out {root}/judge", "judge/training_log.json", 3),
     "sound_judge": Step(
-        "nano.sound_judge --world {root}/world --out {root}/sound_judge", "sound_judge/training_log.json", 4
+        "nano.sound_judge --world {root}/world --out {root}/sound_judge", "sound_judge/training_log.json", 8
     ),
     "clip_judge": Step("nano.clip_judge --world {root}/world --out {root}/clip_judge", "clip_judge/training_log.json", 5),
     "encoder": Step("nano.encoder --world {root}/world --out {root}/encoder", "encoder/training_log.json", 55),
