@@ -1,6 +1,6 @@
 """The weights that ship: what they name and draw, and that nothing but the LLM's tokens decides it.
 
-All is asked with held-out combinations of the nano world in held-out phrasings, which no part of the model has seen.
+All is asked with held-out combinations of the nano world, in phrasings that were written apart from those it learned from.
 """
 
 import pytest
@@ -13,7 +13,7 @@ if "nano" not in preset_names():
     pytest.skip("the nano weights are not in this checkout: nextgpt.train.nano.make makes them", allow_module_level=True)
 
 FEW_STEPS = {"num_inference_steps": 12}
-NAMED, DRAWN, CHANCE = 0.6, 0.6, 0.15  # the measured figures stand in the README; chance is 1 of 120
+MOST, CHANCE = 0.5, 0.15  # the measured figures stand in the README; chance is 1 of 120
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ def share(scores, part="concept"):
 
 
 def test_it_names_and_draws_what_it_has_never_seen(bench):
-    assert share(evaluate.image_to_text(bench)) >= NAMED
-    assert share(evaluate.text_to_image(bench)) >= DRAWN
+    assert share(evaluate.image_to_text(bench)) >= MOST
+    assert share(evaluate.text_to_image(bench)) >= MOST
 
 
 def test_with_a_projection_zeroed_its_row_falls_to_chance(bench):

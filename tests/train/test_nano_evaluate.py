@@ -76,8 +76,9 @@ class Oracle:
         bench.ask = self.answer
         bench.judges = {modality: SimpleNamespace(read=self.read) for modality in JUDGES}
         self._render, bench.render = bench.render, self.render
-        for asking, name in ((bench, "turn"), *((bench.composer, n) for n in ("turn", "change_shown", "conversation"))):
-            setattr(asking, name, self._listening(getattr(asking, name)))
+        for asking, names in ((bench, ("turn", "change_shown")), (bench.composer, ("turn", "change_shown", "conversation"))):
+            for name in names:
+                setattr(asking, name, self._listening(getattr(asking, name)))
 
     def _listening(self, make):
         def listening(*arguments):
@@ -224,6 +225,9 @@ def test_every_question_is_about_held_out_media(bench):
             turn = bench.turn(f"{modality} {('ask_for', 'describe')[number % 2]}", rng)
             changed = bench.turn("change", rng, turn.medium)
             assert turn.medium.split == changed.medium.split == "heldout"
+        turn = bench.change_shown(modality, random.Random(0))
+        (shown,) = [part.medium for part in turn.user if isinstance(part, Shown)]
+        assert shown.split == turn.medium.split == "heldout"
     for number in range(200):
         turns = bench.composer.conversation(random.Random(number))
         shown = [part.medium for turn in turns for part in turn.user if isinstance(part, Shown) and part.medium]
@@ -244,6 +248,13 @@ def test_the_bag_of_words_is_no_fool():
     assert guess("make a video of it bouncing") == "text + video"
     assert guess("what is this?") == "text"
     assert set(ANSWER_OF) < set(INTENT_SLOTS)
+
+
+def test_the_test_phrasings_agree_on_what_an_answer_holds():
+    """Who wrote them said of each, apart from any code, which kinds of media its answer holds."""
+    for file in dialogues.DATA.glob("*.jsonl"):
+        for row in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+            assert {"text", *row["kind"].split(" + ")} == {"text", *ANSWER_OF.get(row["intent"], "text").split(" + ")}, row
 
 
 def test_an_answer_is_known_by_its_parts():

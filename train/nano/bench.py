@@ -122,6 +122,14 @@ class Bench:
             continue
         return turn
 
+    def change_shown(self, modality: str, rng: random.Random) -> Turn:
+        """A medium of this split that the user attaches, to be changed into another of this split."""
+        while True:
+            turn = self.composer.change_shown(modality, rng)
+            (shown,) = [part.medium for part in turn.user if isinstance(part, Shown)]
+            if shown.split == turn.medium.split == self.split:
+                return turn
+
     def ask(self, what: str, conversations: list[list[dict]], **options) -> list[Reply]:
         """The assistant's replies, by the batch."""
         replies = []

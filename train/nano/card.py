@@ -18,6 +18,7 @@ from nextgpt.train.nano.clips import FPS, FRAMES, ClipWorld
 from nextgpt.train.nano.evaluate import Score, table
 from nextgpt.train.nano.loop import LOG_FILE
 from nextgpt.train.nano.sounds import SoundWorld
+from nextgpt.train.nano.things import PLURALS
 from nextgpt.train.nano.world import World
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ def parts_table(log: dict) -> str:
             parameters = f"{parameters:,}"
         minutes = entry.get("minutes", entry["curve"][-1].get("minutes", "") if entry.get("curve") else "")
         steps = entry.get("steps", entry["curve"][-1].get("step", "") if entry.get("curve") else "")
-        lines.append(f"| {part} | {minutes} | {steps} | {parameters} |")
+        note = f" ({entry['note']})" if "note" in entry else ""
+        lines.append(f"| {part}{note} | {minutes} | {steps} | {parameters} |")
     return "\n".join(lines)
 
 
@@ -103,7 +105,6 @@ CLIPS = """
 
 {concepts} of the things in {motions} motions ({motion_names}): {combinations} clips of 64 × 64, {frames} frames at
 {fps} a second."""
-PLURALS = {"image": "pictures", "audio": "sounds", "video": "clips"}
 
 
 def listed(words: Sequence[str]) -> str:

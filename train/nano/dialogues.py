@@ -360,7 +360,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/nano/data"))
     parser.add_argument("--kinds", nargs="+", choices=list(LINES), default=list(LINES))
     parser.add_argument("--media", nargs="+", choices=MODALITIES, default=list(MODALITIES), help="what is talked about")
-    parser.add_argument("--count", type=int, help=f"conversations of each kind (default: {MORE} times {COUNTS})")
+    parser.add_argument(
+        "--count", type=int, help=f"of each kind (default: {COUNTS}, not of pictures alone {MORE} times as many)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes; the files do not depend on it")
     parser.add_argument("--files", action="store_true", help="also write the pictures, sounds and clips of both splits")

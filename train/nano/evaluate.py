@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from nextgpt.signals import MODALITIES
-from nextgpt.train.nano.bench import Bench, expected_content, kinds, told
+from nextgpt.train.nano.bench import JUDGES, Bench, expected_content, kinds, told
 from nextgpt.train.nano.phrasings import load_phrasings, normalise
 from nextgpt.train.nano.rows import (
     crossing,
@@ -128,15 +128,19 @@ def bag_of_words(phrasings: dict) -> Callable[[str], str]:
 
 
 def speed(bench: Bench) -> list[Score]:
-    """Seconds for one answer, warm, the median of nine."""
+    """Seconds for one answer, warm, the median of nine; an answer of another kind than was asked for does not count."""
     scores = []
     for what in ("text", *bench.media):
         seconds = []
         for _ in range(10):
             start = time.perf_counter()
-            bench.pipeline([{"role": "user", "content": REQUESTS[what]}], seed=0)
+            reply = bench.pipeline([{"role": "user", "content": REQUESTS[what]}], seed=0)
             seconds.append(time.perf_counter() - start)
-        scores.append(Score("time", what, bar=TIMES[what], quantity=statistics.median(seconds[1:]), unit="s"))
+        answered = kinds(reply.message["content"])
+        right = answered == ("text" if what == "text" else f"text + {what}")
+        note = "" if right else f"left out: the answer holds {answered}"
+        quantity = statistics.median(seconds[1:])
+        scores.append(Score("time", what, bar=TIMES[what], quantity=quantity, unit="s", note=note))
     return scores
 
 
@@ -152,7 +156,7 @@ def loading(bench: Bench) -> list[Score]:
     seconds, memory = json.loads(run.stdout.splitlines()[-1])
     folders = {Path(config.base_folder), *(Path(config.location(name)) for name in config.parts())}
     files = {file.resolve() for folder in folders for file in folder.rglob("*.safetensors")}
-    judges = {bench.folder.resolve() / name for name in ("judge", "sound_judge", "clip_judge")}
+    judges = {bench.folder.resolve() / name for name, _ in JUDGES.values()}
     weights = sum(file.stat().st_size for file in files if not judges & set(file.parents))
     return [
         Score("load", "time", bar=LOAD_SECONDS, quantity=seconds, unit="s"),

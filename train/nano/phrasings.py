@@ -105,7 +105,7 @@ REQUIRED_SLOTS: dict[str, tuple[frozenset[str], ...]] = {
     "outside_play": (frozenset({"thing"}),),
 }
 
-# Files of phrasings that are read only where these kinds of media are known, by how their names start.
+# Files of phrasings that are read only where one of these kinds of media is known, by how their names start.
 FILE_MEDIA = {"sounds": {"audio"}, "clips": {"video"}, "crossings": {"audio", "video"}}
 
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -158,7 +158,8 @@ def load_phrasings(folder: Path = PHRASINGS, media: Collection[str] = MODALITIES
     if not files:
         raise FileNotFoundError(f"no phrasings (*.jsonl) in {folder}")
     for file in files:
-        if not FILE_MEDIA.get(file.stem.split("_")[0], set()) <= set(media):
+        needed = FILE_MEDIA.get(file.stem.split("_")[0])
+        if needed and needed.isdisjoint(media):
             continue
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             if not line.strip():

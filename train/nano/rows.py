@@ -16,7 +16,7 @@ from nextgpt.train.nano.dialogues import combinations
 from nextgpt.train.nano.judges import UNKNOWN
 from nextgpt.train.nano.scores import Sample, Score
 from nextgpt.train.nano.sounds import SAMPLING_RATE
-from nextgpt.train.nano.things import CAPTION, Medium, modality_of
+from nextgpt.train.nano.things import CAPTION, PLURALS, Medium, modality_of
 from nextgpt.train.nano.turns import Shown, Turn
 
 FIT_JUDGE = 0.97
@@ -31,7 +31,6 @@ NAMED_BARS = {
     "video": {"concept": 0.92, "motion": 0.95},
 }
 CROSSING_BAR, CHANGE_BAR, HUMBLE_BAR, VOCODER_BAR = 0.85, 0.90, 0.95, 0.95
-TRUE = {"image": "pictures", "audio": "sounds", "video": "clips"}
 OUTSIDE_TURNS = {
     "image": ("image show_outside", "outside_draw", "outside_question"),
     "audio": ("audio show_outside", "outside_play", "unplayable"),
@@ -41,7 +40,7 @@ OUTSIDE_TURNS = {
 
 def judge_itself(bench: Bench, modality: str) -> list[Score]:
     """A judge on true media, and on media from outside the world."""
-    row = f"judge on true {TRUE[modality]}"
+    row = f"judge on true {PLURALS[modality]}"
     rng = random.Random(bench.seed)
     true = _true_media(bench, modality)
     true = rng.sample(true, min(len(true), 4 * bench.count))
@@ -116,13 +115,15 @@ def media_to_text(bench: Bench, modality: str) -> list[Score]:
 
 
 def crossing(bench: Bench, start: str, end: str) -> list[Score]:
-    """From an attached medium of one kind to another kind, or to a changed one of the same kind: the main thing."""
+    """From an attached medium of one kind to another kind, or to a changed one of the same kind: the main thing.
+
+    What is attached is of this split, save effects; what is to be made of another kind may be of any.
+    """
     row = f"{start} → {end}"
     if start != end and row not in bench.composer.crossings.crossings:
         return [Score(row, note=f"left out: nothing in the world leads from {start} to {end}")]
     turns = [
-        bench.composer.change_shown(start, rng) if start == end else bench.composer.turn(row, rng)
-        for rng in bench.questions(row)
+        bench.change_shown(start, rng) if start == end else bench.composer.turn(row, rng) for rng in bench.questions(row)
     ]
     replies = bench.ask(row, [[{"role": "user", "content": bench.content(turn)}] for turn in turns])
     samples = [made_sample(bench, row, turn, reply) for turn, reply in zip(turns, replies, strict=True)]

@@ -1,4 +1,4 @@
-"""Makes and is the judge of sounds: a small classifier that learns from true sounds of the world alone.
+"""Makes and is the judge of sounds: a small classifier that learns from true sounds of the world's instruments alone.
 
 `python -m nextgpt.train.nano.sound_judge --minutes 4` trains it on the training split and goes on from its last
 checkpoint when started again; `--final` only measures it on the held-out sounds.

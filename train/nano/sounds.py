@@ -57,7 +57,7 @@ class Sound(NamedTuple):
 
     @property
     def caption(self) -> str:
-        """The canonical caption: "a low trumpet, rising scale"; of an effect its name alone: "helicopter"."""
+        """The canonical caption: "a low trumpet, rising scale"; of an effect "the sound of helicopter"."""
         return f"a {self.register} {self.name}, {self.figure}" if self.register else f"the sound of {self.name}"
 
     @property

@@ -42,6 +42,7 @@ class Picture(NamedTuple):
 Medium = Picture | Sound | Clip
 _MODALITIES = {Picture: "image", Sound: "audio", Clip: "video"}
 WORDS = {"image": "picture", "audio": "sound", "video": "clip"}  # what each is called
+PLURALS = {modality: f"{word}s" for modality, word in WORDS.items()}
 
 # What may be said of each medium, and what a request means when it does not say.
 PICTURE_VALUES = {"style": tuple(STYLES), "background": tuple(BACKGROUNDS), "size": tuple(SIZES)}

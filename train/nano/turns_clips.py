@@ -99,9 +99,9 @@ class ClipTurns:
         shown: list[Part] = [Shown.of(clip)]
         return self.change(rng, clip, shown) if rng.random() < 0.25 else self.ask(rng, clip, shown)
 
-    def describe(self, rng: random.Random, clip: Clip | None = None) -> Turn:
+    def describe(self, rng: random.Random) -> Turn:
         """A clip of the user's own, to be described in full."""
-        clip = clip or self.sample(rng)
+        clip = self.sample(rng)
         text = roughen(rng.choice(self.setting.phrasings["watch_describe"]).text, rng)
         return Turn("watch_describe", with_shown(rng, [Shown.of(clip)], text), [self.setting.this_is(clip)], clip)
 

@@ -153,9 +153,9 @@ class SoundTurns:
         shown: list[Part] = [Shown.of(sound)]
         return self.change(rng, sound, shown) if rng.random() < 0.25 else self.ask(rng, sound, shown)
 
-    def describe(self, rng: random.Random, sound: Sound | None = None) -> Turn:
+    def describe(self, rng: random.Random) -> Turn:
         """A sound of the user's own, to be described in full."""
-        sound = sound or self.sample(rng)
+        sound = self.sample(rng)
         text = roughen(rng.choice(self.setting.phrasings["hear_describe"]).text, rng)
         return Turn("hear_describe", with_shown(rng, [Shown.of(sound)], text), [self.setting.this_is(sound)], sound)
 

@@ -6,7 +6,7 @@ import random
 import re
 
 from nextgpt.train.nano.phrasings import Phrasing, fill, roughen
-from nextgpt.train.nano.things import PICTURE_VALUES, Clip, Picture
+from nextgpt.train.nano.things import PICTURE_VALUES, PLURALS, Clip, Picture
 from nextgpt.train.nano.turns import Offer, Setting, Turn, choose
 from nextgpt.train.nano.turns_clips import ClipTurns
 from nextgpt.train.nano.turns_pictures import PictureTurns
@@ -79,7 +79,7 @@ class TalkTurns:
 
     @property
     def unknown_answer(self) -> str:
-        names = [{"image": "pictures", "audio": "sounds", "video": "clips"}[modality] for modality in self.setting.media]
+        names = [PLURALS[modality] for modality in self.setting.media]
         return UNKNOWN_ANSWER.format(" and ".join(filter(None, (", ".join(names[:-1]), names[-1]))))
 
     def define(self, rng: random.Random) -> Turn:
@@ -198,7 +198,7 @@ class TalkTurns:
         concept = self.setting.concepts[clip.concept]
         motion, move, moves = rng.choice(OUTSIDE_MOTIONS)
         phrasing = rng.choice(self.setting.phrasings["film"])
-        values = {"motion": motion, "move": move, "moves": moves}
+        values = {"motion": motion, "move": move, "moves": move if concept.is_plural else moves}
         text = fill(phrasing.text, self.pictures.concept_values(rng, Picture(concept.name)) | values)
         why = f"I can't make {concept.it} {move}: in my clips things slide, spin, bounce, grow or shrink. "
         return self.offering("outside_film", rng, text, why, Offer("video", *clip))

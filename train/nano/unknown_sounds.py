@@ -52,9 +52,9 @@ class UnknownSounds:
         sound = KINDS[kind](self, np.random.default_rng(int.from_bytes(seed[:8])))
         return (sound * (PEAK / np.abs(sound).max())).astype(np.float32)
 
-    def waveforms(self, most: int | None = None) -> Tensor:
-        """All of them, or the first `most`, as `[N, 32000]`; all kinds, evenly."""
-        return torch.from_numpy(np.stack([self.waveform(index) for index in range(len(self))[:most]]))
+    def waveforms(self) -> Tensor:
+        """All of them, as `[N, 32000]`."""
+        return torch.from_numpy(np.stack([self.waveform(index) for index in range(len(self))]))
 
     def _speech(self, rng: Generator) -> np.ndarray:
         """Syllables: a voice of falling pitch through the formants of vowels, with hisses between."""
