@@ -443,9 +443,9 @@ def _add_lora(language_model: PreTrainedModel, config: NextGPTConfig) -> nn.Modu
         return language_model
     from peft import LoraConfig, get_peft_model
 
-    # peft writes the base's name into the adapter's own configuration, so that peft alone finds it again.
+    # peft writes the base's name into the adapter's own configuration: as ours does, not the folder where it was found.
     if config.language_model:
-        language_model.config._name_or_path = config.part("language_model").source
+        language_model.name_or_path = language_model.config._name_or_path = config.part("language_model").source
     return get_peft_model(language_model, LoraConfig(task_type="CAUSAL_LM", **config.lora))
 
 

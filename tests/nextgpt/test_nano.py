@@ -3,6 +3,8 @@
 All is asked with held-out combinations of the nano world, in phrasings that were written apart from those it learned from.
 """
 
+import json
+
 import pytest
 
 from nextgpt import NextGPTPipeline
@@ -52,3 +54,9 @@ def test_the_text_encoder_sees_only_the_empty_prompt(bench, monkeypatch):
     pipeline = bench.pipeline.decoders["image"].pipeline
     monkeypatch.setattr(pipeline.text_encoder, "forward", None)  # cached already: another call would fail
     assert bench.pipeline([{"role": "user", "content": "Draw a cat."}], image=FEW_STEPS).images
+
+
+def test_a_saved_adapter_names_its_base_as_the_configuration_does(bench, tmp_path):
+    bench.pipeline.model.save_pretrained(tmp_path)
+    adapter = json.loads((tmp_path / "lora" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert adapter["base_model_name_or_path"] == "preset:nano/language_model"
