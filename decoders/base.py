@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from nextgpt.decoders.sources import check_components, local_folder, read_json, unreachable
+from nextgpt.decoders.sources import check_components, local_folder, read_json, shared_components, unreachable
 
 logger = logging.getLogger(__name__)
 
 DEFAULTS_FILE = "generation_defaults.json"
+SHARED_FILE = "shared_components.json"
 INTEGER_OPTIONS = {"num_inference_steps", "height", "width", "num_frames"}
 
 Preview = Callable[[], list[Image.Image]]
@@ -58,7 +59,9 @@ class Decoder:
 
         Args:
             source: a local folder or a Hub repository, as diffusers' `save_pretrained` lays it out. A local folder may
-                hold a `generation_defaults.json` with values for any of the options in `defaults`.
+                hold a `generation_defaults.json` with values for any of the options in `defaults`, and a
+                `shared_components.json` with the folders, relative to it, of parts that it shares with another
+                pipeline, as `{"vae": "../image_decoder/vae"}`.
 
         Raises:
             OSError: a file is missing or unreadable.
@@ -268,12 +271,16 @@ class Decoder:
                 folder = local_folder(pipeline_class.download(self.source, **options))
             except OSError as error:
                 raise OSError(unreachable(self.source, self.revision, "safetensors weights", error)) from error
-        check_components(folder, self._index, unused=set(self.load_options))
+        shared = shared_components(folder, SHARED_FILE)
+        check_components(folder, self._index, unused=set(self.load_options), elsewhere=shared)
+        options = {"use_safetensors": True, "local_files_only": True}
         try:
             with _without_deprecation_notice():
-                return pipeline_class.from_pretrained(
-                    folder, dtype=self.dtype, use_safetensors=True, local_files_only=True, **self.load_options
-                )
+                parts = {
+                    name: getattr(diffusers, self._index[name][1]).from_pretrained(path, torch_dtype=self.dtype, **options)
+                    for name, path in shared.items()
+                }
+                return pipeline_class.from_pretrained(folder, dtype=self.dtype, **options, **self.load_options, **parts)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise OSError(
                 f"Could not load the decoder '{self.kind}' from {folder}: {error}. Restore its files and try again."

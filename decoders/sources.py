@@ -52,12 +52,20 @@ def unreachable(source: str, revision: str | None, wanted: str, error: Exception
     )
 
 
-def check_components(folder: Path, index: dict, unused: set[str]) -> None:
+def shared_components(folder: Path, filename: str) -> dict[str, Path]:
+    """The parts that lie in another pipeline's folder: part name → its folder; none where there is no such file."""
+    if not (folder / filename).is_file():
+        return {}
+    return {name: (folder / where).resolve() for name, where in read_json(str(folder), filename).items()}
+
+
+def check_components(folder: Path, index: dict, unused: set[str], elsewhere: dict[str, Path]) -> None:
     """Check that every part that `model_index.json` lists is in `folder`, its weights as safetensors.
 
     Args:
         index: the content of `model_index.json`: part name → [library, class name].
         unused: parts that will not be loaded and may be absent.
+        elsewhere: the folders of parts that are not in `folder`.
 
     Raises:
         OSError: names the first part that is missing or not loadable, and what to do.
@@ -65,7 +73,7 @@ def check_components(folder: Path, index: dict, unused: set[str]) -> None:
     for name, entry in index.items():
         if name in unused or not isinstance(entry, list) or entry[-1] is None:
             continue
-        part = folder / name
+        part = elsewhere.get(name, folder / name)
         if not any(part.glob("*.json")):
             raise OSError(
                 f"The decoder folder {folder} lacks its part '{name}' ({entry[-1]}): expected {part} with its "

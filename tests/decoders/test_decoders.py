@@ -412,6 +412,18 @@ def test_a_damaged_folder_names_the_part_and_the_remedy(damage, message, own_fol
         decoder.encode(["x"])
 
 
+def test_a_part_may_lie_in_another_pipelines_folder(own_folder, decoders):
+    folder = own_folder("text-to-video")
+    shutil.move(folder / "vae", folder.parent / "of_pictures")
+    (folder / "shared_components.json").write_text('{"vae": "../of_pictures"}', encoding="utf-8")
+    noise = torch.randn(1, *decoders["text-to-video"].conditioning_shape)
+    made = [each.generate(noise, seeds=[0]) for each in (load_decoder("text-to-video", folder), decoders["text-to-video"])]
+    assert_same(*made)
+    shutil.rmtree(folder.parent / "of_pictures")
+    with pytest.raises(OSError, match="lacks its part 'vae'.*of_pictures"):
+        load_decoder("text-to-video", folder).encode(["x"])
+
+
 @pytest.mark.parametrize(
     ("filename", "content", "message"),
     [

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from nextgpt.decoders import sources
 from nextgpt.encoders import ImageBind, preprocessor_for
 from nextgpt.train.nano import (
     assemble,
@@ -248,6 +249,7 @@ def test_what_is_there_decides_what_the_model_takes_and_makes(folder, tmp_path, 
         (root / part).mkdir(parents=True)
         (root / part / "training_log.json").write_text("{}", encoding="utf-8")
     (root / "autoencoder" / "config.json").write_text("refined", encoding="utf-8")
+    (root / "clip_decoder" / "vae").mkdir()
     (root / "sound_decoder").mkdir()  # only begun
     (root / "world").symlink_to(folder)
     (folder / "ATTRIBUTION.md").write_text("# Where\n", encoding="utf-8")
@@ -255,9 +257,11 @@ def test_what_is_there_decides_what_the_model_takes_and_makes(folder, tmp_path, 
     assemble.assemble_frozen(root, preset)
     assert config == {"takes": ["image", "video"], "makes": ["image", "video"]}
     assert not (preset / "sound_decoder").exists() and not (preset / "world" / "sounds.npz").exists()
-    assert (preset / "clip_decoder" / "vae" / "config.json").read_text(encoding="utf-8") == "refined"
-    (preset / "large.npz").write_bytes(bytes(assemble.MOST_FILE_BYTES + 1))
-    with pytest.raises(ValueError, match="large.npz"):
+    (shared,) = sources.shared_components(preset / "clip_decoder", "shared_components.json").values()
+    assert (shared / "config.json").read_text(encoding="utf-8") == "refined"
+    assert not (preset / "clip_decoder" / "vae").exists()
+    (preset / "large.safetensors").write_bytes(bytes(assemble.MOST_FILE_BYTES + 1))
+    with pytest.raises(ValueError, match="large.safetensors"):
         assemble.check_sizes(preset)
 
 

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.decoders.base import SHARED_FILE
 from nextgpt.encoders import ImageBind, ImageBindConfig
 from nextgpt.modeling_nextgpt import TRAINED_FILE
 from nextgpt.parts import preset_folder
@@ -37,7 +38,7 @@ DECODERS = {  # what it makes → its kind and its folder
 JUDGES = ("judge", "sound_judge", "clip_judge")
 SHIPPED = ("encoder", "language_model", *(folder for _, folder in DECODERS.values()), *JUDGES)
 INSIDE = ("autoencoder", "text_encoder", "clip_text_encoder", "sound_autoencoder", "sound_text_encoder")
-OF_PICTURES = ("image_decoder", "clip_decoder")  # they share the autoencoder of pictures
+SHARED = {"clip_decoder": {"vae": "../image_decoder/vae"}}
 MOST_BYTES, MOST_FILE_BYTES = 100_000_000, 20_000_000
 LEFT_OUT = shutil.ignore_patterns("checkpoint*", LOG_FILE, "*.png", "README.md", "runs")
 OF_THE_RUN = ("trainer_state.json", "training_args.bin", "run.json", "README.md", "skipped.jsonl")  # not of the preset
@@ -62,7 +63,7 @@ def new_config(
             if modality in makes
         },
         input_modalities=list(takes),
-        output_projection={"hidden_size": 192, "num_layers": 2, "num_heads": 4},
+        output_projection={"hidden_size": 128, "num_layers": 2, "num_heads": 4},
         lora={"r": 16, "lora_alpha": 32},
     )
 
@@ -86,9 +87,13 @@ def assemble_frozen(root: Path, preset: Path) -> None:
         if part in SHIPPED:
             shutil.rmtree(preset / part, ignore_errors=True)
             shutil.copytree(root / part, preset / part, ignore=LEFT_OUT)
-    for part in OF_PICTURES:  # the autoencoder may have been refined since the UNet was trained
-        if (root / "autoencoder" / "config.json").is_file() and (preset / part).is_dir():
-            shutil.copytree(root / "autoencoder", preset / part / "vae", ignore=LEFT_OUT, dirs_exist_ok=True)
+    if (root / "autoencoder" / "config.json").is_file():  # it may have been refined since the UNet was trained
+        shutil.copytree(root / "autoencoder", preset / "image_decoder" / "vae", ignore=LEFT_OUT, dirs_exist_ok=True)
+    for part, shared in SHARED.items():
+        if (preset / part).is_dir():
+            for name in shared:
+                shutil.rmtree(preset / part / name)
+            (preset / part / SHARED_FILE).write_text(json.dumps(shared) + "\n", encoding="utf-8")
     if made(root, "audio_encoder"):
         join_towers([root / "encoder", root / "audio_encoder"], preset / "encoder")
     (preset / LOG_FILE).write_text(json.dumps(logs, indent=1) + "\n", encoding="utf-8")
@@ -120,12 +125,12 @@ def join_towers(folders: Sequence[Path], out: Path) -> None:
 
 
 def check_sizes(preset: Path) -> None:
-    """Says how large the preset is.
+    """Says how large the weights of the preset are.
 
     Raises:
         ValueError: when a file or all together are larger than the package may hold.
     """
-    sizes = {path: path.stat().st_size for path in preset.rglob("*") if path.is_file()}
+    sizes = {path: path.stat().st_size for path in preset.rglob("*.safetensors")}
     folders = Counter()
     for path, size in sizes.items():
         folders[path.relative_to(preset).parts[0]] += size

@@ -45,6 +45,12 @@ from nextgpt.train.nano.world import SIDE, Renderer, World, render_art
 BATCH = 40
 JUDGES = {"image": ("judge", Judge), "audio": ("sound_judge", SoundJudge), "video": ("clip_judge", ClipJudge)}
 MAIN = {"image": "concept", "audio": "instrument", "video": "concept"}  # the main thing of each kind of media
+# What may be changed first of each; drawn evenly before a question is made, for changes of the main thing are the easiest.
+CHANGES = {
+    "image": ("change_concept", "change_background", "change_style", "change_size"),
+    "audio": ("change_sound", "change_register", "change_figure"),
+    "video": ("change_filmed", "change_motion"),
+}
 
 _DESCRIBED = {
     "image": rf"an? (?P<size>\w+) (?P<concept>[^,.]+), (?P<style>{'|'.join(PICTURE_VALUES['style'])}) style,"
@@ -124,11 +130,21 @@ class Bench:
 
     def change_shown(self, modality: str, rng: random.Random) -> Turn:
         """A medium of this split that the user attaches, to be changed into another of this split."""
+        wanted = rng.choice(CHANGES[modality])
         while True:
             turn = self.composer.change_shown(modality, rng)
             (shown,) = [part.medium for part in turn.user if isinstance(part, Shown)]
-            if shown.split == turn.medium.split == self.split:
+            if turn.intent == wanted and shown.split == turn.medium.split == self.split:
                 return turn
+
+    def asked_and_changed(self, modality: str, rng: random.Random) -> tuple[Turn, Turn]:
+        """A wish for a medium of this split, and then for another one that differs from it."""
+        wanted = rng.choice(CHANGES[modality])
+        while True:
+            first = self.turn(f"{modality} ask_for", rng)
+            second = self.turn("change", rng, first.medium)
+            if second.intent == wanted:
+                return first, second
 
     def ask(self, what: str, conversations: list[list[dict]], **options) -> list[Reply]:
         """The assistant's replies, by the batch."""

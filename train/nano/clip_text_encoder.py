@@ -15,6 +15,8 @@ from nextgpt.train.nano.captions import choose_wordings, token_ids, train_tokeni
 from nextgpt.train.nano.clips import MOTIONS, Clip, ClipWorld
 from nextgpt.train.nano.text_encoder import WIDTH, Readings, new_text_encoder, train
 
+LAYERS = 2
+
 
 class ClipCaptions:
     """The captions of all clips as token ids.
@@ -55,7 +57,7 @@ def main() -> None:
     rows = world.rows("train").to(device)
     sizes = {"concept": len(world.names), "motion": len(world.motions), "both": len(world.combinations)}
     readings = Readings(WIDTH, sizes).to(device)
-    encoder = new_text_encoder(tokenizer).to(device)
+    encoder = new_text_encoder(tokenizer, LAYERS).to(device)
 
     def draw(count: int) -> tuple[Tensor, dict[str, Tensor]]:
         chosen = loop.draw(rows, count)

@@ -16,7 +16,7 @@ FPS = 4
 CONCEPTS = 60  # the first of the world's
 STYLE, BACKGROUND, SIZE = "3d", "white", "small"
 REACH = 15.0  # pixels that a thing goes to either side
-SIDES = (18.0, 56.0)  # the least and the largest artwork, in pixels
+SIDES = (20.0, 56.0)  # the least and the largest artwork, in pixels
 RESTING_SIDE = 34.0
 
 
@@ -33,13 +33,14 @@ def _from_to(first: float, last: float, at: float) -> float:
     return first + (last - first) * at
 
 
-# Time runs from 0 in the first frame to 1 in the last one.
+# Time runs from 0 in the first frame to 1 in the last one. No frame looks like a picture of the world, which may be held
+# out: the artwork is never upright, in the middle, and as large as theirs.
 MOTIONS = {
     "sliding left": lambda at: Pose(right=_from_to(REACH, -REACH, at)),
     "sliding right": lambda at: Pose(right=_from_to(-REACH, REACH, at)),
     "sliding up": lambda at: Pose(down=_from_to(REACH, -REACH, at)),
     "sliding down": lambda at: Pose(down=_from_to(-REACH, REACH, at)),
-    "spinning": lambda at: Pose(turn=2 * math.pi * at * (FRAMES - 1) / FRAMES),
+    "spinning": lambda at: Pose(turn=2 * math.pi * (at * (FRAMES - 1) / FRAMES + 1 / 16)),
     "bouncing": lambda at: Pose(down=REACH - 2 * REACH * abs(math.sin(2 * math.pi * at * (FRAMES - 1) / FRAMES))),
     "growing": lambda at: Pose(side=_from_to(*SIDES, at)),
     "shrinking": lambda at: Pose(side=_from_to(*reversed(SIDES), at)),

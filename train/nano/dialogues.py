@@ -28,6 +28,7 @@ from nextgpt.signals import MODALITIES
 from nextgpt.train.nano import world as picture_world
 from nextgpt.train.nano.media_files import outside_files, write_files
 from nextgpt.train.nano.phrasings import PHRASINGS, load_phrasings, roughen
+from nextgpt.train.nano.split import split_of_names
 from nextgpt.train.nano.things import (
     MOTIONS,
     PICTURE_VALUES,
@@ -278,7 +279,7 @@ def load_composer(
     phrasings: Path = PHRASINGS,
     media: Collection[str] = MODALITIES,
 ) -> Composer:
-    """A composer over a built world and the data beside this file.
+    """A composer over a built world and the data beside this file. What lies outside the world is split by its name too.
 
     Args:
         outside_paths: files from outside the world, relative to the data folder.
@@ -292,6 +293,10 @@ def load_composer(
     heard = {instrument.with_article(name) for instrument in instruments.values() for name in instrument.articles}
     seen = {word for concept in concepts.values() for word in (concept.name, *concept.synonyms)}
     sounds = [(thing, near) for thing, near in outside["sounds"].items() if near in instruments and bare(thing) not in seen]
+
+    def of_split(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        return [(thing, near) for thing, near in pairs if split_of_names("outside", bare(thing)) == split]
+
     return Composer(
         Setting(
             concepts=concepts,
@@ -299,10 +304,10 @@ def load_composer(
             split=split,
             media=tuple(modality for modality in MODALITIES if modality in media),
             glosses=json.loads((DATA / "glosses.json").read_text(encoding="utf-8"))["glosses"],
-            outside=[(thing, near) for thing, near in things if near in concepts and thing not in heard],
+            outside=of_split([(thing, near) for thing, near in things if near in concepts and thing not in heard]),
             outside_paths=outside_paths or [],
             instruments=instruments,
-            outside_sounds=sounds,
+            outside_sounds=of_split(sounds),
             filmed=filmed_concepts(concepts) if "video" in media else [],
         )
     )

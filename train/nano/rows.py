@@ -135,13 +135,13 @@ def second_turn(bench: Bench, modality: str) -> list[Score]:
     row = f"second turn, {modality}"
     conversations, second = [], []
     for rng in bench.questions(row):
-        first = bench.turn(f"{modality} ask_for", rng)
-        second.append(bench.turn("change", rng, first.medium))
+        first, change = bench.asked_and_changed(modality, rng)
+        second.append(change)
         conversations.append(
             [
                 {"role": "user", "content": told(first)},
                 {"role": "assistant", "content": expected_content(first)},
-                {"role": "user", "content": told(second[-1])},
+                {"role": "user", "content": told(change)},
             ]
         )
     replies = bench.ask(row, conversations)

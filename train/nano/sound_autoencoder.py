@@ -1,4 +1,4 @@
-"""Makes the sound autoencoder: log-mel spectrograms of 208 × 64 to 26 × 8 latents of 16 channels and back.
+"""Makes the sound autoencoder: log-mel spectrograms of 128 × 64 to 16 × 8 latents of 16 channels and back.
 
 `python -m nextgpt.train.nano.sound_autoencoder --minutes 15` trains diffusers' `AutoencoderKL` on the world's sounds
 and goes on from its last checkpoint when started again. It knows no words.
@@ -17,22 +17,23 @@ from nextgpt.train.nano import loop
 from nextgpt.train.nano.autoencoder import LEARNING_RATE, losses, new_autoencoder, normalise_latents
 from nextgpt.train.nano.sounds import SoundWorld
 
-VOCODER = GriffinLimVocoderConfig(rounds=32)
-FRAMES = 208  # 2.08 seconds: the autoencoder halves three times
+VOCODER = GriffinLimVocoderConfig(upsample_rates=(256,), rounds=32)
+WIDTHS = (16, 32, 64, 96)  # 1.8 M parameters
+FRAMES = 128  # 2.048 seconds: the autoencoder halves three times
 MEL_MEAN, MEL_STD = -6.4, 3.4  # over the world's sounds
-MOST_SHIFT = 6  # frames by which a sound may come late in training
+MOST_SHIFT = 4  # frames by which a sound may come late in training
 MOST_GAIN = 1.0  # in log units
 
 
 @torch.no_grad()
 def spectrograms(world: SoundWorld, rows: Tensor) -> Tensor:
-    """Log-mel spectrograms `[N, 1, 208, 64]` of sounds given as indices, with silence behind."""
+    """Log-mel spectrograms `[N, 1, 128, 64]` of sounds given as indices, with silence behind."""
     return spectrograms_of(world.heard(rows)).to(rows.device)
 
 
 @torch.no_grad()
 def spectrograms_of(waveforms: Tensor) -> Tensor:
-    """Log-mel spectrograms `[N, 1, 208, 64]` of waveforms `[N, samples]`, with silence behind."""
+    """Log-mel spectrograms `[N, 1, 128, 64]` of waveforms `[N, samples]`, with silence behind."""
     waveforms = F.pad(waveforms, (0, FRAMES * VOCODER.hop_length - waveforms.shape[1]))
     mels = [
         log_mel_spectrogram(part, VOCODER.sampling_rate, VOCODER.hop_length, VOCODER.model_in_dim)[:, :FRAMES]
@@ -42,7 +43,7 @@ def spectrograms_of(waveforms: Tensor) -> Tensor:
 
 
 def as_pictures(mels: Tensor) -> Tensor:
-    """Log-mel spectrograms `[N, 1, 208, 64]` to look at, `[N, 3, 64, 208]`: time to the right, pitch upwards."""
+    """Log-mel spectrograms `[N, 1, 128, 64]` to look at, `[N, 3, 64, 128]`: time to the right, pitch upwards."""
     return ((mels - MEL_MEAN) / (6 * MEL_STD) + 0.5).expand(-1, 3, -1, -1).mT.flip(2)
 
 
@@ -58,7 +59,7 @@ def scale_to_mels(autoencoder: AutoencoderKL) -> None:
 
 @torch.no_grad()
 def encode_all(autoencoder: AutoencoderKL, mels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the latents of spectrograms, each `[N, 16, 26, 8]`."""
+    """Mean and standard deviation of the latents of spectrograms, each `[N, 16, 16, 8]`."""
     posteriors = [autoencoder.encode(part).latent_dist for part in mels.split(32)]
     return torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
 
@@ -70,7 +71,7 @@ def main() -> None:
     world = SoundWorld(args.world)
     mels = spectrograms(world, world.rows("train").to(device))
 
-    autoencoder = new_autoencoder(channels=1)
+    autoencoder = new_autoencoder(channels=1, widths=WIDTHS)
     scale_to_mels(autoencoder)
     autoencoder = autoencoder.to(device, memory_format=torch.channels_last)
     optimizer = loop.adamw([autoencoder], LEARNING_RATE, weight_decay=0.0)

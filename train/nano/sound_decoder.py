@@ -23,11 +23,14 @@ from nextgpt.train.nano.sound_text_encoder import WIDTH, SoundCaptions, embed
 from nextgpt.train.nano.sounds import SECONDS, SoundWorld
 
 GENERATION = {"num_inference_steps": 20, "guidance_scale": 2.0, "duration": SECONDS}
-CHANNELS = (96, 192)
+CHANNELS = (48, 96)
 
 
 def new_unet(latent_channels: int) -> UNet2DConditionModel:
-    """The denoiser, at random; the caption's vector reaches every block beside the time, as AudioLDM has it."""
+    """The denoiser, at random, 2.8 M parameters.
+
+    The caption's vector reaches every block beside the time, as AudioLDM has it.
+    """
     return UNet2DConditionModel(
         sample_size=FRAMES // 8,
         in_channels=latent_channels,
@@ -36,6 +39,7 @@ def new_unet(latent_channels: int) -> UNet2DConditionModel:
         down_block_types=("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2,
         layers_per_block=1,
+        norm_num_groups=16,
         cross_attention_dim=CHANNELS,  # without text states these attend to the sound itself
         attention_head_dim=4,
         resnet_time_scale_shift="scale_shift",
