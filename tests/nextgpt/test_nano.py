@@ -28,8 +28,8 @@ def share(scores, part="concept"):
 
 
 def test_it_names_and_draws_what_it_has_never_seen(bench):
-    assert share(evaluate.image_to_text(bench)) >= MOST
-    assert share(evaluate.text_to_image(bench)) >= MOST
+    assert share(evaluate.ROWS["image-to-text"](bench)) >= MOST
+    assert share(evaluate.ROWS["text-to-image"](bench)) >= MOST
 
 
 def test_with_a_projection_zeroed_its_row_falls_to_chance(bench):

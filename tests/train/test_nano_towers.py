@@ -191,7 +191,7 @@ def test_what_is_made_anew_is_told_only_as_far_as_it_is_true(folder, few_unknown
     lessons = sound_lessons.SoundLessons(world, "train", audio_encoder.energies_of, 0.01, torch.device("cpu"))
     energies, targets = lessons.draw(30)
     assert energies.shape == (30, 64, 192)
-    untold = targets == sound_lessons.IGNORED
+    untold = targets == loop.IGNORED
     assert untold[:10, :2].all() and not untold[10:, 0].any() and untold[20:, 2].all() and not untold[20:, :2].any()
     step = torch.arange(32.0)[None, :, None].expand(3, -1, 4)
     risen = sound_lessons.transpose(step).diff(dim=2)

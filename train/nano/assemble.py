@@ -24,6 +24,7 @@ from nextgpt.decoders.base import SHARED_FILE
 from nextgpt.encoders import ImageBind, ImageBindConfig
 from nextgpt.modeling_nextgpt import TRAINED_FILE
 from nextgpt.parts import preset_folder
+from nextgpt.train.nano.bench import JUDGES
 from nextgpt.train.nano.loop import LOG_FILE
 from nextgpt.train.nano.sounds import SoundWorld
 from nextgpt.train.nano.world import World
@@ -35,8 +36,12 @@ DECODERS = {  # what it makes → its kind and its folder
     "audio": ("audioldm", "sound_decoder"),
     "video": ("text-to-video", "clip_decoder"),
 }
-JUDGES = ("judge", "sound_judge", "clip_judge")
-SHIPPED = ("encoder", "language_model", *(folder for _, folder in DECODERS.values()), *JUDGES)
+SHIPPED = (
+    "encoder",
+    "language_model",
+    *(folder for _, folder in DECODERS.values()),
+    *(folder for folder, _ in JUDGES.values()),
+)
 INSIDE = ("autoencoder", "text_encoder", "clip_text_encoder", "sound_autoencoder", "sound_text_encoder")
 SHARED = {"clip_decoder": {"vae": "../image_decoder/vae"}}
 MOST_BYTES, MOST_FILE_BYTES = 100_000_000, 20_000_000

@@ -15,7 +15,8 @@ from nextgpt.encoders.imagebind import ImageBind
 from nextgpt.encoders.preprocessing import FRAME_SHIFT_MS, preprocessor_for
 from nextgpt.train.nano import loop
 from nextgpt.train.nano.encoder import EMBED_DIM, Probes
-from nextgpt.train.nano.sound_lessons import IGNORED, PARTS, SoundLessons
+from nextgpt.train.nano.loop import IGNORED
+from nextgpt.train.nano.sound_lessons import PARTS, SoundLessons
 from nextgpt.train.nano.sounds import SAMPLES, SAMPLING_RATE, SECONDS, SoundWorld
 
 LEARNING_RATE = 1e-3

@@ -140,14 +140,14 @@ def main() -> None:
     decoded = reconstruct(autoencoder, dev)
     loop.save_contact_sheet([dev[:16], decoded[:16], dev[16:32], decoded[16:32]], run.work / "sheet.png")
     latents = autoencoder.encode(dev * 2 - 1).latent_dist
-    earlier = json.loads((args.out / loop.LOG_FILE).read_text(encoding="utf-8")) if args.refine else {}
+    earlier = {"before_refining": json.loads((args.out / loop.LOG_FILE).read_text(encoding="utf-8"))} if args.refine else {}
     run.write_figures(
         args.out,
         parameters=loop.parameter_count(autoencoder),
         psnr_dev=psnr(dev, decoded),
         latent_std=latents.mean.std().item(),
         latent_noise=latents.std.mean().item(),
-        **({"before_refining": earlier} if earlier else {}),
+        **earlier,
     )
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from nextgpt.train.nano import judges
 from nextgpt.train.nano.clips import FRAMES, ClipRenderer, ClipWorld, KeptClips
 from nextgpt.train.nano.judges import UNKNOWN, MediaJudge
-from nextgpt.train.nano.unknown import UnknownClips, UnknownPictures, disturb_clips
+from nextgpt.train.nano.unknown import UnknownClips, UnknownPictures, disturb_clips, turn_some
 from nextgpt.train.nano.world import Renderer, World
 
 FRAME_WIDTHS = (24, 48, 96, 128)
@@ -64,7 +64,7 @@ class Clips(judges.Lessons):
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Some clips, as `Lessons` says."""
-        clips, targets = self.kept(count, SHIFT)
+        clips, targets = turn_some(*self.kept(count, SHIFT))
         return disturb_clips(clips), targets
 
     def draw_unknown(self, count: int) -> Tensor:

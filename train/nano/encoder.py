@@ -17,7 +17,9 @@ from nextgpt.encoders.imagebind import ImageBind
 from nextgpt.train.nano import loop
 from nextgpt.train.nano.captions import CONTEXT, Captions, train_tokenizer
 from nextgpt.train.nano.clips import ClipRenderer, ClipWorld, KeptClips
-from nextgpt.train.nano.unknown import UnknownClips, UnknownPictures, disturb, disturb_clips
+from nextgpt.train.nano.loop import IGNORED
+from nextgpt.train.nano.text_encoder import PARTS
+from nextgpt.train.nano.unknown import UnknownClips, UnknownPictures, disturb, disturb_clips, turn_some
 from nextgpt.train.nano.world import SIDE, Renderer
 
 LEARNING_RATE = 1e-3
@@ -28,10 +30,8 @@ SIDES = (20, 62)  # pixels, of artwork elsewhere
 CLIP_SHARE = 1 / 4  # so many clips for a picture
 EMBED_DIM = 256  # of both towers
 GROUP = 4  # pictures of one concept that stand in a batch together, told apart by style, background and size only
-IGNORED = -100
 SMOOTHING = 0.05  # of the labels
 SUM_WEIGHT = 5.0
-PARTS = ("concept", "style", "background", "size")
 
 
 def new_config(**changes) -> ImageBindConfig:
@@ -164,7 +164,7 @@ def clip_losses(network: Contrast, motions: Probes, clips: Tensor, targets: Tens
 
     Args:
         clips: `[N, 3, 8, 64, 64]` in 0..1.
-        targets: concept and motion, `[N, 2]`; `IGNORED` for the motion of unknown clips.
+        targets: concept and motion, `[N, 2]`; `IGNORED` for the motion of clips that are unknown or turned.
     """
     watched = network.embed_clips(clips).float()
     concepts = network.probes(watched)["concept"]
@@ -246,8 +246,9 @@ def main() -> None:
     unknown = UnknownPictures(world, "train", renderer, rows)
     moving = ClipWorld(world)
     clip_renderer = ClipRenderer(world, renderer)
-    clips = KeptClips(clip_renderer, moving.rows("train", args.concepts).to(device))
-    unknown_clips = UnknownClips(unknown, moving)
+    if not args.pictures_only:
+        clips = KeptClips(clip_renderer, moving.rows("train", args.concepts).to(device))
+        unknown_clips = UnknownClips(unknown, moving)
 
     towers = new_towers(len(tokenizer))
     counts = (len(world.names) + 1, len(world.styles), len(world.backgrounds), len(world.sizes))
@@ -276,7 +277,7 @@ def main() -> None:
             parts, seen = compute(disturb(torch.cat(shown)), ids, targets)
             parts["sums"] = sums.loss(seen, targets)
             if clip_count:
-                watched, moved = clips(clip_count - unknown_count, shift=3)
+                watched, moved = turn_some(*clips(clip_count - unknown_count, shift=3))
                 watched = torch.cat([watched, unknown_clips(unknown_count)])
                 moved = torch.cat([moved, unknown_target[:, :2].expand(unknown_count, -1)])
                 parts |= clip_losses(network, motions, disturb_clips(watched), moved)
@@ -288,8 +289,9 @@ def main() -> None:
     torch.manual_seed(0)
     unknown = UnknownPictures(world, "dev", renderer, dev)
     figures = measure(network, renderer, captions, dev, unknown(200))
-    dev_clips = moving.rows("dev", args.concepts).to(device)
-    figures |= measure_clips(network, motions, clip_renderer, dev_clips, UnknownClips(unknown, moving)(100))
+    if not args.pictures_only:
+        dev_clips = moving.rows("dev", args.concepts).to(device)
+        figures |= measure_clips(network, motions, clip_renderer, dev_clips, UnknownClips(unknown, moving)(100))
     shipped = ImageBind(new_config())
     shipped.load_state_dict({name: towers.state_dict()[name] for name in shipped.state_dict()})
     shipped.bfloat16().save_pretrained(args.out)

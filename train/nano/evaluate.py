@@ -17,7 +17,6 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,7 +36,7 @@ from nextgpt.train.nano.rows import (
 )
 from nextgpt.train.nano.scores import Sample, Score, as_json, table
 
-__all__ = ["ROWS", "Bench", "Sample", "Score", "ablate", "as_json", "image_to_text", "table", "text_to_image"]
+__all__ = ["ROWS", "Bench", "Sample", "Score", "ablate", "as_json", "table"]
 
 Row = Callable[[Bench], list[Score]]
 
@@ -194,8 +193,6 @@ def _rows() -> dict[str, Row]:
 
 
 ROWS = _rows()
-text_to_image = partial(text_to_media, modality="image")
-image_to_text = partial(media_to_text, modality="image")
 
 
 def zero(module: nn.Module) -> None:

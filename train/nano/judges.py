@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextgpt.train.nano import loop
+from nextgpt.train.nano.loop import IGNORED
 from nextgpt.train.nano.world import World
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 LEARNING_RATE = 2e-3
 UNKNOWN = "unknown"
 UNKNOWN_SHARE = 1 / 8
-IGNORED = -100
 BATCH = 32  # pieces that are read at once
 WEIGHTS = "judge.safetensors"
 LABELS = "labels.json"

@@ -25,6 +25,7 @@ WARM_UP = 0.03  # of the time
 LOG_SECONDS = 5
 SAVE_SECONDS = 60
 WORK_SUFFIX = ".work"  # `<out>.work` keeps what does not ship: the log, the checkpoint, contact sheets
+IGNORED = -100  # the target of what is not told, as `cross_entropy` has it
 LOG_FILE = "training_log.json"  # beside what a maker saves: its figures and its curve
 
 

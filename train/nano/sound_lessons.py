@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nextgpt.train.nano import loop
+from nextgpt.train.nano.loop import IGNORED
 from nextgpt.train.nano.sounds import SoundWorld, as_floats
 from nextgpt.train.nano.unknown_sounds import UnknownSounds
 
 PARTS = ("instrument", "register", "figure")
-IGNORED = -100
 LATE = 0.12  # seconds by which a sound may come late
 TOGETHER = 64  # sounds of which energies are computed at once
 
@@ -84,14 +84,14 @@ class SoundLessons:
         return disturb(energies, self.silence, self.late)
 
 
-def random(low: float, high: float, energies: Tensor, *shape: int) -> Tensor:
+def uniform(low: float, high: float, energies: Tensor, *shape: int) -> Tensor:
     """Numbers between two, `[N, *shape]` for N spectrograms; `[N, 1, 1]` without a shape."""
     return low + (high - low) * torch.rand(len(energies), *(shape or (1, 1)), device=energies.device)
 
 
 def tone(most: float, energies: Tensor) -> Tensor:
     """A smooth colouring, `[N, bands, 1]`, of at most so much either way."""
-    return F.interpolate(random(-most, most, energies, 1, 6), energies.shape[1], mode="linear", align_corners=True).mT
+    return F.interpolate(uniform(-most, most, energies, 1, 6), energies.shape[1], mode="linear", align_corners=True).mT
 
 
 def transpose(energies: Tensor) -> Tensor:
@@ -118,12 +118,12 @@ def disturb(energies: Tensor, silence: float, late: int) -> Tensor:
         silence: their least value.
         late: frames by which a sound may come late, with silence before it.
     """
-    places = torch.arange(energies.shape[2], device=energies.device) - random(0, late + 1, energies, 1).long()
+    places = torch.arange(energies.shape[2], device=energies.device) - uniform(0, late + 1, energies, 1).long()
     energies = energies.gather(2, places.clamp(min=0)[:, None].expand_as(energies))
     energies = energies.where((places >= 0)[:, None], silence)
     blurred = F.avg_pool2d(F.pad(energies, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    energies = energies.lerp(blurred, random(0, 0.7, energies))
-    energies = energies + random(-0.4, 0.4, energies).clamp(min=0) * torch.randn_like(energies)
-    noise = energies.amax((1, 2), keepdim=True) - random(7, 30, energies) + 0.7 * torch.randn_like(energies)
+    energies = energies.lerp(blurred, uniform(0, 0.7, energies))
+    energies = energies + uniform(-0.4, 0.4, energies).clamp(min=0) * torch.randn_like(energies)
+    noise = energies.amax((1, 2), keepdim=True) - uniform(7, 30, energies) + 0.7 * torch.randn_like(energies)
     # The colouring is about 4 decibels, and the sound up to 12 softer.
-    return (energies + tone(1, energies)).logaddexp(noise) + random(-2.8, 0.2, energies)
+    return (energies + tone(1, energies)).logaddexp(noise) + uniform(-2.8, 0.2, energies)

@@ -17,8 +17,9 @@ from transformers import ClapTextConfig, ClapTextModelWithProjection, RobertaTok
 
 from nextgpt.train.nano import loop
 from nextgpt.train.nano.captions import choose_wordings
+from nextgpt.train.nano.loop import IGNORED
 from nextgpt.train.nano.sounds import Sound, SoundWorld
-from nextgpt.train.nano.text_encoder import IGNORED, Readings
+from nextgpt.train.nano.text_encoder import Readings
 
 WIDTH = 128
 CONTEXT = 24

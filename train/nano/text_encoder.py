@@ -18,13 +18,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from nextgpt.train.nano import loop
 from nextgpt.train.nano.captions import CONTEXT, Captions, train_tokenizer
+from nextgpt.train.nano.loop import IGNORED
 from nextgpt.train.nano.world import World
 
 WIDTH = 192
 LEARNING_RATE = 1e-3
 MOST_NOISE = 1.5  # on the states, in units of their own deviation
 PARTS = ("concept", "style", "background", "size")
-IGNORED = -100
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer, layers: int = 4) -> CLIPTextModel:

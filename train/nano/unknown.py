@@ -5,13 +5,18 @@ Knows nothing of models. Encoder and judges learn from it to say "something unkn
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from nextgpt.train.nano import loop
 from nextgpt.train.nano.clips import FRAMES, ClipRenderer, ClipWorld
+from nextgpt.train.nano.loop import IGNORED
 from nextgpt.train.nano.world import SIDE, Renderer, World
+
+TURNED_SHARE = 0.3
 
 
 class UnknownPictures:
@@ -91,6 +96,27 @@ class UnknownClips:
         return torch.cat([self.renderer(rows), first[:, :, None].lerp(last[:, :, None], at)])
 
 
+def turn_some(clips: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Turns `TURNED_SHARE` of clips any way, the edge repeated, so that things are known however they lie.
+
+    Spinning is all that turns things in the world, and of some things it is held out.
+
+    Args:
+        clips: `[N, 3, 8, 64, 64]` in 0..1.
+        targets: concept and motion, `[N, 2]`; the motion of what is turned becomes `IGNORED`.
+    """
+    count = int(len(clips) * TURNED_SHARE)
+    turns = 2 * math.pi * torch.rand(count, device=clips.device)
+    rows = [torch.stack([turns.cos(), -turns.sin()], dim=1), torch.stack([turns.sin(), turns.cos()], dim=1)]
+    matrices = F.pad(torch.stack(rows, dim=1), (0, 1))  # [count, 2, 3]: no shift
+    frames = clips[:count].flatten(1, 2)
+    places = F.affine_grid(matrices, list(frames.shape), align_corners=False)
+    turned = F.grid_sample(frames, places, padding_mode="border", align_corners=False).view_as(clips[:count])
+    targets = targets.clone()
+    targets[:count, 1] = IGNORED
+    return torch.cat([turned, clips[count:]]), targets
+
+
 def disturb_clips(clips: Tensor) -> Tensor:
     """`disturb` for clips `[N, 3, 8, 64, 64]`: colours and sharpness change from clip to clip, noise in every frame."""
     frames = disturb(clips.transpose(1, 2).flatten(0, 1), together=FRAMES)
@@ -105,13 +131,13 @@ def disturb(pictures: Tensor, together: int = 1) -> Tensor:
     """
     count, device = len(pictures), pictures.device
 
-    def random(low: float, high: float, channels: int = 1) -> Tensor:
+    def uniform(low: float, high: float, channels: int = 1) -> Tensor:
         chosen = low + (high - low) * torch.rand(count // together, channels, 1, 1, device=device)
         return chosen.repeat_interleave(together, 0)
 
     blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    pictures = pictures.lerp(blurred, random(-0.3, 0.9))
-    pictures = (pictures - 0.5) * random(0.85, 1.1) + 0.5 + random(-0.05, 0.05, channels=3)
+    pictures = pictures.lerp(blurred, uniform(-0.3, 0.9))
+    pictures = (pictures - 0.5) * uniform(0.85, 1.1) + 0.5 + uniform(-0.05, 0.05, channels=3)
     coarse = F.interpolate(torch.randn(count, 3, SIDE // 4, SIDE // 4, device=device), SIDE, mode="bilinear")
-    pictures = pictures + random(0, 0.05) * torch.randn_like(pictures) + random(0, 0.05) * coarse
+    pictures = pictures + uniform(0, 0.05) * torch.randn_like(pictures) + uniform(0, 0.05) * coarse
     return pictures.clamp(0, 1)
