@@ -46,7 +46,7 @@ from nextgpt.train.nano.things import (
     load_instruments,
     modality_of,
 )
-from nextgpt.train.nano.turns import OUTSIDE_ANSWER, Made, NoSuchMedium, Setting, Shown, Turn, choose, with_shown
+from nextgpt.train.nano.turns import OUTSIDE_ANSWER, Made, MediaTurns, NoSuchMedium, Setting, Shown, Turn, choose, with_shown
 from nextgpt.train.nano.turns_clips import ClipTurns
 from nextgpt.train.nano.turns_crossings import CrossingTurns
 from nextgpt.train.nano.turns_pictures import PictureTurns
@@ -137,7 +137,7 @@ class Composer:
             return self._any(rng).ask_without(rng)
         return choose(rng, self.fresh)(rng)
 
-    def _any(self, rng: random.Random) -> PictureTurns | SoundTurns | ClipTurns:
+    def _any(self, rng: random.Random) -> MediaTurns:
         return self.pictures if len(self.of) == 1 else rng.choice(list(self.of.values()))
 
     def _next_turn(self, rng: random.Random, last: Turn) -> Turn:
@@ -212,7 +212,6 @@ def combinations(setting: Setting, modality: str) -> list[Medium]:
 
 # Which kind of media each of ten alignment lines in a row holds; pictures are by far the most.
 ALIGNED = ("image", "audio", "image", "video", "image", "audio", "image", "audio", "image", "video")
-DESCRIBING = {"image": "describe", "audio": "hear_describe", "video": "watch_describe"}
 ASKING = {"image": "Draw {}.", "audio": "Play {}.", "video": "Film {}."}
 
 
@@ -227,7 +226,7 @@ def align_encoders_line(composer: Composer, media: dict[str, list[Medium]], inde
     """A medium and its caption; every twelfth of its kind is one from outside the world."""
     setting = composer.setting
     modality, number = _aligned(setting, index)
-    intent = DESCRIBING[modality]
+    intent = composer.of[modality].describing
     text = roughen(rng.choice(setting.phrasings[intent]).text, rng)
     if number % 12 == 11 and (shown := setting.outside_shown(rng, modality)).path:
         answer = OUTSIDE_ANSWER

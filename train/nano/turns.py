@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import random
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from nextgpt.signals import MODALITIES
-from nextgpt.train.nano.phrasings import Phrasing
+from nextgpt.train.nano.phrasings import Phrasing, roughen
 from nextgpt.train.nano.things import Clip, Concept, Instrument, Medium, Sound, modality_of, path_of
 
 OUTSIDE_ANSWER = "I can't tell what this is."
@@ -203,6 +204,52 @@ class Setting:
             start = "And here" if assistant else f"{opening(text, rng)}Here"
             assistant += [self.here_is(medium, start), Made(medium)]
         return Turn(intent, with_shown(rng, shown, text), assistant, media[-1] if on_table else None)
+
+
+class MediaTurns(ABC):
+    """Makes turns about one kind of media.
+
+    Args:
+        setting: what they are made of.
+    """
+
+    describing: str  # the intent of a question for all that there is to say
+
+    def __init__(self, setting: Setting):
+        self.setting = setting
+
+    @abstractmethod
+    def sample(self, rng: random.Random, derived: bool = False, **fixed: str) -> Medium:
+        """A medium of this split; `derived`: it follows from another one; `fixed`: parts that are given."""
+
+    @abstractmethod
+    def ask_for(self, rng: random.Random) -> Turn:
+        """A wish for a medium."""
+
+    @abstractmethod
+    def ask(self, rng: random.Random, medium: Medium, shown: list[Part] | None = None) -> Turn:
+        """A question about a medium."""
+
+    @abstractmethod
+    def change(self, rng: random.Random, medium: Medium, shown: list[Part] | None = None) -> Turn:
+        """The medium on the table with one or two things changed, or none."""
+
+    @abstractmethod
+    def ask_without(self, rng: random.Random) -> Turn:
+        """A question about a medium where there is none."""
+
+    def show(self, rng: random.Random) -> Turn:
+        """A medium of the user's own, to be asked about or changed."""
+        medium = self.sample(rng)
+        shown: list[Part] = [Shown.of(medium)]
+        return self.change(rng, medium, shown) if rng.random() < 0.25 else self.ask(rng, medium, shown)
+
+    def describe(self, rng: random.Random) -> Turn:
+        """A medium of the user's own, to be described in full."""
+        medium = self.sample(rng)
+        text = roughen(rng.choice(self.setting.phrasings[self.describing]).text, rng)
+        shown: list[Part] = [Shown.of(medium)]
+        return Turn(self.describing, with_shown(rng, shown, text), [self.setting.this_is(medium)], medium)
 
 
 def choose(rng: random.Random, weights: dict[Any, float]) -> Any:

@@ -6,7 +6,17 @@ import random
 
 from nextgpt.train.nano.phrasings import MOTION_SLOTS, SECOND_SLOTS, Phrasing, fill, roughen
 from nextgpt.train.nano.things import MOTIONS, Clip, Picture
-from nextgpt.train.nano.turns import ACCEPTING, OUTSIDE_ANSWER, Offer, Part, Setting, Shown, Turn, append, with_shown
+from nextgpt.train.nano.turns import (
+    ACCEPTING,
+    OUTSIDE_ANSWER,
+    MediaTurns,
+    Offer,
+    Part,
+    Setting,
+    Turn,
+    append,
+    with_shown,
+)
 from nextgpt.train.nano.turns_pictures import PictureTurns
 
 NO_CLIP_ANSWER = "I don't see a clip yet. Attach one, or ask me for one."
@@ -32,7 +42,7 @@ SHARE_OF_FIRST = 0.65
 CHANGED_TOO = ("and {}", "but {}", "{} this time", "this time {}")
 
 
-class ClipTurns:
+class ClipTurns(MediaTurns):
     """Makes turns about clips.
 
     Args:
@@ -40,8 +50,11 @@ class ClipTurns:
         pictures: says the things' names.
     """
 
+    describing = "watch_describe"
+
     def __init__(self, setting: Setting, pictures: PictureTurns):
-        self.setting, self.pictures = setting, pictures
+        super().__init__(setting)
+        self.pictures = pictures
 
     # -- filming ------------------------------------------------------------------------------------------------
 
@@ -92,18 +105,6 @@ class ClipTurns:
         return self.setting.make("accept", rng, roughen(rng.choice(ACCEPTING), rng), Clip(offer.name, offer.motion))
 
     # -- a clip on the table ------------------------------------------------------------------------------------
-
-    def show(self, rng: random.Random) -> Turn:
-        """A clip of the user's own, to be asked about or changed."""
-        clip = self.sample(rng)
-        shown: list[Part] = [Shown.of(clip)]
-        return self.change(rng, clip, shown) if rng.random() < 0.25 else self.ask(rng, clip, shown)
-
-    def describe(self, rng: random.Random) -> Turn:
-        """A clip of the user's own, to be described in full."""
-        clip = self.sample(rng)
-        text = roughen(rng.choice(self.setting.phrasings["watch_describe"]).text, rng)
-        return Turn("watch_describe", with_shown(rng, [Shown.of(clip)], text), [self.setting.this_is(clip)], clip)
 
     def ask(self, rng: random.Random, clip: Clip, shown: list[Part] | None = None) -> Turn:
         """A question about a clip."""

@@ -10,7 +10,17 @@ from nextgpt.train.nano.phrasings import ATTRIBUTE_SLOTS, CONCEPT_SLOTS, SECOND_
 from nextgpt.train.nano.things import PICTURE_DEFAULTS as DEFAULTS
 from nextgpt.train.nano.things import PICTURE_VALUES as VALUES
 from nextgpt.train.nano.things import Picture, plural
-from nextgpt.train.nano.turns import ACCEPTING, OUTSIDE_ANSWER, Made, Offer, Part, Setting, Shown, Turn, append, with_shown
+from nextgpt.train.nano.turns import (
+    ACCEPTING,
+    OUTSIDE_ANSWER,
+    Made,
+    MediaTurns,
+    Offer,
+    Part,
+    Turn,
+    append,
+    with_shown,
+)
 
 NO_PICTURE_ANSWER = "I don't see a picture yet. Attach one, or ask me to draw something."
 
@@ -43,15 +53,14 @@ CHANGED_TOO = {
 COLOUR_REQUESTS = ("draw", "draw me", "i want", "make", "can you draw", "show me", "please draw", "paint", "give me")
 
 
-class PictureTurns:
+class PictureTurns(MediaTurns):
     """Makes turns about pictures.
 
     Args:
         setting: what they are made of.
     """
 
-    def __init__(self, setting: Setting):
-        self.setting = setting
+    describing = "describe"
 
     # -- drawing ------------------------------------------------------------------------------------------------
 
@@ -177,19 +186,6 @@ class PictureTurns:
         return self.setting.make("multi", rng, text, first, second, on_table=False)
 
     # -- a picture on the table ---------------------------------------------------------------------------------
-
-    def show(self, rng: random.Random) -> Turn:
-        """A picture of the user's own, to be asked about or changed."""
-        picture = self.sample(rng)
-        shown: list[Part] = [Shown.of(picture)]
-        return self.change(rng, picture, shown) if rng.random() < 0.25 else self.ask(rng, picture, shown)
-
-    def describe(self, rng: random.Random) -> Turn:
-        """A picture of the user's own, to be described in full."""
-        picture = self.sample(rng)
-        text = roughen(rng.choice(self.setting.phrasings["describe"]).text, rng)
-        answer = self._answer_about("describe", picture, picture)
-        return Turn("describe", with_shown(rng, [Shown.of(picture)], text), [answer], picture)
 
     def ask(self, rng: random.Random, picture: Picture, shown: list[Part] | None = None) -> Turn:
         """A question about a picture."""

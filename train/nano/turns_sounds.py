@@ -9,7 +9,17 @@ from nextgpt.train.nano.phrasings import NOTE_SLOTS, SECOND_SOUND_SLOTS, Phrasin
 from nextgpt.train.nano.things import SOUND_DEFAULTS as DEFAULTS
 from nextgpt.train.nano.things import SOUND_VALUES as VALUES
 from nextgpt.train.nano.things import Sound
-from nextgpt.train.nano.turns import ACCEPTING, OUTSIDE_ANSWER, Offer, Part, Setting, Shown, Turn, append, with_shown
+from nextgpt.train.nano.turns import (
+    ACCEPTING,
+    OUTSIDE_ANSWER,
+    MediaTurns,
+    Offer,
+    Part,
+    Setting,
+    Turn,
+    append,
+    with_shown,
+)
 
 NO_SOUND_ANSWER = "I don't hear a sound yet. Attach one, or ask me to play something."
 
@@ -38,15 +48,17 @@ CHANGED_TOO = {
 }
 
 
-class SoundTurns:
+class SoundTurns(MediaTurns):
     """Makes turns about sounds.
 
     Args:
         setting: what they are made of.
     """
 
+    describing = "hear_describe"
+
     def __init__(self, setting: Setting):
-        self.setting = setting
+        super().__init__(setting)
         self.pitched = [name for name, instrument in setting.instruments.items() if instrument.pitched]
 
     # -- playing ------------------------------------------------------------------------------------------------
@@ -146,18 +158,6 @@ class SoundTurns:
         return self.setting.make("accept", rng, roughen(text, rng), sound)
 
     # -- a sound on the table -----------------------------------------------------------------------------------
-
-    def show(self, rng: random.Random) -> Turn:
-        """A sound of the user's own, to be asked about or changed."""
-        sound = self.sample(rng)
-        shown: list[Part] = [Shown.of(sound)]
-        return self.change(rng, sound, shown) if rng.random() < 0.25 else self.ask(rng, sound, shown)
-
-    def describe(self, rng: random.Random) -> Turn:
-        """A sound of the user's own, to be described in full."""
-        sound = self.sample(rng)
-        text = roughen(rng.choice(self.setting.phrasings["hear_describe"]).text, rng)
-        return Turn("hear_describe", with_shown(rng, [Shown.of(sound)], text), [self.setting.this_is(sound)], sound)
 
     def ask(self, rng: random.Random, sound: Sound, shown: list[Part] | None = None) -> Turn:
         """A question about a sound."""
