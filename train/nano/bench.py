@@ -186,7 +186,7 @@ class Bench:
             case Sound():
                 return Audio(self.sounds.waveform(medium), SAMPLING_RATE)
             case Clip(concept, motion):
-                row = torch.tensor([[self.clips.names.index(concept), self.clips.motions.index(motion)]])
+                row = torch.tensor([[self.world.names.index(concept), self.clips.motions.index(motion)]])
                 return as_video(self._clip_renderer(row)[0])
 
     def outside(self, shown: Shown) -> Media:

@@ -61,7 +61,7 @@ def contact_sheet(
     """Writes the frames of true clips above those of generated ones."""
     pipeline.set_progress_bar_config(disable=True)
     options = {name: value for name, value in GENERATION.items() if name != "fps"}
-    captions = [Clip(world.names[c], world.motions[m]).caption for c, m in rows.tolist()]
+    captions = [Clip(world.world.names[c], world.motions[m]).caption for c, m in rows.tolist()]
     made = pipeline(captions, generator=torch.Generator().manual_seed(0), output_type="pt", **options).frames
     true = renderer(rows).transpose(1, 2)
     loop.save_contact_sheet([strip for pair in zip(true, made, strict=True) for strip in pair], file)

@@ -60,7 +60,7 @@ class Clips(judges.Lessons):
         pictures = UnknownPictures(world, split, renderer, world.combinations(split).to(device))
         self.unknown = UnknownClips(pictures, clips)
         self.kept = KeptClips(ClipRenderer(world, renderer), clips.rows(split, most).to(device))
-        self.labels = {"concept": [*clips.names, UNKNOWN], "motion": list(clips.motions)}
+        self.labels = {"concept": [*world.names, UNKNOWN], "motion": list(clips.motions)}
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Some clips, as `Lessons` says."""

@@ -27,7 +27,7 @@ class ClipCaptions:
     """
 
     def __init__(self, world: ClipWorld, tokenizer: CLIPTokenizer, device: torch.device):
-        wordings = [[concept["name"], *concept["synonyms"]] for concept in world.world.concepts[: len(world.names)]]
+        wordings = [[concept["name"], *concept["synonyms"]] for concept in world.world.concepts]
         most = max(map(len, wordings))
         texts = [
             Clip((some * most)[wording], motion).caption
@@ -55,7 +55,8 @@ def main() -> None:
     tokenizer = train_tokenizer(pictures, [*MOTIONS])
     captions = ClipCaptions(world, tokenizer, device)
     rows = world.rows("train").to(device)
-    sizes = {"concept": len(world.names), "motion": len(world.motions), "both": len(world.combinations)}
+    sizes = {"concept": len(pictures.names), "motion": len(world.motions)}
+    sizes["both"] = sizes["concept"] * sizes["motion"]
     readings = Readings(WIDTH, sizes).to(device)
     encoder = new_text_encoder(tokenizer, LAYERS).to(device)
 

@@ -13,7 +13,7 @@ from nextgpt.train.nano.world import Renderer, World
 
 FRAMES = 8
 FPS = 4
-CONCEPTS = 60  # the first of the world's
+FILMED = 60  # concepts: those that can be heard too, and the first of the others
 STYLE, BACKGROUND, SIZE = "3d", "white", "small"
 REACH = 15.0  # pixels that a thing goes to either side
 SIDES = (20.0, 56.0)  # the least and the largest artwork, in pixels
@@ -63,6 +63,16 @@ class Clip(NamedTuple):
         return split_of_names("clip", *self)
 
 
+def filmed(sounds: dict[str, str | None]) -> list[str]:
+    """The concepts of which there are clips, in the world's order.
+
+    Args:
+        sounds: of all concepts, the sound that each makes, or None.
+    """
+    first = sorted(sounds, key=lambda name: not sounds[name])[:FILMED]
+    return [name for name in sounds if name in first]
+
+
 class ClipWorld:
     """The clips of a built world.
 
@@ -74,15 +84,19 @@ class ClipWorld:
 
     def __init__(self, world: World):
         self.world = world
-        self.names = world.names[:CONCEPTS]
+        self.names = filmed({concept["name"]: concept.get("sound") for concept in world.concepts})
         self.combinations = [Clip(concept, motion) for concept in self.names for motion in self.motions]
 
     def rows(self, split: str, most: int | None = None) -> Tensor:
-        """The clips of one split, as indices `[N, 2]`: concept, motion; of the first `most` concepts when that is given."""
+        """The clips of one split, as indices `[N, 2]`: concept (of the whole world's), motion.
+
+        Args:
+            most: only those of so many concepts, the first that are filmed.
+        """
         names = self.names[:most]
         return torch.tensor(
             [
-                (names.index(clip.concept), self.motions.index(clip.motion))
+                (self.world.names.index(clip.concept), self.motions.index(clip.motion))
                 for clip in self.combinations
                 if clip.split == split and clip.concept in names
             ]

@@ -92,7 +92,7 @@ def _clips(world: World, split: str) -> Iterator[tuple[str, Video]]:
     renderer = ClipRenderer(world, Renderer(torch.from_numpy(world.art)))
     for rows in clips.rows(split).split(32):
         for (concept, motion), frames in zip(rows.tolist(), renderer(rows), strict=True):
-            yield path_of(Clip(clips.names[concept], clips.motions[motion])), as_video(frames)
+            yield path_of(Clip(world.names[concept], clips.motions[motion])), as_video(frames)
     for path, (number, motion) in outside_clips(world.folder, split).items():
         yield path, outside_clip(world, number, motion)
 

@@ -12,8 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from nextgpt.train.nano.clips import CONCEPTS as FILMED
-from nextgpt.train.nano.clips import MOTIONS, Clip
+from nextgpt.train.nano.clips import MOTIONS, Clip, filmed
 from nextgpt.train.nano.phrasings import article
 from nextgpt.train.nano.sounds import FIGURES, REGISTERS, Sound
 from nextgpt.train.nano.split import split_of
@@ -150,7 +149,7 @@ def load_concepts(world: Path) -> dict[str, Concept]:
 
 def filmed_concepts(concepts: dict[str, Concept]) -> list[str]:
     """The concepts of which there are clips."""
-    return list(concepts)[:FILMED]
+    return filmed({name: concept.sound for name, concept in concepts.items()})
 
 
 # Names of sounds that take no article: they are plural, or cannot be counted.
