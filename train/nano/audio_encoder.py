@@ -14,7 +14,7 @@ from nextgpt.encoders.configuration import ImageBindConfig
 from nextgpt.encoders.imagebind import ImageBind
 from nextgpt.encoders.preprocessing import FRAME_SHIFT_MS, preprocessor_for
 from nextgpt.train.nano import loop
-from nextgpt.train.nano.encoder import EMBED_DIM, Probes
+from nextgpt.train.nano.encoder import EMBED_DIM, WEIGHT_DECAY, Probes, Sums, away_from
 from nextgpt.train.nano.loop import IGNORED
 from nextgpt.train.nano.sound_lessons import PARTS, SoundLessons
 from nextgpt.train.nano.sounds import SAMPLES, SAMPLING_RATE, SECONDS, SoundWorld
@@ -81,9 +81,15 @@ class Hearing(nn.Module):
         config = self.tower.config
         return self.tower.embed("audio", (energies[:, None, None] - config.audio_mean) / config.audio_std)
 
-    def forward(self, energies: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Parts of the loss, from `energies_of` sounds and what they are `[N, 3]` (`PARTS`), `IGNORED` for nothing."""
-        return self.probes.losses(self.embed_energies(energies).float(), targets)
+    def forward(self, energies: Tensor, targets: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Parts of the loss, and the embeddings `[N, 256]`.
+
+        Args:
+            energies: `energies_of` sounds.
+            targets: what they are, `[N, 3]` (`PARTS`), `IGNORED` for nothing.
+        """
+        heard = self.embed_energies(energies)
+        return self.probes.losses(heard.float(), targets), heard
 
 
 @torch.no_grad()
@@ -113,18 +119,22 @@ def main() -> None:
     taught = lessons("train")
     sizes = {"instrument": len(world.names) + 1, "register": len(world.registers), "figure": len(world.figures)}
     network = Hearing(ImageBind(new_config()), Probes(sizes, EMBED_DIM)).to(device)
-    optimizer = loop.adamw([network], LEARNING_RATE, weight_decay=0.05)
+    sums = Sums(sizes, EMBED_DIM).to(device)
+    optimizer = loop.adamw([network], LEARNING_RATE, WEIGHT_DECAY)
+    for group in loop.parameter_groups([sums], WEIGHT_DECAY):  # apart: earlier checkpoints lack them
+        optimizer.add_param_group(group)
     compute = torch.compile(network) if args.compile else network
     unknowns = int(args.batch * UNKNOWN_SHARE)
     unknown_target = torch.tensor([[len(world.names), IGNORED, IGNORED]], device=device)
 
-    run = loop.Loop(args.out, args.minutes, optimizer, {"network": network})
+    run = loop.Loop(args.out, args.minutes, optimizer, {"network": network, "sums": sums})
     for _ in run:
         energies, targets = taught.draw(args.batch - unknowns)
         energies = torch.cat([energies, taught.draw_unknown(unknowns)])
         targets = torch.cat([targets, unknown_target.expand(unknowns, -1)])
         with loop.autocast(device):
-            parts = compute(end_early(energies), targets)
+            parts, heard = compute(end_early(energies), targets)
+            parts["sums"] = away_from(sums(targets), heard)
         loop.update(optimizer, sum(parts.values()))
         run.record(args.batch, **parts)
 

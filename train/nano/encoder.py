@@ -8,6 +8,8 @@ must be able to read what a picture shows and how a clip moves.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -116,9 +118,10 @@ class Sums(nn.Module):
             for table, value in zip(self.tables, values, strict=True)
         )
 
-    def loss(self, embeddings: Tensor, targets: Tensor) -> Tensor:
-        """How far embeddings `[N, D]` point elsewhere, weighted."""
-        return SUM_WEIGHT * (1 - F.cosine_similarity(embeddings.float(), self(targets))).mean()
+
+def away_from(vectors: Tensor, embeddings: Tensor) -> Tensor:
+    """How far embeddings point elsewhere than they should, weighted; both `[N, D]`."""
+    return SUM_WEIGHT * (1 - F.cosine_similarity(embeddings.float(), vectors)).mean()
 
 
 class Contrast(nn.Module):
@@ -159,8 +162,12 @@ class Contrast(nn.Module):
         return parts | self.probes.losses(seen.float(), targets), seen
 
 
-def clip_losses(network: Contrast, motions: Probes, clips: Tensor, targets: Tensor) -> dict[str, Tensor]:
+def clip_losses(
+    network: Contrast, motions: Probes, sums: Sums, moving: Sums, clips: Tensor, targets: Tensor
+) -> dict[str, Tensor]:
     """Parts of the loss on clips: the thing is read as from a picture, the motion by a reading of its own.
+
+    A clip's embedding should be the sum of the thing's vector, as pictures have it, and of the motion's.
 
     Args:
         clips: `[N, 3, 8, 64, 64]` in 0..1.
@@ -169,7 +176,9 @@ def clip_losses(network: Contrast, motions: Probes, clips: Tensor, targets: Tens
     watched = network.embed_clips(clips).float()
     concepts = network.probes(watched)["concept"]
     concept = F.cross_entropy(concepts, targets[:, 0], label_smoothing=SMOOTHING)
-    return {"clip_concept": concept} | motions.losses(watched, targets[:, 1:])
+    vectors = sums(F.pad(targets[:, :1], (0, len(PARTS) - 1), value=IGNORED)) + moving(targets[:, 1:])
+    parts = {"clip_concept": concept, "clip_sums": away_from(vectors, watched)}
+    return parts | motions.losses(watched, targets[:, 1:])
 
 
 def draw_groups(rows: Tensor, count: int) -> Tensor:
@@ -256,17 +265,20 @@ def main() -> None:
     network = Contrast(towers, Probes(sizes, towers.embed_dim)).to(device)
     sums = Sums(sizes, towers.embed_dim).to(device)
     motions = Probes({"motion": len(moving.motions)}, towers.embed_dim).to(device)
+    motion_sums = Sums({"motion": len(moving.motions)}, towers.embed_dim).to(device)
     optimizer = loop.adamw([network], LEARNING_RATE, WEIGHT_DECAY)
-    for group in loop.parameter_groups([motions, sums], WEIGHT_DECAY):  # apart: earlier checkpoints lack them
-        optimizer.add_param_group(group)
+    for modules in ([motions, sums], [motion_sums]):  # apart: earlier checkpoints lack them
+        for group in loop.parameter_groups(modules, WEIGHT_DECAY):
+            optimizer.add_param_group(group)
     compute = torch.compile(network) if args.compile else network
     unknowns, elsewhere = int(args.batch * UNKNOWN_SHARE), int(args.batch * ELSEWHERE_SHARE)
     clip_count = 0 if args.pictures_only else int(args.batch * CLIP_SHARE)
-    unknown_count = int(clip_count * UNKNOWN_SHARE)
+    unknown_count = math.ceil(clip_count * UNKNOWN_SHARE)
     unknown_target = torch.tensor([[len(world.names), IGNORED, IGNORED, IGNORED]], device=device)
     unknown_ids = captions.unknown.expand(unknowns, -1)
 
-    run = loop.Loop(args.out, args.minutes, optimizer, {"network": network, "motions": motions, "sums": sums})
+    kept = {"network": network, "motions": motions, "sums": sums, "motion_sums": motion_sums}
+    run = loop.Loop(args.out, args.minutes, optimizer, kept)
     for _ in run:
         chosen = draw_groups(rows, args.batch - unknowns - elsewhere)
         anywhere, what = draw_elsewhere(renderer, rows, elsewhere)
@@ -275,12 +287,12 @@ def main() -> None:
         targets = torch.cat([chosen, unknown_target.expand(unknowns, -1), what])
         with loop.autocast(device):
             parts, seen = compute(disturb(torch.cat(shown)), ids, targets)
-            parts["sums"] = sums.loss(seen, targets)
+            parts["sums"] = away_from(sums(targets), seen)
             if clip_count:
                 watched, moved = turn_some(*clips(clip_count - unknown_count, shift=3))
                 watched = torch.cat([watched, unknown_clips(unknown_count)])
                 moved = torch.cat([moved, unknown_target[:, :2].expand(unknown_count, -1)])
-                parts |= clip_losses(network, motions, disturb_clips(watched), moved)
+                parts |= clip_losses(network, motions, sums, motion_sums, disturb_clips(watched), moved)
         loop.update(optimizer, sum(parts.values()))
         run.record(args.batch + clip_count, **parts)
 
