@@ -137,8 +137,11 @@ def test_sounds_from_outside_are_the_same_each_time_and_of_one_split_only(folder
 def test_disturbed_sounds_come_late_and_unknown_ones_turn_round():
     energies = torch.full((2, 8, 40), -16.0)
     energies[:, 3, 5] = 5.0
-    places = {int(row) for _ in range(40) for row in sound_lessons.disturb(energies, -16.0, late=3)[:, 3].argmax(1)}
-    assert places == {5, 6, 7, 8}
+    heard = torch.cat([sound_lessons.disturb(energies, -16.0, late=3) for _ in range(40)])
+    there = heard.amax((1, 2)) > heard.mean((1, 2)) + 5  # the band may be lost
+    assert 0.5 < there.float().mean() < 1
+    bands, frames = (heard[there].amax(axis).argmax(1) for axis in (2, 1))
+    assert set(bands.tolist()) == {2, 3, 4} and set(range(5, 9)) <= set(frames.tolist()) <= set(range(4, 11))
     turned = [sound_lessons.begin_anywhere(energies) for _ in range(20)]
     assert all(torch.equal(each.sort(2).values, energies.sort(2).values) for each in turned)
     assert len({int(each[0, 3].argmax()) for each in turned}) > 5

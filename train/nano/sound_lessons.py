@@ -20,6 +20,9 @@ from nextgpt.train.nano.unknown_sounds import UnknownSounds
 
 PARTS = ("instrument", "register", "figure")
 LATE = 0.12  # seconds by which a sound may come late
+TEMPO = (0.88, 1.12)
+TUNING = 1  # bands
+LOST = 0.3  # of the bands, at most
 TOGETHER = 64  # sounds of which energies are computed at once
 
 
@@ -96,10 +99,15 @@ def tone(most: float, energies: Tensor) -> Tensor:
 
 def transpose(energies: Tensor) -> Tensor:
     """Each spectrogram `[N, bands, frames]` moved up or down by up to a quarter of the bands, and coloured anew."""
-    bands = energies.shape[1]
-    moved = torch.randint(-(bands // 4), bands // 4 + 1, (len(energies), 1), device=energies.device)
-    places = (torch.arange(bands, device=energies.device) + moved).clamp(0, bands - 1)
-    return energies.gather(1, places[:, :, None].expand_as(energies)) + tone(2.5, energies)
+    most = energies.shape[1] // 4
+    moved = torch.randint(-most, most + 1, (len(energies), 1), device=energies.device)
+    return move_bands(energies, moved) + tone(2.5, energies)
+
+
+def move_bands(energies: Tensor, by: Tensor) -> Tensor:
+    """Each spectrogram `[N, bands, frames]` moved down by so many bands, `[N, 1]`; the last one is repeated."""
+    places = (torch.arange(energies.shape[1], device=energies.device) + by).clamp(0, energies.shape[1] - 1)
+    return energies.gather(1, places[:, :, None].expand_as(energies))
 
 
 def begin_anywhere(energies: Tensor) -> Tensor:
@@ -111,7 +119,7 @@ def begin_anywhere(energies: Tensor) -> Tensor:
 
 
 def disturb(energies: Tensor, silence: float, late: int) -> Tensor:
-    """Loudness, tone, sharpness, noise and begin as in sounds that are not quite true.
+    """Loudness, tone, sharpness, noise, tempo, tuning and begin as in sounds that are not quite true; some bands are lost.
 
     Args:
         energies: natural logarithms of energy over pitch and time, `[N, bands, frames]`.
@@ -119,8 +127,14 @@ def disturb(energies: Tensor, silence: float, late: int) -> Tensor:
         late: frames by which a sound may come late, with silence before it.
     """
     places = torch.arange(energies.shape[2], device=energies.device) - uniform(0, late + 1, energies, 1).long()
-    energies = energies.gather(2, places.clamp(min=0)[:, None].expand_as(energies))
+    places = (places * uniform(*TEMPO, energies, 1)).round().long()
+    energies = energies.gather(2, places.clamp(0, energies.shape[2] - 1)[:, None].expand_as(energies))
     energies = energies.where((places >= 0)[:, None], silence)
+    energies = move_bands(energies, torch.randint(-TUNING, TUNING + 1, (len(energies), 1), device=energies.device))
+    bands = torch.arange(energies.shape[1], device=energies.device)[:, None]
+    first = uniform(-LOST * energies.shape[1], energies.shape[1], energies)
+    lost = (bands >= first) & (bands < first + uniform(0, LOST * energies.shape[1], energies))
+    energies = energies.where(~lost, silence)
     blurred = F.avg_pool2d(F.pad(energies, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     energies = energies.lerp(blurred, uniform(0, 0.7, energies))
     energies = energies + uniform(-0.4, 0.4, energies).clamp(min=0) * torch.randn_like(energies)
