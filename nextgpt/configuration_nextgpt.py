@@ -22,6 +22,7 @@ LORA_DEFAULTS = {"r": 32, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj
 PROJECTION_DEFAULTS = {"hidden_size": 512, "num_layers": 4, "num_heads": 4}
 SIGNAL_DEFAULTS = {"image": 4, "audio": 8, "video": 24}
 LOSS_DEFAULTS = {"text": 1.0, "conditioning": 1.0, "denoising": 1.0}
+LOSS_PARTS = (*LOSS_DEFAULTS, *(f"{kind}/{modality}" for kind in ("conditioning", "denoising") for modality in MODALITIES))
 
 
 class NextGPTConfig(PreTrainedConfig):
@@ -35,7 +36,8 @@ class NextGPTConfig(PreTrainedConfig):
         input_modalities: what may stand in a prompt; by default what the encoder takes.
         output_projection: size of the output projections' transformer.
         lora: fields of peft's `LoraConfig`, or `False` for none.
-        loss_weights: weight of each part of the training loss.
+        loss_weights: weight of each part of the training loss, as `{"conditioning": 1.0, "conditioning/audio": 50.0}`; a
+            modality's own weight stands for that of its kind.
         token_offset: id of the first added token; by default the LLM's vocabulary size.
         trained_groups: which of the trained parts a stage has trained so far; None where no one wrote it down.
         text_config, encoder_config: given in place of `language_model` and `encoder` to build randomly initialised
@@ -134,6 +136,10 @@ class NextGPTConfig(PreTrainedConfig):
 
     def _part_specs(self) -> list[dict]:
         return [spec for spec in (self.language_model, self.encoder, *self.decoders.values()) if spec]
+
+    def loss_weight(self, part: str) -> float:
+        """The weight of a part of the loss: `text`, `conditioning/<modality>` or `denoising/<modality>`."""
+        return self.loss_weights.get(part, self.loss_weights[part.split("/")[0]])
 
     def part(self, name: str) -> FrozenPart:
         """A frozen part by name: `language_model`, `encoder`, or an output modality for its decoder.

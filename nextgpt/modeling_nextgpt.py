@@ -415,9 +415,9 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
                 losses[f"denoising/{modality}"] = self.decoders[modality].denoising_loss(
                     conditioning, media_latents[modality]
                 )
-        weights = self.config.loss_weights
+        weight = self.config.loss_weight
         return NextGPTOutput(
-            loss=sum(weights[name.split("/")[0]] * value for name, value in losses.items()) if losses else None,
+            loss=sum(weight(name) * value for name, value in losses.items()) if losses else None,
             losses=losses or None,
             logits=self.compute_logits(hidden_states[:, -logits_to_keep:]) if labels is None else None,
             past_key_values=outputs.past_key_values,

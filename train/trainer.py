@@ -96,12 +96,12 @@ class StageTrainer(Trainer):
         outputs = model(**inputs)
         if num_items_in_batch is None:
             return (outputs.loss, outputs) if return_outputs else outputs.loss
-        counts, weights = self._counts(inputs), self.model.config.loss_weights
+        counts, weight = self._counts(inputs), self.model.config.loss_weight
         loss = torch.zeros((), device=self.args.device)
         for name, mean in outputs.losses.items():
             share = mean * (counts[name] * self.args.world_size / max(num_items_in_batch.get(name, 0), 1))
             self._meter.parts[name] = self._meter.parts[name] + share.detach()
-            loss = loss + weights[name.split("/")[0]] * share
+            loss = loss + weight(name) * share
         if not torch.isfinite(loss):
             raise TrainingStopped(self._not_finite(loss, ids))
         return (loss, outputs) if return_outputs else loss

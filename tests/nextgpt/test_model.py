@@ -69,7 +69,7 @@ def test_only_the_named_groups_change_and_the_base_stays(llama, tmp_path):
         assert all(p.grad is None for p in model.encoder.parameters())
 
 
-def test_losses_are_those_of_the_definition(llama):
+def test_losses_are_those_of_the_definition(llama, monkeypatch):
     """Text: cross-entropy over the whole vocabulary at labelled positions; conditioning: mean square distance."""
     model, processor = llama
     batch = processor(DIALOGUE, add_generation_prompt=False, return_labels=True)
@@ -86,6 +86,11 @@ def test_losses_are_those_of_the_definition(llama):
     mask = model.signal_mask(batch["input_ids"], "image")
     conditioning = model.project("image", *(each[mask][None] for each in states[0]))
     torch.testing.assert_close(output.losses["conditioning/image"], conditioning.square().mean())
+    torch.testing.assert_close(output.loss, text + conditioning.square().mean())
+    monkeypatch.setattr(model.config, "loss_weights", model.config.loss_weights | {"conditioning/image": 3.0})
+    with torch.no_grad():
+        weighted = model(**batch, labels=labels, conditioning_targets=targets).loss
+    torch.testing.assert_close(weighted, text + 3 * conditioning.square().mean())
 
 
 def test_placeholders_never_score_and_signals_do(llama):

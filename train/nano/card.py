@@ -41,15 +41,15 @@ input projection, a Llama with LoRA, signal tokens, transformer output projectio
 ## What it knows
 
 {concepts} things ({names}) in {styles} styles ({style_names}), on {backgrounds} background colours
-({background_names}), in {sizes} sizes: {combinations} pictures of 64 × 64.{more}A tenth of the combinations and all test
-phrasings were held out from every part.
+({background_names}), in {sizes} sizes: {combinations} pictures of 64 × 64.{more}A tenth of the combinations was held
+out from every part.
 
 It does not know {unknown}photographs, people, or anything else of the world at large. Its English is that of a few
 thousand sentences.
 
 ## How it was made
 
-`python -m nextgpt.train.nano.make`, on two processor cores. The frozen parts and the curves of the stages, with every
+`python -m nextgpt.train.nano.make`. The frozen parts and the curves of the stages, with every
 step's figures on the development split, are in `training_log.json`:
 
 | part | minutes | steps | parameters |
@@ -58,8 +58,8 @@ step's figures on the development split, are in `training_log.json`:
 
 ## Measured
 
-On held-out combinations, asked for in held-out words (`nextgpt evaluate nano`); independent judges, trained on true
-media alone, look at what it makes.
+On held-out combinations, asked for in phrasings that were written apart from those it learned from (`nextgpt evaluate
+nano`); independent judges, trained on true media alone, look at and listen to what it makes.
 
 {table}
 

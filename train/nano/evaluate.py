@@ -1,4 +1,4 @@
-"""Measures the nano model on what no part of it has seen: held-out combinations, asked for in held-out words.
+"""Measures the nano model on what no part of it has seen: held-out combinations, asked for in words of their own.
 
 `nextgpt evaluate nano` prints the table of bars. Independent judges look at and listen to what was made; they learned
 from true media alone, and their own accuracy stands first. `ablate` zeroes each projection: then its row must fall to
