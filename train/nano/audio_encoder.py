@@ -15,7 +15,6 @@ from nextgpt.encoders.imagebind import ImageBind
 from nextgpt.encoders.preprocessing import FRAME_SHIFT_MS, preprocessor_for
 from nextgpt.train.nano import loop
 from nextgpt.train.nano.encoder import EMBED_DIM, WEIGHT_DECAY, Probes, Sums, away_from
-from nextgpt.train.nano.loop import IGNORED
 from nextgpt.train.nano.sound_lessons import PARTS, SoundLessons
 from nextgpt.train.nano.sounds import SAMPLES, SAMPLING_RATE, SECONDS, SoundWorld
 
@@ -124,14 +123,9 @@ def main() -> None:
     for group in loop.parameter_groups([sums], WEIGHT_DECAY):  # apart: earlier checkpoints lack them
         optimizer.add_param_group(group)
     compute = torch.compile(network) if args.compile else network
-    unknowns = int(args.batch * UNKNOWN_SHARE)
-    unknown_target = torch.tensor([[len(world.names), IGNORED, IGNORED]], device=device)
-
     run = loop.Loop(args.out, args.minutes, optimizer, {"network": network, "sums": sums})
     for _ in run:
-        energies, targets = taught.draw(args.batch - unknowns)
-        energies = torch.cat([energies, taught.draw_unknown(unknowns)])
-        targets = torch.cat([targets, unknown_target.expand(unknowns, -1)])
+        energies, targets = loop.draw_mixed(taught, args.batch, UNKNOWN_SHARE, unknown=len(world.names))
         with loop.autocast(device):
             parts, heard = compute(end_early(energies), targets)
             parts["sums"] = away_from(sums(targets), heard)

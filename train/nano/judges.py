@@ -143,15 +143,11 @@ def train(judge: MediaJudge, lessons: Lessons, args: argparse.Namespace, device:
     """Trains for `args.minutes`, going on from the last checkpoint."""
     optimizer = loop.adamw([judge], LEARNING_RATE, weight_decay=0.05)
     compute = torch.compile(judge) if args.compile else judge
-    unknowns = int(args.batch * UNKNOWN_SHARE)
-    first, *others = lessons.labels.values()
-    unknown_target = torch.tensor([[len(first) - 1, *[IGNORED] * len(others)]], device=device)
+    first = next(iter(lessons.labels.values()))
 
     run = loop.Loop(args.out, args.minutes, optimizer, {"judge": judge})
     for _ in run:
-        media, targets = lessons.draw(args.batch - unknowns)
-        media = torch.cat([media, lessons.draw_unknown(unknowns)])
-        targets = torch.cat([targets, unknown_target.expand(unknowns, -1)])
+        media, targets = loop.draw_mixed(lessons, args.batch, UNKNOWN_SHARE, unknown=len(first) - 1)
         with loop.autocast(device):
             logits = compute(media)
         parts = {

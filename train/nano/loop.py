@@ -182,6 +182,20 @@ def draw_evenly(kinds: Tensor, count: int) -> Tensor:
     return torch.multinomial(1 / torch.bincount(kinds).float()[kinds], count, replacement=True)
 
 
+def draw_mixed(lessons: Any, count: int, share: float, unknown: int) -> tuple[Tensor, Tensor]:
+    """Media to learn from, a share of them from outside the world, and what they are: `[count, ...]`, `[count, parts]`.
+
+    Args:
+        lessons: has `draw(count)` → media and targets, and `draw_unknown(count)` → media.
+        unknown: the value of the first part that says so; of what is unknown nothing else is told.
+    """
+    unknowns = int(count * share)
+    media, targets = lessons.draw(count - unknowns)
+    outside = torch.full((unknowns, targets.shape[1]), IGNORED, device=targets.device)
+    outside[:, 0] = unknown
+    return torch.cat([media, lessons.draw_unknown(unknowns)]), torch.cat([targets, outside])
+
+
 def adamw(modules: Iterable[nn.Module], learning_rate: float, weight_decay: float = 0.01) -> torch.optim.AdamW:
     """AdamW over the modules' parameters; vectors (norms and biases) do not decay."""
     return torch.optim.AdamW(parameter_groups(modules, weight_decay), lr=learning_rate, betas=(0.9, 0.99), fused=True)
