@@ -29,7 +29,7 @@ class Step(NamedTuple):
 
 STEPS = {
     "world": Step("nano.world --out {root}/world", "world/world.json"),
-    "sounds": Step("nano.sounds --out {root}/world", "world/phrases.npy"),
+    "sounds": Step("nano.sounds --out {root}/world", "world/studies.npy"),
     "judge": Step("nano.judge --world {root}/world --out {root}/judge", "judge/training_log.json", 3),
     "sound_judge": Step(
         "nano.sound_judge --world {root}/world --out {root}/sound_judge", "sound_judge/training_log.json", 8

@@ -1,8 +1,7 @@
 """True and unknown sounds as spectrograms to learn from, disturbed and transposed, and phrases. Knows no models.
 
 There are few combinations, and whoever learned them by heart would pass for one who can hear. So of what there is to
-learn from a third are sounds transposed, of which only the figure can be told, and a third are phrases of loose notes, of
-which only the instrument and the register can.
+learn from a quarter are sounds transposed, of which only the figure can be told, and half are studies (`sounds.studies`).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ PARTS = ("instrument", "register", "figure")
 LATE = 0.12  # seconds by which a sound may come late
 TEMPO = (0.88, 1.12)
 TUNING = 1  # bands
-LOST = 0.3  # of the bands, at most
+LOST = 0.2  # of the bands, at most
 TOGETHER = 64  # sounds of which energies are computed at once
 
 
@@ -60,23 +59,23 @@ class SoundLessons:
         self.silence = self.energies.min().item()
         self.late = int(LATE / frame_seconds)
         if split == "train":
-            targets = world.phrase_targets(IGNORED)
+            targets = world.study_targets(IGNORED)
             kept = targets[:, 0] < (most or len(world.names))
-            self.phrases, self.phrase_targets = energies(as_floats(world.phrases)[kept]), targets[kept].to(device)
+            self.studies, self.study_targets = energies(as_floats(world.studies[kept])), targets[kept].to(device)
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
-        """Of the training split: sounds and phrases `[count, bands, frames]`, and what they are `[count, 3]` (`PARTS`).
+        """Of the training split: sounds and studies `[count, bands, frames]`, and what they are `[count, 3]` (`PARTS`).
 
         `IGNORED` stands for what is not told.
         """
-        third = count // 3
-        chosen = loop.draw_evenly(self.targets[:, 0], count - third)
-        phrases = torch.randint(len(self.phrases), (third,), device=chosen.device)
-        moved = transpose(self.energies[chosen[:third]])
-        untold = self.targets[chosen[:third]].clone()
+        half, quarter = count // 2, count // 4
+        chosen = loop.draw_evenly(self.targets[:, 0], count - half)
+        studies = torch.randint(len(self.studies), (half,), device=chosen.device)
+        moved = transpose(self.energies[chosen[:quarter]])
+        untold = self.targets[chosen[:quarter]].clone()
         untold[:, :2] = IGNORED
-        energies = torch.cat([moved, self.energies[chosen[third:]], self.phrases[phrases]])
-        return self.disturb(energies), torch.cat([untold, self.targets[chosen[third:]], self.phrase_targets[phrases]])
+        energies = torch.cat([moved, self.energies[chosen[quarter:]], self.studies[studies]])
+        return self.disturb(energies), torch.cat([untold, self.targets[chosen[quarter:]], self.study_targets[studies]])
 
     def draw_unknown(self, count: int) -> Tensor:
         """Sounds from outside the world to learn from, `[count, bands, frames]`."""

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from nextgpt.train.nano.split import split_of_names
 
@@ -45,7 +47,12 @@ FIGURES: dict[str, list[tuple[float, float, int]]] = {
     "chord": [(0.0, 1.5, step) for step in (0, 4, 7)],
     "repeated note": [(NOTE * n, NOTE * n + 0.15, 0) for n in range(8)],
 }
-PHRASES = 8  # of each instrument in each register: loose notes to know it by, apart from the world's combinations
+# What is learned from apart from the world's combinations, so that these are not learned by heart: `Studies`.
+PHRASES = 8  # of loose notes, of each instrument in each register
+VARIATIONS = 4  # of each combination that may be learned from: in other keys, faster or slower, louder or softer
+MOST_KEYS = 3  # up or down
+TEMPO = (0.85, 1.15)
+MELODIC = range(112)  # programs of General MIDI; the world does not know most, but they play the same figures
 
 
 class Sound(NamedTuple):
@@ -105,20 +112,16 @@ class SoundWorld:
         return np.load(every, mmap_mode="r") if every.is_file() else np.load(self.folder / "sounds.npz")["waveforms"]
 
     @cached_property
-    def phrases(self) -> np.ndarray:
-        """int16 `[phrase, 32000]`: each instrument playing loose notes, to learn from only."""
-        return np.load(self.folder / "phrases.npy", mmap_mode="r")
+    def studies(self) -> np.ndarray:
+        """int16 `[study, 32000]`: what is learned from apart from the world's combinations (`studies`)."""
+        return np.load(self.folder / "studies.npy", mmap_mode="r")
 
-    def phrase_targets(self, missing: int) -> Tensor:
-        """What the phrases are: instrument, register, and `missing` for the figure, `[N, 3]`."""
-        names = [sound["name"] for sound in self.sounds if sound["pitched"]]
+    def study_targets(self, missing: int) -> Tensor:
+        """What the studies are: instrument, register, figure `[N, 3]`; `missing` where there is none."""
+        rows = json.loads((self.folder / "studies.json").read_text(encoding="utf-8"))
+        values = (self.names, self.registers, self.figures)
         return torch.tensor(
-            [
-                (self.names.index(name), register, missing)
-                for name in names
-                for register in range(len(REGISTERS))
-                for _ in range(PHRASES)
-            ]
+            [[known.index(name) if name else missing for known, name in zip(values, row, strict=True)] for row in rows]
         )
 
     def copy(self, folder: Path) -> None:
@@ -176,6 +179,41 @@ def new_phrase(rng: np.random.Generator) -> list[tuple[float, float, int]]:
     return notes
 
 
+def new_variation(rng: np.random.Generator, figure: str) -> tuple[int, list[tuple[float, float, int]]]:
+    """Keys up or down, and a figure's notes at another tempo."""
+    tempo = rng.uniform(*TEMPO)
+    notes = [(start * tempo, end * tempo, step) for start, end, step in FIGURES[figure]]
+    return int(rng.integers(-MOST_KEYS, MOST_KEYS + 1)), notes
+
+
+def studies(player: Player, sounds: list[dict], rng: np.random.Generator) -> Iterator[tuple[Sound, np.ndarray]]:
+    """What each study is, and how it sounds, float32 `[32000]`.
+
+    Phrases of loose notes have no figure; combinations of the training split in other keys are what they are; programs
+    that the world does not know have no name. Where the soundfont has no such note there is no study.
+    """
+    entries = {sound["name"]: sound for sound in sounds if sound["pitched"]}
+    strange = [
+        {"name": "", "program": program}
+        for program in MELODIC
+        if program not in {sound["program"] for sound in sounds if not sound.get("bank")}
+    ]
+    wanted = [(Sound(name, register), entry) for name, entry in entries.items() for register in REGISTERS] * PHRASES
+    learned = [sound for sound in combinations(sounds) if sound.register and sound.split == "train"]
+    wanted += [(sound, entries[sound.name]) for sound in learned] * VARIATIONS
+    wanted += [(Sound("", register, figure), entry) for entry in strange for register in REGISTERS for figure in FIGURES]
+    for sound, entry in tqdm(wanted, desc="studies"):
+        keys, notes = new_variation(rng, sound.figure) if sound.figure else (0, new_phrase(rng))
+        try:
+            yield sound, player.play(entry, REGISTERS[sound.register] + keys, notes, int(rng.integers(60, 128)))
+        except SilentError:
+            continue
+
+
+class SilentError(ValueError):
+    """The soundfont has no such notes."""
+
+
 class Player:
     """Plays sounds through a soundfont.
 
@@ -223,7 +261,7 @@ class Player:
         waveform = np.concatenate(pieces)
         loudest = np.abs(waveform).max()
         if loudest < 1e-4:
-            raise ValueError(f"The soundfont is silent for {sound['name']} from key {lowest}: use FluidR3 GM.")
+            raise SilentError(f"The soundfont is silent for {sound['name']} from key {lowest}: use FluidR3 GM.")
         return waveform * (PEAK / loudest)
 
     def _generate(self, samples: int) -> np.ndarray:
@@ -234,20 +272,15 @@ class Player:
 
 
 def build(out: Path, soundfont: Path) -> None:
-    """Renders all; writes `sounds.json`, `sounds.npy` and `phrases.npy`, and the licence into `ATTRIBUTION.md`."""
+    """Renders all; writes `sounds.json`, `sounds.npy` and the studies, and the licence into `ATTRIBUTION.md`."""
     player, sounds, rng = Player(soundfont), load_sounds(), np.random.default_rng(0)
     entries = {sound["name"]: sound for sound in sounds}
     waveforms = [player(entries[each.name], each.register, each.figure) for each in combinations(sounds)]
-    phrases = [
-        player.play(sound, lowest, new_phrase(rng), int(rng.integers(60, 128)))
-        for sound in sounds
-        if sound["pitched"]
-        for lowest in REGISTERS.values()
-        for _ in range(PHRASES)
-    ]
+    studied, played = zip(*studies(player, sounds, rng), strict=True)
     out.mkdir(parents=True, exist_ok=True)
-    for file, each in (("sounds.npy", waveforms), ("phrases.npy", phrases)):
+    for file, each in (("sounds.npy", waveforms), ("studies.npy", played)):
         np.save(out / file, (np.stack(each) * 32767).round().astype(np.int16))
+    (out / "studies.json").write_text(json.dumps(studied) + "\n", encoding="utf-8")
     (out / "sounds.json").write_text(json.dumps(sounds, indent=1) + "\n", encoding="utf-8")
     attribution = out / "ATTRIBUTION.md"
     text = attribution.read_text(encoding="utf-8") if attribution.is_file() else "# Where the nano world comes from\n\n"
