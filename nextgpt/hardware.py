@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nextgpt.errors import UserInputError
 
@@ -42,3 +45,12 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if not isinstance(found, torch.dtype):
         raise UserInputError(f"dtype {dtype!r} is unknown: use auto, float32, bfloat16 or float16")
     return found
+
+
+def training_attention(device: torch.device) -> AbstractContextManager:
+    """The attention to train with: on CPUs the plain one, for the backward of torch's fused one takes half of a step.
+
+    Measured with torch 2.14 in bf16 on two cores with AVX512-BF16: a step of a small Llama takes 0.85 s instead of
+    1.24 s (16 × 256 tokens), one of the nano encoder half the time.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()

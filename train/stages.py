@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import NextGPTError, UserInputError
+from nextgpt.hardware import training_attention
 from nextgpt.modeling_nextgpt import TRAINED_FILE, NextGPTModel
 from nextgpt.parts import fetch_model
 from nextgpt.processing_nextgpt import PROCESSOR_FILE, NextGPTProcessor
@@ -161,7 +162,8 @@ def _train(trainer: StageTrainer, checkpoint: str | None) -> None:
             trainer._load_from_checkpoint(checkpoint)
             trainer.state = state
             return
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with training_attention(trainer.args.device):
+        trainer.train(resume_from_checkpoint=checkpoint)
 
 
 def _report_skipped(dataset: ChatDataset, folder: Path) -> None:

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from nextgpt.hardware import training_attention
 from nextgpt.processing_nextgpt import VICUNA_CHAT_TEMPLATE
 from nextgpt.train.nano import loop
 from nextgpt.train.nano.things import CAPTION, SHOWN
@@ -455,7 +456,8 @@ def main() -> None:
     )
 
     loss_of = torch.compile(next_token_loss, dynamic=True) if args.compile else next_token_loss
-    curve = train(model, corpus, dev, args.out, args.minutes, batch_tokens, args.learning_rate, args.seed, loss_of)
+    with training_attention(model.device):
+        curve = train(model, corpus, dev, args.out, args.minutes, batch_tokens, args.learning_rate, args.seed, loss_of)
     model.eval().bfloat16().save_pretrained(args.out, max_shard_size="15MB")
     figures = measure(model, tokenizer, args.data / "text_dev.jsonl", args.measure)
     log = {

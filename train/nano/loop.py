@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nextgpt.hardware import training_attention
 from nextgpt.train.nano.world import World
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,11 @@ class Loop:
         return self.before + time.monotonic() - self.started
 
     def __iter__(self) -> Iterator[int]:
+        device = self.optimizer.param_groups[0]["params"][0].device
+        with training_attention(device):
+            yield from self._steps()
+
+    def _steps(self) -> Iterator[int]:
         self.started = self._logged = self._saved = time.monotonic()
         self._logged_samples = self.samples
         while (left := 1 - self.seconds / (60 * self.minutes)) > 0:
