@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from nextgpt.decoders import sources
 from nextgpt.encoders import ImageBind, preprocessor_for
 from nextgpt.train.nano import (
     assemble,
     audio_encoder,
+    autoencoder,
     clip_judge,
     encoder,
     judge,
@@ -79,6 +81,23 @@ def steady_clock(monkeypatch):
     """Makers train by the clock: here each look at it takes a quarter of a second, so 0.3 minutes are 24 steps."""
     ticks = itertools.count(step=0.25)
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(ticks), strftime=time.strftime))
+
+
+def test_refining_changes_the_decoding_half_alone(folder, tmp_path, monkeypatch, steady_clock):
+    out, seeing = tmp_path / "autoencoder", tmp_path / "encoder"
+    ImageBind(encoder.new_config()).save_pretrained(seeing)
+
+    def make(*more: str) -> dict[str, torch.Tensor]:
+        words = f"autoencoder --world {folder} --out {out} --minutes 0.1 --batch 2 --device cpu".split()
+        monkeypatch.setattr("sys.argv", [*words, *more])
+        autoencoder.main()
+        return AutoencoderKL.from_pretrained(out).state_dict()
+
+    before, after = make(), make("--refine", "--encoder", str(seeing))
+    changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+    log = json.loads((out / "training_log.json").read_text(encoding="utf-8"))
+    assert "look" in log["curve"][0] and "psnr_dev" in log["figures"]["before_refining"]["figures"]
 
 
 def test_the_audio_tower_learns_from_what_the_encoder_will_hear(folder):

@@ -2,19 +2,21 @@
 
 `python -m nextgpt.train.nano.autoencoder --minutes 30` trains diffusers' `AutoencoderKL` on the world's pictures and
 goes on from its last checkpoint when started again. `--refine` then sharpens the decoding half alone, so that the
-latents stay what a UNet has learned.
+latents stay what a UNet has learned; with `--encoder` what is decoded must also look alike to the encoder.
 """
 
 from __future__ import annotations
 
 import json
 from argparse import Namespace
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nextgpt.encoders.imagebind import ImageBind
 from nextgpt.train.nano import loop
 from nextgpt.train.nano.world import Renderer
 
@@ -22,6 +24,7 @@ LATENT_CHANNELS = 16
 LEARNING_RATE = 2e-3
 KL_WEIGHT = 2e-6  # light: at 5e-4 the latents kept a noise of 0.3 deviations and the pictures stayed blurred
 REFINING_NOISE = 0.05  # in units of the latents' deviation
+LOOK_WEIGHT = 0.2
 
 
 def new_autoencoder(channels: int = 3, widths: tuple[int, ...] = (24, 48, 96, 128)) -> AutoencoderKL:
@@ -105,12 +108,35 @@ def train(args: Namespace, renderer: Renderer, rows: Tensor) -> loop.Loop:
     return run
 
 
+class Look(nn.Module):
+    """How unlike pictures look to an encoder of the world: the angle between their embeddings.
+
+    Args:
+        folder: of the encoder.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.encoder = ImageBind.from_pretrained(folder).float().eval().requires_grad_(False)
+        for name in ("image_mean", "image_std"):
+            values = torch.tensor(getattr(self.encoder.config, name)).view(3, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+    def forward(self, decoded: Tensor, pixels: Tensor) -> Tensor:
+        """Scalar in 0..2, from two batches of pictures `[N, 3, 64, 64]` in -1..1."""
+        first, second = (
+            self.encoder.embed("image", ((each + 1) / 2 - self.image_mean) / self.image_std) for each in (decoded, pixels)
+        )
+        return (1 - F.cosine_similarity(first.float(), second.float())).mean()
+
+
 def refine(args: Namespace, renderer: Renderer, rows: Tensor) -> loop.Loop:
     """Goes on with the decoding half alone: the latents stay what a UNet has learned."""
     autoencoder = AutoencoderKL.from_pretrained(args.out).float().to(rows.device)
     latents = encode_all(autoencoder, renderer, rows)[0]
     decoding = nn.ModuleDict({"decoder": autoencoder.decoder, "post_quant_conv": autoencoder.post_quant_conv})
     optimizer = loop.adamw([decoding], LEARNING_RATE / 2, weight_decay=0.0)
+    look = Look(args.encoder).to(rows.device) if args.encoder else None
     run = loop.Loop(args.out.with_name(f"{args.out.name}_refined"), args.minutes, optimizer, {"decoding": decoding})
     for _ in run:
         chosen = torch.randint(len(rows), (args.batch,), device=rows.device)
@@ -118,7 +144,9 @@ def refine(args: Namespace, renderer: Renderer, rows: Tensor) -> loop.Loop:
         pixels = renderer(rows[chosen]) * 2 - 1
         with loop.autocast(rows.device):
             decoded = autoencoder.decode(near).sample.float()
-        parts = reconstruction_losses(decoded, pixels)
+            parts = reconstruction_losses(decoded, pixels)
+            if look:
+                parts["look"] = LOOK_WEIGHT * look(decoded, pixels)
         loop.update(optimizer, sum(parts.values()))
         run.record(args.batch, **parts)
     autoencoder.bfloat16().save_pretrained(args.out)
@@ -129,6 +157,7 @@ def main() -> None:
     """Trains or refines, and measures."""
     parser = loop.arguments(__doc__.split("\n")[0], "autoencoder", minutes=30, batch=128)
     parser.add_argument("--refine", action="store_true", help="go on with the decoding half of the saved one only")
+    parser.add_argument("--encoder", type=Path, help="with --refine: what is decoded must look like the original to it")
     args = parser.parse_args()
     world, device = loop.start(args)
     renderer = Renderer(torch.from_numpy(world.art).to(device))
