@@ -1,7 +1,7 @@
 """Makes the text encoder of the clip decoder, as `text_encoder` makes that of the pictures.
 
 `python -m nextgpt.train.nano.clip_text_encoder --minutes 2`: linear readings of its states, with noise on them, name the
-thing, its motion, and both together.
+thing and its motion.
 """
 
 from __future__ import annotations
@@ -56,15 +56,13 @@ def main() -> None:
     captions = ClipCaptions(world, tokenizer, device)
     rows = world.rows("train").to(device)
     sizes = {"concept": len(pictures.names), "motion": len(world.motions)}
-    sizes["both"] = sizes["concept"] * sizes["motion"]
     readings = Readings(WIDTH, sizes).to(device)
     encoder = new_text_encoder(tokenizer, LAYERS).to(device)
 
     def draw(count: int) -> tuple[Tensor, dict[str, Tensor]]:
         chosen = loop.draw(rows, count)
         concept, motion = chosen.unbind(1)
-        both = concept * sizes["motion"] + motion
-        return captions(chosen, varied=True), {"concept": concept, "motion": motion, "both": both}
+        return captions(chosen, varied=True), {"concept": concept, "motion": motion}
 
     run = train(args, encoder, tokenizer, readings, draw)
     run.write_figures(args.out, parameters=loop.parameter_count(encoder))

@@ -1,8 +1,9 @@
-"""Makes the text encoder of the sound decoder: one vector a caption, far from those of other sounds.
+"""Makes the text encoder of the sound decoder: one vector a caption, the sum of what it says.
 
 `python -m nextgpt.train.nano.sound_text_encoder --minutes 2` trains a small CLAP text model and its tokenizer as
 `text_encoder` does its own: linear readings of the vector, with noise on it, name the sound, the register and the
-figure. It knows no sample.
+figure. It points along the sum of one vector for each of these: a denoiser that learned a vector of its own for each sound
+would play few that it has not learned. It knows no sample.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from transformers import ClapTextConfig, ClapTextModelWithProjection, RobertaTok
 
 from nextgpt.train.nano import loop
 from nextgpt.train.nano.captions import choose_wordings
+from nextgpt.train.nano.encoder import Sums, away_from
 from nextgpt.train.nano.loop import IGNORED
 from nextgpt.train.nano.sounds import Sound, SoundWorld
 from nextgpt.train.nano.text_encoder import Readings
@@ -124,14 +126,15 @@ def main() -> None:
 
     encoder = new_text_encoder(tokenizer).to(device)
     sizes = {"sound": len(world.names), "register": len(world.registers), "figure": len(world.figures)}
-    readings = Readings(WIDTH, sizes | {"all": len(world.combinations)}).to(device)
-    optimizer = loop.adamw([encoder, readings], LEARNING_RATE)
-    run = loop.Loop(args.out, args.minutes, optimizer, {"encoder": encoder, "readings": readings})
+    readings, sums = Readings(WIDTH, sizes).to(device), Sums(sizes, WIDTH).to(device)
+    optimizer = loop.adamw([encoder, readings, sums], LEARNING_RATE)
+    run = loop.Loop(args.out, args.minutes, optimizer, {"encoder": encoder, "readings": readings, "sums": sums})
     for _ in run:
         chosen = loop.draw(rows, args.batch)
         with loop.autocast(device):
             vectors = embed(encoder, captions(chosen, varied=True), captions.padding) * WIDTH**0.5
-            parts = readings(vectors, dict(zip(PARTS, targets[chosen].T, strict=True)) | {"all": chosen})
+            parts = readings(vectors, dict(zip(PARTS, targets[chosen].T, strict=True)))
+            parts["sums"] = away_from(sums(targets[chosen]), vectors)
         loop.update(optimizer, sum(parts.values()))
         run.record(args.batch, **parts)
 
