@@ -137,6 +137,14 @@ def test_a_picture_tower_goes_on_as_one_that_watches(tmp_path):
         loop.update(optimizer, added(new(torch.ones(1, 3))).sum())
     again = loop.Loop(tmp_path / "made", 0.004, optimizer, {"network": new, "motions": added})
     assert again.step == later.step > earlier.step
+    larger = torch.nn.Linear(3, 5)
+    drawn = larger.weight.clone()
+    started = loop.Loop(tmp_path / "larger", 1, loop.adamw([larger, added], 0.1), {"motions": larger}, later.checkpoint)
+    assert started.step == 0 and torch.equal(larger.weight, drawn), "another shape"
+    loop.Loop(
+        tmp_path / "like", 1, loop.adamw([larger], 0.1), {"motions": (like := torch.nn.Linear(3, 2))}, later.checkpoint
+    )
+    assert torch.equal(like.weight, added.weight)
 
 
 def test_sounds_from_outside_are_the_same_each_time_and_of_one_split_only(folder, few_unknown_sounds):

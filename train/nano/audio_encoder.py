@@ -123,7 +123,7 @@ def main() -> None:
     for group in loop.parameter_groups([sums], WEIGHT_DECAY):  # apart: earlier checkpoints lack them
         optimizer.add_param_group(group)
     compute = torch.compile(network) if args.compile else network
-    run = loop.Loop(args.out, args.minutes, optimizer, {"network": network, "sums": sums})
+    run = loop.Loop(args.out, args.minutes, optimizer, {"network": network, "sums": sums}, args.start_from)
     for _ in run:
         energies, targets = loop.draw_mixed(taught, args.batch, UNKNOWN_SHARE, unknown=len(world.names))
         with loop.autocast(device):

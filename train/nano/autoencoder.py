@@ -95,7 +95,7 @@ def train(args: Namespace, renderer: Renderer, rows: Tensor) -> loop.Loop:
     autoencoder = new_autoencoder().to(rows.device, memory_format=torch.channels_last)
     optimizer = loop.adamw([autoencoder], LEARNING_RATE, weight_decay=0.0)
     compute = torch.compile(losses) if args.compile else losses
-    run = loop.Loop(args.out, args.minutes, optimizer, {"autoencoder": autoencoder})
+    run = loop.Loop(args.out, args.minutes, optimizer, {"autoencoder": autoencoder}, args.start_from)
     for _ in run:
         pictures = renderer(loop.draw(rows, args.batch))  # where the decoder will draw them
         with loop.autocast(rows.device):

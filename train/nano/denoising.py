@@ -108,7 +108,7 @@ def train(
     averaged = AveragedModel(network, multi_avg_fn=average)
     optimizer = loop.adamw([network], LEARNING_RATE)
     compute = torch.compile(network) if args.compile else network
-    run = loop.Loop(args.out, args.minutes, optimizer, {"network": network, "averaged": averaged})
+    run = loop.Loop(args.out, args.minutes, optimizer, {"network": network, "averaged": averaged}, args.start_from)
     for _ in run:
         timesteps = draw_timesteps(args.batch, device)
         with loop.autocast(device):

@@ -278,7 +278,7 @@ def main() -> None:
     unknown_ids = captions.unknown.expand(unknowns, -1)
 
     kept = {"network": network, "motions": motions, "sums": sums, "motion_sums": motion_sums}
-    run = loop.Loop(args.out, args.minutes, optimizer, kept)
+    run = loop.Loop(args.out, args.minutes, optimizer, kept, args.start_from)
     for _ in run:
         chosen = draw_groups(rows, args.batch - unknowns - elsewhere)
         anywhere, what = draw_elsewhere(renderer, rows, elsewhere)

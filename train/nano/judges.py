@@ -145,7 +145,7 @@ def train(judge: MediaJudge, lessons: Lessons, args: argparse.Namespace, device:
     compute = torch.compile(judge) if args.compile else judge
     first = next(iter(lessons.labels.values()))
 
-    run = loop.Loop(args.out, args.minutes, optimizer, {"judge": judge})
+    run = loop.Loop(args.out, args.minutes, optimizer, {"judge": judge}, args.start_from)
     for _ in run:
         media, targets = loop.draw_mixed(lessons, args.batch, UNKNOWN_SHARE, unknown=len(first) - 1)
         with loop.autocast(device):

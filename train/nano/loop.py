@@ -42,9 +42,18 @@ class Loop:
         optimizer: its learning rates are the highest ones.
         kept: name → what a checkpoint holds besides the optimizer; anything with `state_dict` and `load_state_dict`.
             What an earlier checkpoint lacks begins anew, and so do groups added to the end of the optimizer since.
+        start_from: another run's checkpoint, of a smaller world, say: where there is none of this run, the tensors of its
+            modules that are as large as here are taken over.
     """
 
-    def __init__(self, out: Path, minutes: float, optimizer: torch.optim.Optimizer, kept: dict[str, Any]):
+    def __init__(
+        self,
+        out: Path,
+        minutes: float,
+        optimizer: torch.optim.Optimizer,
+        kept: dict[str, Any],
+        start_from: Path | None = None,
+    ):
         self.work = out.with_name(out.name + WORK_SUFFIX)
         self.work.mkdir(parents=True, exist_ok=True)
         self.checkpoint = self.work / "checkpoint.pt"
@@ -56,6 +65,8 @@ class Loop:
         self._losses: dict[str, list[Tensor]] = defaultdict(list)
         if self.checkpoint.exists():
             self._load()
+        elif start_from is not None:
+            self._take_over(start_from)
 
     @property
     def seconds(self) -> float:
@@ -124,6 +135,14 @@ class Loop:
         torch.manual_seed(self.step)
         logger.info("goes on from %s at step %d", self.checkpoint, self.step)
 
+    def _take_over(self, checkpoint: Path) -> None:
+        found = torch.load(checkpoint, weights_only=True, map_location="cpu")["state"]
+        for name in (self.kept.keys() & found.keys()) - {"optimizer"}:
+            own = self.kept[name].state_dict()
+            fitting = {key: value for key, value in found[name].items() if key in own and value.shape == own[key].shape}
+            self.kept[name].load_state_dict(own | fitting)
+            logger.info("%s: %d of %d tensors are taken over from %s", name, len(fitting), len(own), checkpoint)
+
     def write_figures(self, out: Path, **figures: Any) -> None:
         """Writes `training_log.json`: the figures, and at most 100 rows of the curve."""
         curve = self.curve[:: max(1, len(self.curve) // 100)]
@@ -143,6 +162,7 @@ def arguments(description: str, part: str, minutes: float, batch: int) -> argpar
     parser.add_argument("--batch", type=int, help=f"default: {batch}, on a CPU {batch // 8}")
     parser.add_argument("--compile", action="store_true", help="compile the network first (worth it on a GPU)")
     parser.add_argument("--concepts", type=int, help="learn so many concepts only, to try the script out")
+    parser.add_argument("--start-from", type=Path, help="a checkpoint of a smaller world: what fits is taken over")
     parser.set_defaults(default_batch=batch)
     return parser
 

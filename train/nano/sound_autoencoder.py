@@ -76,7 +76,7 @@ def main() -> None:
     autoencoder = autoencoder.to(device, memory_format=torch.channels_last)
     optimizer = loop.adamw([autoencoder], LEARNING_RATE, weight_decay=0.0)
     compute = torch.compile(losses) if args.compile else losses
-    run = loop.Loop(args.out, args.minutes, optimizer, {"autoencoder": autoencoder})
+    run = loop.Loop(args.out, args.minutes, optimizer, {"autoencoder": autoencoder}, args.start_from)
     for _ in run:
         batch = loop.draw(mels, args.batch)
         late = int(torch.randint(MOST_SHIFT + 1, ()))

@@ -128,7 +128,9 @@ def main() -> None:
     sizes = {"sound": len(world.names), "register": len(world.registers), "figure": len(world.figures)}
     readings, sums = Readings(WIDTH, sizes).to(device), Sums(sizes, WIDTH).to(device)
     optimizer = loop.adamw([encoder, readings, sums], LEARNING_RATE)
-    run = loop.Loop(args.out, args.minutes, optimizer, {"encoder": encoder, "readings": readings, "sums": sums})
+    run = loop.Loop(
+        args.out, args.minutes, optimizer, {"encoder": encoder, "readings": readings, "sums": sums}, args.start_from
+    )
     for _ in run:
         chosen = loop.draw(rows, args.batch)
         with loop.autocast(device):

@@ -103,7 +103,7 @@ def train(
     """
     device = next(encoder.parameters()).device
     optimizer = loop.adamw([encoder, readings], LEARNING_RATE)
-    run = loop.Loop(args.out, args.minutes, optimizer, {"encoder": encoder, "readings": readings})
+    run = loop.Loop(args.out, args.minutes, optimizer, {"encoder": encoder, "readings": readings}, args.start_from)
     for _ in run:
         ids, targets = draw(args.batch)
         with loop.autocast(device):
