@@ -18,7 +18,7 @@ from nextgpt.decoders.vocoder import GriffinLimVocoder, GriffinLimVocoderConfig
 from nextgpt.events import Reply
 from nextgpt.media import load_media
 from nextgpt.signals import MODALITIES
-from nextgpt.train.nano import dialogues
+from nextgpt.train.nano import dialogues, rows
 from nextgpt.train.nano.bench import (
     AS_TENSOR,
     JUDGES,
@@ -271,3 +271,19 @@ def test_descriptions_are_read_off_the_words():
     for clip in ("This is an apple, sliding left.", "These are grapes, growing."):
         assert set(described("video", clip).values()) & {"apple", "grapes"}
     assert described("video", "I can't tell what this is.") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "is_humble"),
+    [
+        ("I do not know geography, sorry. I know some places as pictures, such as a house.", True),
+        ("I can't draw a submarine: it is not in my little world. Shall I draw a boat instead?", True),
+        ("Sums are beyond me. I know pictures of everyday things.", True),
+        ("This is a cat.", False),
+        ("A violin is a stringed instrument.", False),
+        ("Sorry, here is a large cat, 3d style, white background.", False),
+    ],
+)
+def test_an_answer_is_humble_when_it_admits_and_names_nothing(text, is_humble):
+    reply = Reply({"role": "assistant", "content": [{"type": "text", "text": text}]})
+    assert rows.humble(reply) == is_humble

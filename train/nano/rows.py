@@ -31,6 +31,12 @@ NAMED_BARS = {
     "video": {"concept": 0.92, "motion": 0.95},
 }
 CROSSING_BAR, CHANGE_BAR, HUMBLE_BAR, VOCODER_BAR = 0.85, 0.90, 0.95, 0.95
+# How the answers that were learned from admit that something lies outside the world.
+ADMITTING = re.compile(
+    r"can(?:'t|not)|(?:do|did)(?:n't| not)|know (?:no|nothing)|knew|only know|have (?:no|never)|(?:beyond|outside) m[ey]"
+    r"|not in my|isn't in my|for me\b|sorry|afraid|not something|nobody",
+    re.IGNORECASE,
+)
 OUTSIDE_TURNS = {
     "image": ("image show_outside", "outside_draw", "outside_question"),
     "audio": ("audio show_outside", "outside_play", "unplayable"),
@@ -169,4 +175,4 @@ def outside_the_world(bench: Bench) -> list[Score]:
 def humble(reply: Reply) -> bool:
     """Whether an answer makes nothing, names nothing, and admits it."""
     makes = any(part["type"] != "text" for part in reply.message["content"])
-    return not makes and not CAPTION.search(reply.text) and bool(re.search(r"can't|don't know", reply.text))
+    return not makes and not CAPTION.search(reply.text) and bool(ADMITTING.search(reply.text))
