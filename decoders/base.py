@@ -21,7 +21,6 @@ from nextgpt.decoders.sources import check_components, local_folder, read_json, 
 logger = logging.getLogger(__name__)
 
 DEFAULTS_FILE = "generation_defaults.json"
-SHARED_FILE = "shared_components.json"
 INTEGER_OPTIONS = {"num_inference_steps", "height", "width", "num_frames"}
 
 Preview = Callable[[], list[Image.Image]]
@@ -271,7 +270,7 @@ class Decoder:
                 folder = local_folder(pipeline_class.download(self.source, **options))
             except OSError as error:
                 raise OSError(unreachable(self.source, self.revision, "safetensors weights", error)) from error
-        shared = shared_components(folder, SHARED_FILE)
+        shared = shared_components(folder)
         check_components(folder, self._index, unused=set(self.load_options), elsewhere=shared)
         options = {"use_safetensors": True, "local_files_only": True}
         try:

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+SHARED_FILE = "shared_components.json"
+
 
 def local_folder(source: str) -> Path | None:
     """The folder that `source` names, or None where it can only be a Hub repository."""
@@ -52,11 +54,11 @@ def unreachable(source: str, revision: str | None, wanted: str, error: Exception
     )
 
 
-def shared_components(folder: Path, filename: str) -> dict[str, Path]:
-    """The parts that lie in another pipeline's folder: part name → its folder; none where there is no such file."""
-    if not (folder / filename).is_file():
+def shared_components(folder: Path) -> dict[str, Path]:
+    """The parts that `SHARED_FILE` says lie in another pipeline's folder: part name → its folder; none without it."""
+    if not (folder / SHARED_FILE).is_file():
         return {}
-    return {name: (folder / where).resolve() for name, where in read_json(str(folder), filename).items()}
+    return {name: (folder / where).resolve() for name, where in read_json(str(folder), SHARED_FILE).items()}
 
 
 def check_components(folder: Path, index: dict, unused: set[str], elsewhere: dict[str, Path]) -> None:

@@ -141,9 +141,8 @@ def test_a_picture_tower_goes_on_as_one_that_watches(tmp_path):
     drawn = larger.weight.clone()
     started = loop.Loop(tmp_path / "larger", 1, loop.adamw([larger, added], 0.1), {"motions": larger}, later.checkpoint)
     assert started.step == 0 and torch.equal(larger.weight, drawn), "another shape"
-    loop.Loop(
-        tmp_path / "like", 1, loop.adamw([larger], 0.1), {"motions": (like := torch.nn.Linear(3, 2))}, later.checkpoint
-    )
+    like = torch.nn.Linear(3, 2)
+    loop.Loop(tmp_path / "like", 1, loop.adamw([like], 0.1), {"motions": like}, later.checkpoint)
     assert torch.equal(like.weight, added.weight)
 
 
@@ -285,7 +284,7 @@ def test_what_is_there_decides_what_the_model_takes_and_makes(folder, tmp_path, 
     assemble.assemble_frozen(root, preset)
     assert config == {"takes": ["image", "video"], "makes": ["image", "video"]}
     assert not (preset / "sound_decoder").exists() and not (preset / "world" / "sounds.npz").exists()
-    (shared,) = sources.shared_components(preset / "clip_decoder", "shared_components.json").values()
+    (shared,) = sources.shared_components(preset / "clip_decoder").values()
     assert (shared / "config.json").read_text(encoding="utf-8") == "refined"
     assert not (preset / "clip_decoder" / "vae").exists()
     (preset / "large.safetensors").write_bytes(bytes(assemble.MOST_FILE_BYTES + 1))

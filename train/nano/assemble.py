@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
-from nextgpt.decoders.base import SHARED_FILE
+from nextgpt.decoders.sources import SHARED_FILE
 from nextgpt.encoders import ImageBind, ImageBindConfig
 from nextgpt.modeling_nextgpt import TRAINED_FILE
 from nextgpt.parts import preset_folder
@@ -45,7 +45,7 @@ SHIPPED = (
 INSIDE = ("autoencoder", "text_encoder", "clip_text_encoder", "sound_autoencoder", "sound_text_encoder")
 SHARED = {"clip_decoder": {"vae": "../image_decoder/vae"}}
 MOST_BYTES, MOST_FILE_BYTES = 100_000_000, 20_000_000
-LEFT_OUT = shutil.ignore_patterns("checkpoint*", LOG_FILE, "*.png", "README.md", "runs")
+LEFT_OUT = ("checkpoint*", LOG_FILE, "*.png", "README.md", "runs")
 OF_THE_RUN = ("trainer_state.json", "training_args.bin", "run.json", "README.md", "skipped.jsonl")  # not of the preset
 LICENCE = "Apache-2.0; trained on artwork listed in ATTRIBUTION.md"
 
@@ -92,15 +92,13 @@ def assemble_frozen(root: Path, preset: Path) -> None:
             continue
         logs[part] = json.loads((root / part / LOG_FILE).read_text(encoding="utf-8"))
         if part in SHIPPED:
+            shared = SHARED.get(part, {})
             shutil.rmtree(preset / part, ignore_errors=True)
-            shutil.copytree(root / part, preset / part, ignore=LEFT_OUT)
+            copy_folder(root / part, preset / part, shared)
+            if shared:
+                (preset / part / SHARED_FILE).write_text(json.dumps(shared) + "\n", encoding="utf-8")
     if (root / "autoencoder" / "config.json").is_file():  # it may have been refined since the UNet was trained
-        shutil.copytree(root / "autoencoder", preset / "image_decoder" / "vae", ignore=LEFT_OUT, dirs_exist_ok=True)
-    for part, shared in SHARED.items():
-        if (preset / part).is_dir():
-            for name in shared:
-                shutil.rmtree(preset / part / name)
-            (preset / part / SHARED_FILE).write_text(json.dumps(shared) + "\n", encoding="utf-8")
+        copy_folder(root / "autoencoder", preset / "image_decoder" / "vae")
     if made(root, "audio_encoder"):
         join_towers([root / "encoder", root / "audio_encoder"], preset / "encoder")
     (preset / LOG_FILE).write_text(json.dumps(logs, indent=1) + "\n", encoding="utf-8")
@@ -112,6 +110,11 @@ def assemble_frozen(root: Path, preset: Path) -> None:
     if "audio" in {*takes, *makes}:
         SoundWorld(root / "world").copy(preset / "world")
     new_config(takes=takes, makes=makes).save_pretrained(root / "model")
+
+
+def copy_folder(source: Path, target: Path, left_out: Iterable[str] = ()) -> None:
+    """Copies a saved part over what is there, without what only its making needs and without what is named."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*LEFT_OUT, *left_out), dirs_exist_ok=True)
 
 
 def join_towers(folders: Sequence[Path], out: Path) -> None:
@@ -183,7 +186,7 @@ def assemble_trained(root: Path, preset: Path) -> None:
         if path.is_file() and path.name not in OF_THE_RUN:
             shutil.copy(path, preset / path.name)
     to_bfloat16(preset / TRAINED_FILE)
-    shutil.copytree(root / "instruct" / "lora", preset / "lora", ignore=LEFT_OUT, dirs_exist_ok=True)
+    copy_folder(root / "instruct" / "lora", preset / "lora")
     check_sizes(preset)
 
 

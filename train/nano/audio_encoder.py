@@ -14,9 +14,10 @@ from nextgpt.encoders.configuration import ImageBindConfig
 from nextgpt.encoders.imagebind import ImageBind
 from nextgpt.encoders.preprocessing import FRAME_SHIFT_MS, preprocessor_for
 from nextgpt.train.nano import loop
-from nextgpt.train.nano.encoder import EMBED_DIM, WEIGHT_DECAY, Probes, Sums, away_from
+from nextgpt.train.nano.encoder import EMBED_DIM, WEIGHT_DECAY, Probes
 from nextgpt.train.nano.sound_lessons import PARTS, SoundLessons
 from nextgpt.train.nano.sounds import SAMPLES, SAMPLING_RATE, SECONDS, SoundWorld
+from nextgpt.train.nano.sums import SUM_WEIGHT, Sums, away_from
 
 LEARNING_RATE = 1e-3
 UNKNOWN_SHARE = 1 / 6
@@ -128,7 +129,7 @@ def main() -> None:
         energies, targets = loop.draw_mixed(taught, args.batch, UNKNOWN_SHARE, unknown=len(world.names))
         with loop.autocast(device):
             parts, heard = compute(end_early(energies), targets)
-            parts["sums"] = away_from(sums(targets), heard)
+            parts["sums"] = SUM_WEIGHT * away_from(sums(targets), heard)
         loop.update(optimizer, sum(parts.values()))
         run.record(args.batch, **parts)
 

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from nextgpt.encoders.imagebind import ImageBind
 from nextgpt.train.nano import loop
+from nextgpt.train.nano.encoder import Sight
+from nextgpt.train.nano.sums import away_from
 from nextgpt.train.nano.world import Renderer
 
 LATENT_CHANNELS = 16
@@ -108,7 +110,7 @@ def train(args: Namespace, renderer: Renderer, rows: Tensor) -> loop.Loop:
     return run
 
 
-class Look(nn.Module):
+class Look(Sight):
     """How unlike pictures look to an encoder of the world: the angle between their embeddings.
 
     Args:
@@ -116,18 +118,12 @@ class Look(nn.Module):
     """
 
     def __init__(self, folder: Path):
-        super().__init__()
-        self.encoder = ImageBind.from_pretrained(folder).float().eval().requires_grad_(False)
-        for name in ("image_mean", "image_std"):
-            values = torch.tensor(getattr(self.encoder.config, name)).view(3, 1, 1)
-            self.register_buffer(name, values, persistent=False)
+        super().__init__(ImageBind.from_pretrained(folder).float().eval().requires_grad_(False))
 
     def forward(self, decoded: Tensor, pixels: Tensor) -> Tensor:
         """Scalar in 0..2, from two batches of pictures `[N, 3, 64, 64]` in -1..1."""
-        first, second = (
-            self.encoder.embed("image", ((each + 1) / 2 - self.image_mean) / self.image_std) for each in (decoded, pixels)
-        )
-        return (1 - F.cosine_similarity(first.float(), second.float())).mean()
+        first, second = (self.embed_pictures((each + 1) / 2) for each in (decoded, pixels))
+        return away_from(second, first)
 
 
 def refine(args: Namespace, renderer: Renderer, rows: Tensor) -> loop.Loop:

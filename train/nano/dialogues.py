@@ -291,10 +291,9 @@ def load_composer(
     things = [*outside["things"].items(), *unbuilt_things(concepts)]
     heard = {instrument.with_article(name) for instrument in instruments.values() for name in instrument.articles}
     seen = {word for concept in concepts.values() for word in (concept.name, *concept.synonyms)}
-    sounds = [(thing, near) for thing, near in outside["sounds"].items() if near in instruments and bare(thing) not in seen]
 
-    def of_split(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        return [(thing, near) for thing, near in pairs if split_of_names("outside", bare(thing)) == split]
+    def belongs(thing: str) -> bool:
+        return split_of_names("outside", bare(thing)) == split
 
     return Composer(
         Setting(
@@ -303,10 +302,14 @@ def load_composer(
             split=split,
             media=tuple(modality for modality in MODALITIES if modality in media),
             glosses=json.loads((DATA / "glosses.json").read_text(encoding="utf-8"))["glosses"],
-            outside=of_split([(thing, near) for thing, near in things if near in concepts and thing not in heard]),
+            outside=[(thing, near) for thing, near in things if near in concepts and thing not in heard and belongs(thing)],
             outside_paths=outside_paths or [],
             instruments=instruments,
-            outside_sounds=of_split(sounds),
+            outside_sounds=[
+                (thing, near)
+                for thing, near in outside["sounds"].items()
+                if near in instruments and bare(thing) not in seen and belongs(thing)
+            ],
             filmed=filmed_concepts(concepts) if "video" in media else [],
         )
     )

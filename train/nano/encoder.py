@@ -20,6 +20,7 @@ from nextgpt.train.nano import loop
 from nextgpt.train.nano.captions import CONTEXT, Captions, train_tokenizer
 from nextgpt.train.nano.clips import ClipRenderer, ClipWorld, KeptClips
 from nextgpt.train.nano.loop import IGNORED
+from nextgpt.train.nano.sums import SUM_WEIGHT, Sums, away_from
 from nextgpt.train.nano.text_encoder import PARTS
 from nextgpt.train.nano.unknown import UnknownClips, UnknownPictures, disturb, disturb_clips, turn_some
 from nextgpt.train.nano.world import SIDE, Renderer
@@ -33,7 +34,6 @@ CLIP_SHARE = 1 / 4  # so many clips for a picture
 EMBED_DIM = 256  # of both towers
 GROUP = 4  # pictures of one concept that stand in a batch together, told apart by style, background and size only
 SMOOTHING = 0.05  # of the labels
-SUM_WEIGHT = 5.0
 
 
 def new_config(**changes) -> ImageBindConfig:
@@ -94,42 +94,12 @@ class Probes(nn.Module):
         }
 
 
-class Sums(nn.Module):
-    """Embeddings as they should be: along the sum of one vector for each thing that can be said of a picture.
+class Sight(nn.Module):
+    """Towers that look at pictures and clips as they are rendered."""
 
-    So combinations that were never seen lie where a linear projection expects them.
-
-    Args:
-        sizes: part of what it shows → how many values that has.
-        embed_dim: of the embedding.
-    """
-
-    def __init__(self, sizes: dict[str, int], embed_dim: int):
+    def __init__(self, towers: ImageBind):
         super().__init__()
-        self.tables = nn.ModuleList(nn.Embedding(size + 1, embed_dim) for size in sizes.values())  # the last: not said
-        for table in self.tables:
-            nn.init.normal_(table.weight, std=embed_dim**-0.5)
-
-    def forward(self, targets: Tensor) -> Tensor:
-        """Vectors `[N, D]` for values `[N, parts]`, `IGNORED` where there is none."""
-        values = targets.T
-        return sum(
-            table(value.where(value != IGNORED, table.num_embeddings - 1))
-            for table, value in zip(self.tables, values, strict=True)
-        )
-
-
-def away_from(vectors: Tensor, embeddings: Tensor) -> Tensor:
-    """How far embeddings point elsewhere than they should, weighted; both `[N, D]`."""
-    return SUM_WEIGHT * (1 - F.cosine_similarity(embeddings.float(), vectors)).mean()
-
-
-class Contrast(nn.Module):
-    """Towers and probes as one network, with the training loss."""
-
-    def __init__(self, towers: ImageBind, probes: Probes):
-        super().__init__()
-        self.towers, self.probes = towers, probes
+        self.towers = towers
         for name in ("image_mean", "image_std"):
             values = torch.tensor(getattr(towers.config, name)).view(3, 1, 1)
             self.register_buffer(name, values, persistent=False)
@@ -142,6 +112,14 @@ class Contrast(nn.Module):
         """Clips `[N, 3, 8, 64, 64]` in 0..1 → embeddings `[N, 256]`."""
         normal = (clips - self.image_mean[:, None]) / self.image_std[:, None]
         return self.towers.embed("video", normal[:, None])
+
+
+class Contrast(Sight):
+    """Towers and probes as one network, with the training loss."""
+
+    def __init__(self, towers: ImageBind, probes: Probes):
+        super().__init__(towers)
+        self.probes = probes
 
     def forward(self, pictures: Tensor, ids: Tensor, targets: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Parts of the loss, and the embeddings `[N, 256]`.
@@ -177,7 +155,7 @@ def clip_losses(
     concepts = network.probes(watched)["concept"]
     concept = F.cross_entropy(concepts, targets[:, 0], label_smoothing=SMOOTHING)
     vectors = sums(F.pad(targets[:, :1], (0, len(PARTS) - 1), value=IGNORED)) + moving(targets[:, 1:])
-    parts = {"clip_concept": concept, "clip_sums": away_from(vectors, watched)}
+    parts = {"clip_concept": concept, "clip_sums": SUM_WEIGHT * away_from(vectors, watched)}
     return parts | motions.losses(watched, targets[:, 1:])
 
 
@@ -287,7 +265,7 @@ def main() -> None:
         targets = torch.cat([chosen, unknown_target.expand(unknowns, -1), what])
         with loop.autocast(device):
             parts, seen = compute(disturb(torch.cat(shown)), ids, targets)
-            parts["sums"] = away_from(sums(targets), seen)
+            parts["sums"] = SUM_WEIGHT * away_from(sums(targets), seen)
             if clip_count:
                 watched, moved = turn_some(*clips(clip_count - unknown_count, shift=3))
                 watched = torch.cat([watched, unknown_clips(unknown_count)])

@@ -1,4 +1,4 @@
-"""True and unknown sounds as spectrograms to learn from, disturbed and transposed, and phrases. Knows no models.
+"""True and unknown sounds as spectrograms to learn from, disturbed and transposed, and studies. Knows no models.
 
 There are few combinations, and whoever learned them by heart would pass for one who can hear. So of what there is to
 learn from a quarter are sounds transposed, of which only the figure can be told, and half are studies (`sounds.studies`).

@@ -18,9 +18,9 @@ from transformers import ClapTextConfig, ClapTextModelWithProjection, RobertaTok
 
 from nextgpt.train.nano import loop
 from nextgpt.train.nano.captions import choose_wordings
-from nextgpt.train.nano.encoder import Sums, away_from
 from nextgpt.train.nano.loop import IGNORED
 from nextgpt.train.nano.sounds import Sound, SoundWorld
+from nextgpt.train.nano.sums import SUM_WEIGHT, Sums, away_from
 from nextgpt.train.nano.text_encoder import Readings
 
 WIDTH = 128
@@ -136,7 +136,7 @@ def main() -> None:
         with loop.autocast(device):
             vectors = embed(encoder, captions(chosen, varied=True), captions.padding) * WIDTH**0.5
             parts = readings(vectors, dict(zip(PARTS, targets[chosen].T, strict=True)))
-            parts["sums"] = away_from(sums(targets[chosen]), vectors)
+            parts["sums"] = SUM_WEIGHT * away_from(sums(targets[chosen]), vectors)
         loop.update(optimizer, sum(parts.values()))
         run.record(args.batch, **parts)
 

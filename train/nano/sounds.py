@@ -47,7 +47,7 @@ FIGURES: dict[str, list[tuple[float, float, int]]] = {
     "chord": [(0.0, 1.5, step) for step in (0, 4, 7)],
     "repeated note": [(NOTE * n, NOTE * n + 0.15, 0) for n in range(8)],
 }
-# What is learned from apart from the world's combinations, so that these are not learned by heart: `Studies`.
+# What is learned from apart from the world's combinations, so that these are not learned by heart: `studies`.
 PHRASES = 8  # of loose notes, of each instrument in each register
 VARIATIONS = 4  # of each combination that may be learned from: in other keys, faster or slower, louder or softer
 MOST_KEYS = 3  # up or down
