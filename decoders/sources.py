@@ -72,6 +72,11 @@ def check_components(folder: Path, index: dict, unused: set[str], elsewhere: dic
     Raises:
         OSError: names the first part that is missing or not loadable, and what to do.
     """
+    if strange := sorted(set(elsewhere) - set(index)):
+        raise OSError(
+            f"{folder / SHARED_FILE} names a part '{strange[0]}' that the pipeline lacks. "
+            f"It has: {', '.join(name for name, entry in index.items() if isinstance(entry, list))}. Correct the name."
+        )
     for name, entry in index.items():
         if name in unused or not isinstance(entry, list) or entry[-1] is None:
             continue

@@ -422,6 +422,9 @@ def test_a_part_may_lie_in_another_pipelines_folder(own_folder, decoders):
     shutil.rmtree(folder.parent / "of_pictures")
     with pytest.raises(OSError, match="lacks its part 'vae'.*of_pictures"):
         load_decoder("text-to-video", folder).encode(["x"])
+    (folder / "shared_components.json").write_text('{"vea": "../of_pictures"}', encoding="utf-8")
+    with pytest.raises(OSError, match="shared_components.json names a part 'vea' .*It has: .*vae"):
+        load_decoder("text-to-video", folder).encode(["x"])
 
 
 @pytest.mark.parametrize(
