@@ -25,7 +25,7 @@ from nextgpt.train.nano.world import Renderer
 LATENT_CHANNELS = 16
 LEARNING_RATE = 2e-3
 KL_WEIGHT = 2e-6  # light: at 5e-4 the latents kept a noise of 0.3 deviations and the pictures stayed blurred
-REFINING_NOISE = 0.05  # in units of the latents' deviation
+REFINING_NOISE = 0.2  # at most, in units of the latents' deviation
 LOOK_WEIGHT = 0.2
 
 
@@ -136,7 +136,8 @@ def refine(args: Namespace, renderer: Renderer, rows: Tensor) -> loop.Loop:
     run = loop.Loop(args.out.with_name(f"{args.out.name}_refined"), args.minutes, optimizer, {"decoding": decoding})
     for _ in run:
         chosen = torch.randint(len(rows), (args.batch,), device=rows.device)
-        near = latents[chosen] + REFINING_NOISE * torch.randn_like(latents[chosen])  # a UNet's will be a little off
+        noise = REFINING_NOISE * torch.rand(args.batch, 1, 1, 1, device=rows.device)  # a UNet's will be a little off
+        near = latents[chosen] + noise * torch.randn_like(latents[chosen])
         pixels = renderer(rows[chosen]) * 2 - 1
         with loop.autocast(rows.device):
             decoded = autoencoder.decode(near).sample.float()
