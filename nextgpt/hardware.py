@@ -54,3 +54,8 @@ def training_attention(device: torch.device) -> AbstractContextManager:
     1.24 s (16 × 256 tokens), one of the nano encoder half the time.
     """
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on an accelerator or on the CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -49,6 +49,13 @@ def _open(stage: str, config: TrainingConfig, *, retry: bool) -> tuple[ChatDatas
     return open_dataset(stage, config, model_config, processor, retry=retry), model_config, processor
 
 
+def _device(config: TrainingConfig, part: int) -> torch.device:
+    """Of the part-th process: where there are several accelerators, each process has its own, in turn."""
+    device = config.training_arguments().device
+    count = torch.accelerator.device_count() if device.type != "cpu" else 0
+    return torch.device(device.type, part % count) if count > 1 else device
+
+
 def _cache_share(stage: str, config: TrainingConfig, share: tuple[int, int]) -> None:
     dataset, model_config, processor = _open(stage, config, retry=False)
     gather_features(
@@ -57,7 +64,7 @@ def _cache_share(stage: str, config: TrainingConfig, share: tuple[int, int]) -> 
         load_frozen_encoder(model_config, getattr(torch, config.dtype)),
         processor,
         config.features,
-        device=config.training_arguments().device,
+        device=_device(config, share[0]),
         batch_size=config.feature_batch_size,
         decoders={} if config.denoising else None,
         share=share,

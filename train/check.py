@@ -19,6 +19,7 @@ from nextgpt.doctor import file_hash
 from nextgpt.errors import NextGPTError
 from nextgpt.media import load_media
 from nextgpt.parts import fetch_model
+from nextgpt.signals import MODALITIES
 from nextgpt.train.data import Line, Reader, mapper, read_lines
 from nextgpt.train.data import check_files as check_existence
 from nextgpt.train.stages import load_processor
@@ -111,7 +112,8 @@ class _Checker:
         except NextGPTError as error:
             note("broken", str(error))
             return _Finding(problems, None, 0, None)
-        files = [(part["type"], Path(part["path"])) for part in parts if isinstance(part.get("path"), str)]
+        named = [part for part in parts if isinstance(part.get("path"), str)]
+        files = [(part["type"], Path(part["path"])) for part in named if part.get("type") in MODALITIES]
         for modality, path in dict.fromkeys(files):
             problem = _media_problem(modality, str(path))
             if problem:

@@ -76,9 +76,17 @@ def prune(run: str | Path, keep: int | None) -> None:
             _delete(folder)
 
 
-def set_aside(run: str | Path) -> None:
-    """Moves the checkpoints of an earlier run out of the way of one that starts anew in the same folder."""
-    if not (old := checkpoints(run)):
+def set_aside(run: str | Path, newer_than: Path | None = None) -> None:
+    """Moves checkpoints out of the way of a run that starts anew in the same folder.
+
+    Args:
+        newer_than: the run starts from this checkpoint: those up to it stay, if it is one of the same folder.
+    """
+    old = checkpoints(run)
+    places = [folder.resolve() for folder in old]
+    if newer_than is not None and newer_than.resolve() in places:
+        old = old[places.index(newer_than.resolve()) + 1 :]
+    if not old:
         return
     numbers = [int(folder.name.rpartition("-")[2]) for folder in Path(run).glob(f"{EARLIER}-*")]
     earlier = Path(run) / f"{EARLIER}-{max(numbers, default=0) + 1}"

@@ -21,6 +21,8 @@ from nextgpt.train.data import ON_BAD_ITEM
 _RESERVED = {"output_dir", "remove_unused_columns", "resume_from_checkpoint"}
 ARGUMENT_TYPES = {each.name: type(each.default) for each in dataclasses.fields(TrainingArguments) if each.init}
 DTYPES = ("float32", "bfloat16", "float16")
+# Own settings that are whole numbers, with the least each may be; `max_length` may be left out.
+WHOLE_NUMBERS = {"feature_batch_size": 1, "max_length": 1, "tokenizing_workers": 0, "sample_steps": 0, "sample_count": 1}
 DEFAULT_ARGUMENTS = {
     "adam_beta1": 0.9,  # the betas of the first published code
     "adam_beta2": 0.95,
@@ -84,6 +86,12 @@ class TrainingConfig:
         self.data = [self.data] if isinstance(self.data, str) else self.data
         if not isinstance(self.data, list) or not all(isinstance(file, str) for file in self.data):
             raise UserInputError(f"data is {self.data!r}, expected a list of JSON-lines files")
+        for name, least in WHOLE_NUMBERS.items():
+            value = getattr(self, name)
+            if name == "max_length" and value is None:
+                continue
+            if type(value) is not int or value < least:
+                raise UserInputError(f"{name} is {value!r}, expected a whole number of at least {least}")
         if self.dtype not in DTYPES:
             raise UserInputError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}")
         if self.on_bad_item not in ON_BAD_ITEM:

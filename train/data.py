@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 STORE_VERSION = "1"  # raised when the same files come to mean other examples
 ON_BAD_ITEM = ("fail", "skip")
+CHUNK = 512  # conversations whose media are looked up at once
 
 
 class InputMedia(NamedTuple):
@@ -279,6 +280,22 @@ class ChatDataset(Dataset):
         """The number of each conversation's file: `[n]`."""
         return self._of_kept(self.store.sources)
 
+    def media_fingerprint(self, *, denoising: bool) -> str:
+        """A hash of which conversations are kept and of the content of the media that are learned from.
+
+        Args:
+            denoising: the media that the assistant makes count too, not their captions alone.
+        """
+        digest = hashlib.sha256()
+        for start in range(0, len(self), CHUNK):
+            chunk = [self._stored(index) for index in range(start, min(start + CHUNK, len(self)))]
+            media = {index: _media(self.store.record(index)) for index in chunk}
+            learned = {index: [*inputs, *(outputs if denoising else [])] for index, (inputs, outputs) in media.items()}
+            contents = self.hashes.of(each.path for row in learned.values() for each in row)
+            for index, row in learned.items():
+                digest.update(index.to_bytes(8) + b"".join(contents[each.path] for each in row))
+        return digest.hexdigest()
+
     def drop(self, bad: Mapping[Any, str]) -> None:
         """Leaves out the conversations that hold one of the `bad` items (path or caption → reason).
 
@@ -361,6 +378,8 @@ def _output_media(part: dict) -> OutputMedia:
     caption, path = part.get("caption"), part.get("path")
     if not isinstance(caption, str) or not caption.strip():
         raise UserInputError(f"the assistant's {part['type']} has no caption; say what it shows")
+    if path is not None and not isinstance(path, str):
+        raise UserInputError(f"the assistant's {part['type']} has the path {path!r}, expected text")
     return OutputMedia(part["type"], caption, Path(path) if path else None)
 
 

@@ -31,9 +31,10 @@ from transformers.utils.logging import tqdm
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders import Decoder, load_decoder
 from nextgpt.errors import NextGPTError, UserInputError
+from nextgpt.hardware import is_out_of_memory
 from nextgpt.media import load_media
 from nextgpt.processing_nextgpt import NextGPTProcessor
-from nextgpt.train.data import ChatDataset, InputMedia, OutputMedia, TrainingFeatures
+from nextgpt.train.data import CHUNK, ChatDataset, InputMedia, OutputMedia, TrainingFeatures
 from nextgpt.train.hashes import LOCK_SECONDS, FileHashes
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,6 @@ INDEX_FILE = "index.sqlite"
 SHARD_BYTES = 64_000_000
 SHARD_SECONDS = 60  # at most so much work is lost when the process is killed
 OPEN_SHARDS = 128
-CHUNK = 512  # conversations whose items are looked up at once
 ENCODER_FILES = ("*.json", "*.safetensors", "*.bin", "*.pth")
 TEXT_ENCODER_FILES = ("text_encoder/*", "tokenizer/*")
 AUTOENCODER_FILES = ("*.json", "vae/*", "unet/config.json", "vocoder/config.json")
@@ -239,7 +239,15 @@ def fill(
     def compute(count: int) -> None:
         keys = list(waiting)[:count]
         items = [waiting.pop(key) for key in keys]
-        computed = source.compute(items) if items else {}
+        try:
+            computed = source.compute(items) if items else {}
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserInputError(
+                f"out of memory while {source.description[0].lower()}{source.description[1:]}: lower feature_batch_size "
+                f"(now {batch_size})"
+            ) from error
         for key, item in zip(keys, items, strict=True):
             if isinstance(computed[item], Exception):
                 note(item, computed[item])

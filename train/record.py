@@ -23,6 +23,10 @@ from nextgpt.train.data import ChatDataset
 from nextgpt.train.hashes import FileHashes
 from nextgpt.train.store import SKIPPED_FILE, Skipped
 
+OF_THE_OPTIMIZER = (
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "adam_beta1", "adam_beta2"),
+    *("adam_epsilon", "max_grad_norm", "bf16", "fp16"),
+)
 WEIGHT_FILES = ("*.json", "*.model", "*.safetensors", "*.bin", "*.pth", "*/*.json", "*/*.safetensors")
 
 
@@ -35,13 +39,17 @@ def run_identity(
         "stage": stage,
         "the starting model": model_fingerprint,
         "the data": dataset.fingerprint,
+        "the media": dataset.media_fingerprint(denoising=config.denoising),
         "the number of conversations": len(dataset),
         "data_weights": config.data_weights,
+        "loss_weights": config.loss_weights,
+        "denoising": config.denoising,
+        "dtype": config.dtype,
         "max_length": config.max_length,
         "seed": arguments.seed,
         "conversations per step": step,
         "train_sampling_strategy": str(arguments.train_sampling_strategy),
-    }
+    } | {name: str(getattr(arguments, name)) for name in OF_THE_OPTIMIZER}
 
 
 def fingerprint_model(location: Path, config: NextGPTConfig, hashes: FileHashes) -> str:
@@ -86,18 +94,16 @@ def write_start(
         "seed": arguments.seed,
         "starts": [*earlier, start],
     }
-    _write(folder, record)
+    write_record(folder, record)
     write_skipped(Path(folder) / SKIPPED_FILE, dataset.skipped)
 
 
-def write_finish(folder: str | Path, model: Path, state: Any) -> dict[str, Any]:
-    """Adds how the run ended and the hashes of the trained weights in `model`, and returns the whole record."""
+def finish_record(folder: str | Path, model: Path, state: Any) -> dict[str, Any]:
+    """The record of a run, with how it ended and the hashes of the trained weights in `model`."""
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     finish = {"time": _now(), "steps": state.global_step, "epochs": state.epoch, "loss": losses[-1] if losses else None}
     hashes = {name: file_hash(model / name) for name in (TRAINED_FILE, ADAPTER_FILE) if (model / name).is_file()}
-    record = read_record(folder) | {"finished": finish, "hashes": hashes}
-    _write(folder, record)
-    return record
+    return read_record(folder) | {"finished": finish, "hashes": hashes}
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
@@ -131,7 +137,8 @@ def git_revision() -> str | None:
         return None
 
 
-def _write(folder: str | Path, record: dict[str, Any]) -> None:
+def write_record(folder: str | Path, record: dict[str, Any]) -> None:
+    """Writes the facts of a run, whole or not at all."""
     file = Path(folder) / RUN_FILE
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_suffix(".tmp")

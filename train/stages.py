@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
@@ -18,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import NextGPTError, UserInputError
-from nextgpt.hardware import training_attention
+from nextgpt.hardware import is_out_of_memory, training_attention
 from nextgpt.modeling_nextgpt import TRAINED_FILE, NextGPTModel
 from nextgpt.parts import fetch_model
 from nextgpt.processing_nextgpt import PROCESSOR_FILE, NextGPTProcessor
@@ -27,10 +28,10 @@ from nextgpt.train.checkpoints import check_identity, checkpoints, set_aside, wr
 from nextgpt.train.config import TrainingConfig
 from nextgpt.train.data import ChatCollator, ChatDataset, Reader, TrainingFeatures
 from nextgpt.train.features import gather_features
-from nextgpt.train.record import fingerprint_model, run_identity, write_finish, write_start
+from nextgpt.train.record import fingerprint_model, finish_record, run_identity, write_record, write_start
 from nextgpt.train.sampling import EpochSampler
 from nextgpt.train.store import SKIPPED_FILE
-from nextgpt.train.trainer import StageTrainer
+from nextgpt.train.trainer import StageTrainer, TrainingStopped
 from nextgpt.train.watch import SampleAnswers
 
 logger = logging.getLogger(__name__)
@@ -98,8 +99,9 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
     if arguments.should_save:
         with written_whole(config.output_dir) as folder:
             trainer.save_model(str(folder))
-            record = write_finish(config.output_dir, folder, trainer.state)
+            record = finish_record(config.output_dir, folder, trainer.state)
             write_card(folder, model.config, record)
+        write_record(config.output_dir, record)  # last: it says that all the rest is there
     trainer.save_state()
     return Path(config.output_dir)
 
@@ -131,6 +133,13 @@ def _trainer(
     strategy = arguments.train_sampling_strategy
     if strategy not in STRATEGIES:
         raise UserInputError(f"train_sampling_strategy is {strategy!r}, expected one of {', '.join(STRATEGIES)}")
+    if config.data_weights:
+        if strategy == "sequential":
+            raise UserInputError("train_sampling_strategy=sequential takes the files as they stand: leave data_weights out")
+        counts = np.bincount(dataset.sources, minlength=len(config.data))
+        for file, weight, count in zip(config.data, config.data_weights, counts, strict=True):
+            if weight and not count:
+                raise UserInputError(f"{file} has weight {weight:g} and no usable conversation: mend it, or weigh it 0")
     sampler = EpochSampler(
         dataset.sources,
         seed=arguments.seed,
@@ -162,8 +171,16 @@ def _train(trainer: StageTrainer, checkpoint: str | None) -> None:
             trainer._load_from_checkpoint(checkpoint)
             trainer.state = state
             return
-    with training_attention(trainer.args.device):
-        trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        with training_attention(trainer.args.device):
+            trainer.train(resume_from_checkpoint=checkpoint)
+    except (MemoryError, RuntimeError) as error:  # of a batch `StageTrainer` itself speaks
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingStopped(
+            f"out of memory after step {trainer.state.global_step}, outside of a batch, where the optimizer keeps its state "
+            "or a checkpoint is made: name a leaner optimizer (optim=adafactor)"
+        ) from error
 
 
 def _report_skipped(dataset: ChatDataset, folder: Path) -> None:
@@ -220,6 +237,8 @@ def _checkpoint(config: TrainingConfig, identity: dict[str, Any], *, is_main: bo
         if not (checkpoint / TRAINER_STATE_NAME).is_file():
             raise UserInputError(f"resume names {checkpoint}, which holds no {TRAINER_STATE_NAME}: name a checkpoint folder")
     check_identity(checkpoint, identity)
+    if is_main:
+        set_aside(config.output_dir, newer_than=checkpoint)
     return str(checkpoint)
 
 

@@ -6,6 +6,7 @@ It knows batches and folders; which parts are trained, and on what, is the stage
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from nextgpt.errors import NextGPTError
+from nextgpt.hardware import is_out_of_memory
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
 from nextgpt.train.checkpoints import IDENTITY_FILE, clear_unfinished, prune, publish, unfinished_folder
 
@@ -65,7 +67,8 @@ class StageTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = [self._counts(batch) for batch in batches]
         sums = [sum(count[name] for count in counts) for name in self._part_names]
-        conversations = sum(len(batch["ids"]) for batch in batches)
+        self._step_ids = [each for batch in batches for each in batch["ids"]]
+        conversations = len(self._step_ids)
         totals = torch.tensor([*sums, conversations], dtype=torch.float32, device=device)
         *totals, conversations = self.accelerator.reduce(totals, "sum").tolist()
         totals = {name: total for name, total in zip(self._part_names, totals, strict=True) if total}
@@ -103,14 +106,25 @@ class StageTrainer(Trainer):
             self._meter.parts[name] = self._meter.parts[name] + share.detach()
             loss = loss + weight(name) * share
         if not torch.isfinite(loss):
-            raise TrainingStopped(self._not_finite(loss, ids))
+            raise TrainingStopped(self._not_finite("loss", loss.item(), ids))
         return (loss, outputs) if return_outputs else loss
 
-    def _not_finite(self, loss: Tensor, ids: list[str]) -> str:
+    def _not_finite(self, what: str, value: float, ids: list[str]) -> str:
         return (
-            f"the loss of step {self.state.global_step + 1} is {loss.item()}, in the batch of {', '.join(ids)}: look at "
+            f"the {what} of step {self.state.global_step + 1} is {value}, in the batch of {', '.join(ids)}: look at "
             "these items, lower learning_rate, or leave bf16/fp16 out; the checkpoints before it are whole"
         )
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """As the `Trainer` has it.
+
+        Raises:
+            TrainingStopped: it is not a finite number; the optimizer's step would spoil the weights.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None and not self.args.fp16 and not math.isfinite(norm):  # fp16's scaler leaves such steps out
+            raise TrainingStopped(self._not_finite("gradients' norm", float(norm), self._step_ids))
+        return norm
 
     def training_step(self, model: nn.Module, inputs: dict, *args: Any, **kwargs: Any) -> Tensor:
         shape = tuple(inputs["input_ids"].shape)
@@ -174,11 +188,6 @@ class StageTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.accelerator.unwrap_model(model or self.model).load_trained(resume_from_checkpoint)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on an accelerator or on the CPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class _Meter:

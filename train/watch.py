@@ -14,10 +14,10 @@ from transformers.integrations import TensorBoardCallback
 
 from nextgpt.decoders import Decoder, load_decoder
 from nextgpt.events import Reply
+from nextgpt.hardware import is_out_of_memory
 from nextgpt.modeling_nextgpt import NextGPTModel
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
 from nextgpt.train.data import ChatCollator, ChatDataset
-from nextgpt.train.trainer import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 

@@ -222,6 +222,12 @@ def test_weights_must_fit_the_files(world, tmp_path) -> None:
     options = {"data": files, "data_weights": [1, 0], "max_steps": 2, "logging_steps": 1}
     log = log_of(run_stage("instruct", config_for(world, "instruct", tmp_path, **options)))
     assert "loss/conditioning/image" not in log[0], "a file of weight 0 was trained on"
+    with pytest.raises(UserInputError, match="sequential takes the files as they stand: leave data_weights out"):
+        run_stage("instruct", config_for(world, "instruct", tmp_path, **options, train_sampling_strategy="sequential"))
+    files[1] = write_lines(world / "all_bad.jsonl", [naming("gone")])
+    options |= {"data_weights": [1, 1], "on_bad_item": "skip"}
+    with pytest.raises(UserInputError, match=r"all_bad.jsonl has weight 1 and no usable conversation"):
+        run_stage("instruct", config_for(world, "instruct", tmp_path, **options))
 
 
 def test_memory_does_not_grow_with_the_data(tmp_path) -> None:
@@ -291,7 +297,9 @@ def test_a_check_reports_every_kind_of_problem(world, tmp_path, capsys) -> None:
     mute = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": ""}]}
     lines = [naming("red"), naming("gone"), naming("broken"), naming("tiny"), long, mute]
     again = json.loads(json.dumps(naming("copy of red")).replace("A copy of red", "A red"))
-    file = write_lines(world / "to_check.jsonl", [*lines, again, {"messages": 1}])
+    untyped = json.loads(json.dumps(naming("red")).replace('"type": "image", ', ""))
+    unheard = json.loads(json.dumps(naming("red")).replace('"type": "image"', '"type": "smell"'))
+    file = write_lines(world / "to_check.jsonl", [*lines, again, {"messages": 1}, untyped, unheard])
     report = check_files([file], str(world / "model"), max_length=256, workers=0)
     found = [(problem.kind, int(problem.where.rpartition(":")[2])) for problem in report.problems]
     assert found == [
@@ -302,17 +310,19 @@ def test_a_check_reports_every_kind_of_problem(world, tmp_path, capsys) -> None:
         ("too short", 6),
         ("duplicate", 7),
         ("broken", 8),
+        ("broken", 9),
+        ("broken", 10),
     ]
-    assert report.conversations == 8 and sum(report.lengths.values()) == 6
+    assert report.conversations == 10 and sum(report.lengths.values()) == 6
     parallel = check_files([file], str(world / "model"), max_length=256, workers=1)
     assert (parallel.problems, parallel.lengths) == (report.problems, report.lengths)
 
     command = ["data", "check", file, "--model", str(world / "model"), "--workers", "0", "--max-length", "256"]
     assert main(command) == 1
     printed = capsys.readouterr().out
-    assert "to_check.jsonl:2" in printed and "1 missing, 2 broken, 2 too short, 1 too long, 1 duplicate" in printed
+    assert "to_check.jsonl:2" in printed and "1 missing, 4 broken, 2 too short, 1 too long, 1 duplicate" in printed
     assert main([*command, "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["conversations"] == 8
+    assert json.loads(capsys.readouterr().out)["conversations"] == 10
     assert main(["data", "check", str(world / "instruct.jsonl"), *command[3:]]) == 0
 
 

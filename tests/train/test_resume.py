@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from nextgpt.encoders import ImageBind
 from nextgpt.errors import UserInputError
+from nextgpt.hardware import is_out_of_memory
 from nextgpt.info import describe_run
 from nextgpt.train.checkpoints import checkpoints, publish, set_aside
 from nextgpt.train.stages import run_stage
-from nextgpt.train.trainer import StageTrainer, TrainingStopped, is_out_of_memory
+from nextgpt.train.trainer import StageTrainer, TrainingStopped
 from tiny_training import REPOSITORY, build_world, checkpoint_tensors, drawing, naming, settings, write_lines
 from tiny_training import config_for as config
 
@@ -79,8 +81,25 @@ def test_a_checkpoint_of_other_data_or_another_model_is_refused(world, tmp_path)
     with pytest.raises(UserInputError, match="the starting model"):
         run_stage("instruct", config(world, "instruct", tmp_path / "run", **options, model=str(other)))
 
+    with pytest.raises(UserInputError, match=r"changed are learning_rate \(was 0.01, is 0.02\)"):
+        run_stage("instruct", config(world, "instruct", tmp_path / "run", **options, learning_rate=2e-2))
+    picture = world / "pictures" / "red.png"
+    true = picture.read_bytes()
+    picture.write_bytes((world / "pictures" / "blue.png").read_bytes())
+    with pytest.raises(UserInputError, match="changed are the media "):
+        run_stage("instruct", config(world, "instruct", tmp_path / "run", **options))
+    picture.write_bytes(true)
     run_stage("instruct", config(world, "instruct", tmp_path / "run", **options | {"seed": 1}, resume=False))
     assert len(checkpoints(tmp_path / "run")) == len(checkpoints(tmp_path / "run" / "earlier-1")) == 2
+
+
+def test_going_on_from_an_earlier_checkpoint_puts_the_later_ones_aside(world, tmp_path) -> None:
+    options = {"max_steps": 4, "save_steps": 1, "save_total_limit": 2}
+    folder = run_stage("align_encoders", config(world, "align_encoders", tmp_path, **options))
+    earlier = str(checkpoints(folder)[0])
+    run_stage("align_encoders", config(world, "align_encoders", tmp_path, **options | {"max_steps": 5}, resume=earlier))
+    assert [each.name for each in checkpoints(folder)] == ["checkpoint-4", "checkpoint-5"]
+    assert [each.name for each in checkpoints(folder / "earlier-1")] == ["checkpoint-4"]
 
 
 def test_a_checkpoint_appears_whole_in_place_of_an_older_one(tmp_path) -> None:
@@ -127,6 +146,34 @@ def test_a_loss_that_is_no_number_stops_with_the_ids_of_its_batch(value, world, 
     lines = r"align_encoders.jsonl:\d.*" * 4
     with pytest.raises(TrainingStopped, match=f"the loss of step 1 is {value}, in the batch of .*{lines}learning_rate"):
         run_stage("align_encoders", config(world, "align_encoders", tmp_path))
+
+
+def test_a_gradient_that_is_no_number_stops_before_it_spoils_the_weights(world, tmp_path, monkeypatch) -> None:
+    from nextgpt.modeling_nextgpt import NextGPTModel
+
+    forward = NextGPTModel.forward
+
+    def broken(self, *arguments, **options):
+        outputs = forward(self, *arguments, **options)
+        loss = outputs.losses["text"]
+        outputs.losses["text"] = loss + 0 * (loss - loss.detach()).sqrt()  # 0, with a gradient of 0 times infinity
+        return outputs
+
+    monkeypatch.setattr(NextGPTModel, "forward", broken)
+    with pytest.raises(TrainingStopped, match=r"the gradients' norm of step 1 is nan, in the batch of .*jsonl:\d"):
+        run_stage("align_encoders", config(world, "align_encoders", tmp_path))
+
+
+def test_out_of_memory_elsewhere_says_where(world, tmp_path, monkeypatch) -> None:
+    def exhausted(*arguments, **options):
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", exhausted)
+    with pytest.raises(TrainingStopped, match="after step 0, outside of a batch, where the optimizer keeps its state"):
+        run_stage("align_encoders", config(world, "align_encoders", tmp_path / "run"))
+    monkeypatch.setattr(ImageBind, "encode", exhausted)
+    with pytest.raises(UserInputError, match=r"while encoding images: lower feature_batch_size \(now 64\)"):
+        run_stage("align_encoders", config(world, "align_encoders", tmp_path / "run", features=str(tmp_path / "new")))
 
 
 def test_out_of_memory_names_the_settings_to_lower(world, tmp_path, monkeypatch) -> None:

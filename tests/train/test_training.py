@@ -245,6 +245,13 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(given, nearest) -> None
         TrainingConfig.from_file(file, [given])
 
 
+@pytest.mark.parametrize("given", ["feature_batch_size=0", "max_length=0", "tokenizing_workers=-1", "sample_count=1.5"])
+def test_a_number_that_cannot_be_is_refused_by_its_name(given) -> None:
+    file = REPOSITORY / "train" / "configs" / "nano" / "instruct.yaml"
+    with pytest.raises(UserInputError, match=f"{given.partition('=')[0]} is .*expected a whole number of at least"):
+        TrainingConfig.from_file(file, [given])
+
+
 def test_the_packaged_configurations_are_valid_and_overrides_win() -> None:
     files = sorted((REPOSITORY / "train" / "configs").glob("*/*.yaml"))
     assert {file.stem for file in files} == set(STAGES)
