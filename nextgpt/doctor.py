@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from nextgpt import decoders as decoder_room
 from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.decoders.sources import check_components, read_json, shared_components
+from nextgpt.download import WEIGHTS
 from nextgpt.errors import NextGPTError
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.info import RUN_FILE
@@ -148,7 +150,38 @@ def _parts(config: NextGPTConfig) -> Iterator[Finding]:
         works, detail = _attempt(lambda part=part: part.is_available(config.base_folder))
         if works and not detail:
             works, detail = False, f"{part.source}{size} is not here: `nextgpt download` fetches it, or name its folder"
+        elif works and not part.source.startswith("open_clip:"):
+            path = part.local_path(config.base_folder)
+            unused = decoder_room.DECODERS[part.kind].load_options if part.kind in decoder_room.DECODERS else ()
+            works, detail = _attempt(lambda path=path, unused=unused: path.is_file() or check_weights(path, unused))
         yield Finding(works, name.replace("_", " "), part.source if works else str(detail))
+
+
+def check_weights(folder: Path, unused: Iterable[str] = ()) -> None:
+    """Checks that a frozen part's folder has weights, that each file of them can be read, and that none is missing.
+
+    Args:
+        unused: parts of a diffusers pipeline that may be absent.
+
+    Raises:
+        OSError: names the first file that is not as it should be.
+    """
+    mend = "fetch it again with `nextgpt download`, or copy the whole folder"
+    if (folder / "model_index.json").is_file():
+        index = read_json(str(folder), "model_index.json")
+        check_components(folder, index, unused=set(unused), elsewhere=shared_components(folder))
+    if not any(file for pattern in WEIGHTS for file in folder.rglob(pattern)):
+        raise OSError(f"{folder} holds no weights ({', '.join(WEIGHTS)}): {mend}")
+    for index in folder.rglob("*.safetensors.index.json"):
+        for name in set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()):
+            if not (index.parent / name).is_file():
+                raise OSError(f"{index} names {name}, which is not there: {mend}")
+    for file in folder.rglob("*.safetensors"):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise OSError(f"{file} is broken ({first_line(error)}): {mend}") from None
 
 
 def _attempt(check: Callable[[], object]) -> tuple[bool, object]:

@@ -114,20 +114,24 @@ class FrozenPart:
         return _locate(self.config or self.source, base)
 
     def is_available(self, base: str | Path | None = None) -> bool:
-        """Whether the weights are on this machine: a folder, or a complete snapshot in the Hub's cache."""
+        """Whether the weights are on this machine: a folder, or a snapshot in the Hub's cache."""
+        if self.location(base).startswith("open_clip:"):
+            return True  # open_clip keeps a cache of its own
+        return self.local_path(base) is not None
+
+    def local_path(self, base: str | Path | None = None) -> Path | None:
+        """The folder or file on this machine that holds the weights; None where there is none."""
         location = self.location(base)
         if Path(location).is_absolute():
-            return Path(location).exists()
-        if location.startswith("open_clip:"):
-            return True  # open_clip keeps a cache of its own
+            return Path(location) if Path(location).exists() else None
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
         try:
             folder = Path(snapshot_download(location, revision=self.revision, local_files_only=True))
         except (LocalEntryNotFoundError, HFValidationError):
-            return False
-        return any(folder.rglob("*.safetensors")) or any(folder.rglob("*.bin"))
+            return None
+        return folder if any(folder.rglob("*.safetensors")) or any(folder.rglob("*.bin")) else None
 
 
 def _locate(source: str, base: str | Path | None) -> str:

@@ -94,6 +94,21 @@ def test_a_missing_part_and_a_decoder_of_another_width_are_found(model) -> None:
     assert "77 × 32, but the decoder" in failures(model).get("image conditioning", "")
 
 
+def test_parts_that_are_not_whole_are_found(model) -> None:
+    parts = model.parent / "parts"
+    weights = parts / "language_model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (parts / "encoder" / "model.safetensors").unlink()
+    shutil.rmtree(parts / "image_decoder" / "vae")
+    found = failures(model)
+    assert "model.safetensors is broken" in found["language model"] and "nextgpt download" in found["language model"]
+    assert "holds no weights" in found["encoder"]
+    assert "lacks its part 'vae'" in found["image"]
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    weights.with_name("model.safetensors.index.json").write_text(json.dumps(index))
+    assert "names model-00001-of-00002.safetensors, which is not there" in failures(model)["language model"]
+
+
 def test_untrained_signal_rows_are_found(model) -> None:
     config = json.loads((model / "config.json").read_text())
     for groups, works in ((["input_projection"], False), (None, None)):
