@@ -394,14 +394,17 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
                 input_ids, image_values=image_values, audio_values=audio_values, video_values=video_values
             )
         embeddings = self.embed(input_ids, media_features)
-        outputs = self.get_decoder()(
-            inputs_embeds=embeddings,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache if labels is None else False,
-        )
-        hidden_states = outputs.last_hidden_state  # [batch, length, hidden]
+        if labels is not None and past_key_values is None and position_ids is None:
+            hidden_states = self._learn_from(input_ids, attention_mask, embeddings)
+        else:
+            outputs = self.get_decoder()(
+                inputs_embeds=embeddings,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache if labels is None else False,
+            )
+            hidden_states, past_key_values = outputs.last_hidden_state, outputs.past_key_values
         if signal_recorder is not None:
             signal_recorder(hidden_states, embeddings)
 
@@ -420,8 +423,53 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
             loss=sum(weight(name) * value for name, value in losses.items()) if losses else None,
             losses=losses or None,
             logits=self.compute_logits(hidden_states[:, -logits_to_keep:]) if labels is None else None,
-            past_key_values=outputs.past_key_values,
+            past_key_values=past_key_values,
         )
+
+    def _learn_from(self, input_ids: Tensor, attention_mask: Tensor | None, embeddings: Tensor) -> Tensor:
+        """Last hidden states `[batch, length, hidden]` of whole conversations, padded on the right.
+
+        Columns that are the same in all rows, as the system prompt is, go through the LLM once for all; columns that no
+        gradient has to pass go through it without a graph.
+        """
+        decoder, (count, length) = self.get_decoder(), input_ids.shape
+        if getattr(self.get_base_model(), "is_activation_checkpointing", False):  # it keeps no cache
+            return decoder(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        free = self._columns_without_gradient(input_ids)
+        shared = self._shared_columns(input_ids, mask)
+        cache, states, start = None, [], 0
+        for end, rows, learns in ((min(shared, free or shared), 1, not free), (free, count, False), (length, count, True)):
+            if end <= start:
+                continue
+            with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+                outputs = decoder(
+                    inputs_embeds=embeddings[:rows, start:end],
+                    attention_mask=mask[:rows, :end],
+                    past_key_values=cache,
+                    use_cache=end < length,
+                )
+            cache, start = outputs.past_key_values, end
+            if cache is not None and rows < count:
+                cache.batch_repeat_interleave(count)
+            states.append(outputs.last_hidden_state.expand(count, -1, -1))
+        return torch.cat(states, dim=1)
+
+    def _shared_columns(self, input_ids: Tensor, mask: Tensor) -> int:
+        """How many columns from the left hold the same in all rows, and no media."""
+        differ = (input_ids != input_ids[:1]) | (mask == 0) | self.placeholder_mask(input_ids)
+        return _first_column(differ)
+
+    def _columns_without_gradient(self, input_ids: Tensor) -> int:
+        """How many columns from the left come before everything that is trained."""
+        if not torch.is_grad_enabled() or any(parameter.requires_grad for parameter in self.language_model.parameters()):
+            return 0
+        trained = torch.zeros_like(input_ids, dtype=torch.bool)
+        if self.input_projection.weight.requires_grad:
+            trained |= self.placeholder_mask(input_ids)
+        if self.signal_rows.input.requires_grad:
+            trained |= self.signal_mask(input_ids)
+        return _first_column(trained)
 
     def _text_loss(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
         """Next-token loss; the head runs on labelled positions only, which saves most of its memory."""
@@ -436,6 +484,12 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
         mask, size = self.signal_mask(input_ids, modality), len(self.vocabulary.runs[modality])
         shape = (-1, size, hidden_states.shape[-1])
         return self.project(modality, hidden_states[mask].view(shape), embeddings[mask].view(shape))
+
+
+def _first_column(mask: Tensor) -> int:
+    """The first column of `[batch, length]` with something true in it, or the length."""
+    columns = mask.any(0).nonzero()
+    return int(columns[0]) if len(columns) else mask.shape[1]
 
 
 def _add_lora(language_model: PreTrainedModel, config: NextGPTConfig) -> nn.Module:

@@ -93,6 +93,38 @@ def test_losses_are_those_of_the_definition(llama, monkeypatch):
     torch.testing.assert_close(weighted, text + 3 * conditioning.square().mean())
 
 
+@pytest.mark.parametrize(
+    "groups",
+    [("input_projection",), ("output_projections", "signal_rows"), ("output_projections",), ("lora", "signal_rows")],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_columns_that_are_shared_or_need_no_gradient_change_no_loss_and_no_gradient(family, groups, tmp_path, monkeypatch):
+    """Rows that begin alike and rows that do not, padded on the right: as in one pass over everything."""
+    model, processor = tiny_model(tmp_path, family)
+    late = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}, *DIALOGUE]
+    queries, width = model.config.conditioning_shapes["image"]
+    model.train_only(groups)
+    model.train()
+    for conversations in ([DIALOGUE, DIALOGUE[:1]], [late, DIALOGUE], [late, late], [late]):
+        batch = processor(conversations, add_generation_prompt=False, return_labels=True, padding_side="right")
+        targets = {"image": torch.ones(sum(len(each) % 2 == 0 for each in conversations), queries, width)}
+        assert model._shared_columns(batch["input_ids"], batch["attention_mask"]) > 0
+        assert (model._columns_without_gradient(batch["input_ids"]) > 0) == ("lora" not in groups)
+        found = [gradients(model, batch, targets)]
+        with monkeypatch.context() as patch:
+            for name in ("_shared_columns", "_columns_without_gradient"):
+                patch.setattr(model, name, lambda *columns: 0)
+            found.append(gradients(model, batch, targets))
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+
+
+def gradients(model, batch, targets) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss = model(**batch, conditioning_targets=targets).loss
+    loss.backward()
+    return {"loss": loss.detach()} | {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
 def test_placeholders_never_score_and_signals_do(llama):
     model, processor = llama
     logits = model(**processor(DIALOGUE[:1])).logits
