@@ -13,12 +13,16 @@ import torch
 from PIL import Image
 
 from nextgpt.__main__ import main
+from nextgpt.decoders import Audio, Video
 from nextgpt.errors import UserInputError
+from nextgpt.events import SUFFIXES, save_media
 from nextgpt.train.check import check_files
 from nextgpt.train.data import ChatDataset, Reader
 from nextgpt.train.formats import convert_files
 from nextgpt.train.sampling import EpochSampler, shares
 from nextgpt.train.stages import load_for_training, run_stage
+from tiny_decoders import save_tiny_audioldm, save_tiny_stable_diffusion, save_tiny_text_to_video
+from tiny_models import tiny_config
 from tiny_training import COLOURS, REPOSITORY, build_world, config_for, log_of, naming, settings, write_lines
 
 
@@ -324,6 +328,52 @@ def test_a_check_reports_every_kind_of_problem(world, tmp_path, capsys) -> None:
     assert main([*command, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["conversations"] == 10
     assert main(["data", "check", str(world / "instruct.jsonl"), *command[3:]]) == 0
+
+
+# ---------------------------------------------------------------------- every kind of media
+
+
+@pytest.fixture(scope="module")
+def media_world(tmp_path_factory) -> Path:
+    """A model that takes and makes pictures, sounds and clips, and one conversation about each."""
+    folder = tmp_path_factory.mktemp("all media")
+    savers = {"image": save_tiny_stable_diffusion, "audio": save_tiny_audioldm, "video": save_tiny_text_to_video}
+    kinds = {"image": "stable-diffusion", "audio": "audioldm", "video": "text-to-video"}
+    decoders = {
+        kind: {"kind": kinds[kind], "source": str(save(folder / f"{kind}_decoder"))} for kind, save in savers.items()
+    }
+    tiny_config(folder / "parts", decoders=decoders).save_pretrained(folder / "model")
+    media = {
+        "image": Image.new("RGB", (32, 32), "red"),
+        "audio": Audio(np.sin(np.arange(16_000) / 20).astype(np.float32), 16_000),
+        "video": Video(np.zeros((8, 32, 32, 3), np.uint8), 4),
+    }
+    lines = []
+    for kind, medium in media.items():
+        file = folder / f"a {kind}{SUFFIXES[kind]}"
+        save_media(medium, file)
+        shown = [{"type": kind, "path": file.name}, {"type": "text", "text": "Once more."}]
+        made = [{"type": "text", "text": "Here: "}, {"type": kind, "caption": f"a {kind}"}]
+        lines.append({"messages": [{"role": "user", "content": shown}, {"role": "assistant", "content": made}]})
+    write_lines(folder / "instruct.jsonl", lines)
+    return folder
+
+
+def test_a_batch_may_hold_every_kind_of_media_with_frozen_parts_in_half_precision(media_world, tmp_path) -> None:
+    options = {"dtype": "bfloat16", "bf16": True, "max_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 3}
+    log = log_of(run_stage("instruct", config_for(media_world, "instruct", tmp_path, **options)))
+    assert all(log[0][f"loss/conditioning/{kind}"] > 0 for kind in ("image", "audio", "video"))
+
+
+def test_sounds_and_clips_are_checked_too(media_world) -> None:
+    kept = (media_world / "instruct.jsonl").read_text()
+    save_media(Audio(np.zeros(160, np.float32), 16_000), media_world / "click.wav")
+    (media_world / "broken.mp4").write_bytes(b"no clip")
+    changed = kept.replace("a audio.wav", "click.wav").replace("a video.mp4", "broken.mp4")
+    (media_world / "to_check.jsonl").write_text(changed)
+    report = check_files([media_world / "to_check.jsonl"], str(media_world / "model"), workers=0)
+    assert [(problem.kind, problem.where[-1]) for problem in report.problems] == [("too short", "2"), ("broken", "3")]
+    assert not check_files([media_world / "instruct.jsonl"], str(media_world / "model"), workers=0).problems
 
 
 # ---------------------------------------------------------------------- the cache

@@ -13,7 +13,7 @@ import pytest
 from tiny_training import REPOSITORY, build_world, log_of, settings
 
 STEPS = {"max_steps": 6, "logging_steps": 1, "save_steps": 6, "per_device_train_batch_size": 2, "weight_decay": 0.1}
-LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]  # what accelerate starts, too
+LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]  # accelerate wants MPI for it
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +42,9 @@ def test_two_processes_have_the_loss_curve_of_one_with_twice_the_accumulation(ch
         for name in ("loss", "loss/text", "loss/conditioning/image", "grad_norm"):
             assert two.get(name) == pytest.approx(one.get(name), rel=1e-5), (name, one["step"])
     assert all("loss/conditioning/image" in entry for entry in alone)
+
+
+def test_accelerate_starts_a_stage(world, tmp_path) -> None:
+    alone = train([], world, tmp_path / "plain")
+    launched = train(["-m", "accelerate.commands.launch", "--cpu", "--num_processes=1"], world, tmp_path / "launched")
+    assert [entry["loss"] for entry in launched] == [entry["loss"] for entry in alone]
