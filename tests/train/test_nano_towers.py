@@ -53,6 +53,9 @@ def folder(tmp_path_factory):
     np.save(folder / "sounds.npy", (waveforms * 20000).astype(np.int16))
     studied = [sounds.Sound(name, register) for name in ("flute", "piano", "") for register in sounds.REGISTERS] * 8
     studies = [_played(sound, random, sounds.new_phrase(random)) for sound in studied]
+    varied = [sound for sound in sounds.combinations(kept) if sound.register and sound.split == "train"]
+    studied += varied
+    studies += [_played(sound, random, sounds.new_variation(random, sound.figure)[1]) for sound in varied]
     np.save(folder / "studies.npy", (np.stack(studies) * 20000).astype(np.int16))
     (folder / "studies.json").write_text(json.dumps(studied), encoding="utf-8")
     return folder
@@ -144,6 +147,14 @@ def test_a_picture_tower_goes_on_as_one_that_watches(tmp_path):
     like = torch.nn.Linear(3, 2)
     loop.Loop(tmp_path / "like", 1, loop.adamw([like], 0.1), {"motions": like}, later.checkpoint)
     assert torch.equal(like.weight, added.weight)
+
+
+def test_variations_are_of_combinations_to_learn_from_only(folder):
+    world = sounds.SoundWorld(folder)
+    rows, waveforms = world.variations()
+    assert {world.combinations[row].split for row in rows.tolist()} == {"train"}
+    assert len(rows) == len(waveforms) == sum(sound.split == "train" for sound in world.combinations if sound.register)
+    assert {world.combinations[row].name for row in world.variations(1)[0].tolist()} == {world.names[0]}
 
 
 def test_sounds_from_outside_are_the_same_each_time_and_of_one_split_only(folder, few_unknown_sounds):

@@ -89,11 +89,15 @@ def main() -> None:
     text_encoder = ClapTextModelWithProjection.from_pretrained(args.text_encoder).to(device).eval().requires_grad_(False)
     captions = SoundCaptions(world, tokenizer, device)
     rows = world.rows("train", args.concepts).to(device)
+    varied, waveforms = world.variations(args.concepts)
     autoencoder = AutoencoderKL.from_pretrained(args.autoencoder).float().to(device)
-    means, deviations = encode_all(autoencoder, spectrograms(world, rows))
+    mels = torch.cat([spectrograms(world, rows), spectrograms_of(waveforms).to(device)])
+    means, deviations = encode_all(autoencoder, mels)
+    rows, plain = torch.cat([rows, varied.to(device)]), len(rows)
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(rows), (count,), device=device)
+        chosen[: count // 2] %= plain  # the others vary: with one sound for each caption it learns by heart
         latents = means[chosen] + deviations[chosen] * torch.randn_like(means[chosen])
         ids = empty_some(captions(rows[chosen], varied=True), captions.empty)
         return embed(text_encoder, ids, captions.padding), latents

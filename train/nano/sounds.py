@@ -116,9 +116,26 @@ class SoundWorld:
         """int16 `[study, 32000]`: what is learned from apart from the world's combinations (`studies`)."""
         return np.load(self.folder / "studies.npy", mmap_mode="r")
 
+    @cached_property
+    def studied(self) -> list[Sound]:
+        """What each of the studies is."""
+        return [Sound(*row) for row in json.loads((self.folder / "studies.json").read_text(encoding="utf-8"))]
+
+    def variations(self, most: int | None = None) -> tuple[Tensor, Tensor]:
+        """The studies that vary a combination to learn from: its number `[N]`, and how it sounds, float `[N, 32000]`.
+
+        Args:
+            most: only of so many of the sounds.
+        """
+        numbers = {sound: number for number, sound in enumerate(self.combinations) if sound.name in self.names[:most]}
+        kept = [study for study, sound in enumerate(self.studied) if sound in numbers]
+        return torch.tensor([numbers[self.studied[study]] for study in kept], dtype=torch.long), as_floats(
+            self.studies[kept]
+        )
+
     def study_targets(self, missing: int) -> Tensor:
         """What the studies are: instrument, register, figure `[N, 3]`; `missing` where there is none."""
-        rows = json.loads((self.folder / "studies.json").read_text(encoding="utf-8"))
+        rows = self.studied
         values = (self.names, self.registers, self.figures)
         return torch.tensor(
             [[known.index(name) if name else missing for known, name in zip(values, row, strict=True)] for row in rows]
