@@ -15,11 +15,11 @@ from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.modeling_nextgpt import NextGPTModel
 from nextgpt.original import IncompleteCheckpoint, convert_checkpoint
 from nextgpt.processing_nextgpt import NextGPTProcessor
-from tiny_decoders import save_tiny_audioldm, save_tiny_stable_diffusion
+from tiny_decoders import save_tiny_audioldm, save_tiny_stable_diffusion, save_tiny_text_to_video
 from tiny_models import tiny_config
 
-SIGNALS = {"image": 4, "audio": 8}
-MISSING_HERE = "gen_text_hidden_fcs_video.0.fc.weight"  # this small model has no video
+SIGNALS = {"image": 4, "audio": 8, "video": 24}
+STRANGE = "gen_text_hidden_fcs_smell.0.fc.weight"
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,11 @@ def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     save_tiny_stable_diffusion(folder / "image")
     save_tiny_audioldm(folder / "audio")
+    save_tiny_text_to_video(folder / "video")
     decoders = {
         "image": {"kind": "stable-diffusion", "source": str(folder / "image")},
         "audio": {"kind": "audioldm", "source": str(folder / "audio")},
+        "video": {"kind": "text-to-video", "source": str(folder / "video")},
     }
     tiny_config(folder / "parts", "vicuna", decoders=decoders).save_pretrained(folder / "model")
     return folder
@@ -71,11 +73,11 @@ def convert(source: Path, out: Path, base: Path):
 
 
 def test_the_first_codes_checkpoint_becomes_a_model_that_loads(base, original, tmp_path) -> None:
-    source = save(original | {MISSING_HERE: torch.zeros(1)}, tmp_path / "original")
+    source = save(original | {STRANGE: torch.zeros(1)}, tmp_path / "original")
     report = convert(source, tmp_path / "out", base)
     matrices = {key for key in original if key.endswith(("embed_tokens.weight", "lm_head.weight"))}
     assert set(report.used) == set(original) and not report.missing
-    assert {key for key, _ in report.unused} == matrices | {MISSING_HERE}
+    assert {key for key, _ in report.unused} == matrices | {STRANGE}
 
     model = NextGPTModel.from_pretrained(tmp_path / "out")
     assert torch.equal(model.input_projection.weight, original["llama_proj.weight"])
@@ -83,7 +85,8 @@ def test_the_first_codes_checkpoint_becomes_a_model_that_loads(base, original, t
     assert torch.equal(audio, original["gen_text_hidden_fcs_audio.0.query_embs"])
     vocab = model.config.text_config.vocab_size
     embedding = original["llama_model.base_model.model.model.embed_tokens.weight"]
-    assert torch.equal(model.signal_rows.input, embedding[vocab + 2 :]), "the rows behind <Img> and </Img>"
+    image, video, audio = embedding[vocab + 2 :].split([4, 24, 8])  # behind <Img> and </Img>, in the original's order
+    assert torch.equal(model.signal_rows.input, torch.cat([image, audio, video]))
     lora = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.default.weight"
     assert torch.equal(model.language_model.get_parameter(lora), original[f"llama_model.{lora}"])
     assert set(model.config.trained_groups) == {"input_projection", "output_projections", "signal_rows", "lora"}
@@ -101,12 +104,13 @@ def test_the_first_codes_checkpoint_becomes_a_model_that_loads(base, original, t
 def test_the_rows_are_found_by_the_ids_that_the_original_wrote_down(base, original, tmp_path) -> None:
     source = save(original, tmp_path / "original")
     first = NextGPTConfig.from_pretrained(base / "model").text_config.vocab_size
-    names = [f"[AUD{i}]" for i in range(8)] + [f"[IMG{i}]" for i in range(4)] + ["<Img>", "</Img>"]  # another order
+    names = [f"[AUD{i}]" for i in range(8)] + [f"[IMG{i}]" for i in range(4)] + ["<Img>", "</Img>"]
+    names += [f"[VID{i}]" for i in range(24)]  # another order
     (source / "added_tokens.json").write_text(json.dumps({name: first + i for i, name in enumerate(names)}))
     convert(source, tmp_path / "out", base)
     rows = original["llama_model.base_model.model.lm_head.weight"][first:]
     found = NextGPTModel.from_pretrained(tmp_path / "out").signal_rows.output
-    assert torch.equal(found, torch.cat([rows[8:12], rows[:8]]))
+    assert torch.equal(found, torch.cat([rows[8:12], rows[:8], rows[14:]]))
 
 
 def test_another_base_is_refused(base, original, tmp_path) -> None:

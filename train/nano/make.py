@@ -32,12 +32,12 @@ STEPS = {
     "sounds": Step("nano.sounds --out {root}/world", "world/studies.npy"),
     "judge": Step("nano.judge --world {root}/world --out {root}/judge", "judge/training_log.json", 3),
     "sound_judge": Step(
-        "nano.sound_judge --world {root}/world --out {root}/sound_judge", "sound_judge/training_log.json", 8
+        "nano.sound_judge --world {root}/world --out {root}/sound_judge", "sound_judge/training_log.json", 14
     ),
     "clip_judge": Step("nano.clip_judge --world {root}/world --out {root}/clip_judge", "clip_judge/training_log.json", 5),
-    "encoder": Step("nano.encoder --world {root}/world --out {root}/encoder", "encoder/training_log.json", 55),
+    "encoder": Step("nano.encoder --world {root}/world --out {root}/encoder", "encoder/training_log.json", 84),
     "audio_encoder": Step(
-        "nano.audio_encoder --world {root}/world --out {root}/audio_encoder", "audio_encoder/training_log.json", 15
+        "nano.audio_encoder --world {root}/world --out {root}/audio_encoder", "audio_encoder/training_log.json", 32
     ),
     "autoencoder": Step(
         "nano.autoencoder --world {root}/world --out {root}/autoencoder", "autoencoder/training_log.json", 30
@@ -49,7 +49,7 @@ STEPS = {
         "nano.image_decoder --world {root}/world --out {root}/image_decoder --autoencoder {root}/autoencoder"
         " --text-encoder {root}/text_encoder",
         "image_decoder/training_log.json",
-        120,
+        70,
     ),
     "clip_text_encoder": Step(
         "nano.clip_text_encoder --world {root}/world --out {root}/clip_text_encoder",
@@ -60,10 +60,12 @@ STEPS = {
         "nano.clip_decoder --world {root}/world --out {root}/clip_decoder --autoencoder {root}/autoencoder"
         " --text-encoder {root}/clip_text_encoder",
         "clip_decoder/training_log.json",
-        60,
+        30,
     ),
     "refined_autoencoder": Step(
-        "nano.autoencoder --refine --world {root}/world --out {root}/autoencoder", "autoencoder_refined.work/sheet.png", 25
+        "nano.autoencoder --refine --world {root}/world --out {root}/autoencoder --encoder {root}/encoder",
+        "autoencoder_refined.work/sheet.png",
+        50,
     ),
     "sound_autoencoder": Step(
         "nano.sound_autoencoder --world {root}/world --out {root}/sound_autoencoder",
@@ -79,13 +81,13 @@ STEPS = {
         "nano.sound_decoder --world {root}/world --out {root}/sound_decoder --autoencoder {root}/sound_autoencoder"
         " --text-encoder {root}/sound_text_encoder",
         "sound_decoder/training_log.json",
-        45,
+        65,
     ),
     "dialogues": Step("nano.dialogues --world {root}/world --out {root}/data --files", "data/instruct_dev.jsonl"),
     "language_model": Step(
         "nano.language_model --world {root}/world --data {root}/data --out {root}/language_model",
         "language_model/training_log.json",
-        30,
+        60,
     ),
     "frozen": Step("nano.assemble frozen --root {root}", "model/config.json"),
     "align_encoders": Step("align_encoders --config train/configs/nano/align_encoders.yaml", "align_encoders/config.json"),
