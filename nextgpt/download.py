@@ -1,7 +1,7 @@
 """Fetches the frozen parts of a model from the Hub, and says before how large they are. Loads nothing.
 
-Files that are there already are not fetched again, a connection that breaks is taken up where it broke, and every file is
-compared with the hash that the Hub knows of it.
+Files that are there already are not fetched again, a connection that breaks is taken up where it broke (a killed process
+begins its last file anew), and every file is compared with the hash that the Hub knows of it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import fnmatch
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from nextgpt.signals import MODALITIES
 
 logger = logging.getLogger(__name__)
 
+LEFTOVER_SECONDS = 3600  # a part that nothing was written to for so long belongs to no download that still runs
 SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
 WEIGHTS = ("*.safetensors", "*.bin", "*.pth")  # the first of these that a folder has
 LEFT_OUT = ("*.fp16.*", "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", "safety_checker/*", "feature_extractor/*")
@@ -112,9 +114,17 @@ def download(plan: PartDownload) -> Path:
                 hf_hub_download(**where, filename=file.path, force_download=True)
                 if not file.is_whole(folder / file.path):
                     raise ModelLoadError(f"{folder / file.path} is not what the Hub says it is, twice: try again later")
+        _delete_leftovers(folder.parents[1])
     except (OSError, HfHubHTTPError) as error:
         raise _unreachable(plan.part, error) from error
     return folder
+
+
+def _delete_leftovers(repository: Path) -> None:
+    """Deletes parts of files that killed downloads left in a repository's cache: nothing takes them up again."""
+    for part in repository.glob("blobs/*.incomplete"):
+        if time.time() - part.stat().st_mtime > LEFTOVER_SECONDS:
+            part.unlink(missing_ok=True)
 
 
 def _is_local(part: FrozenPart, config: NextGPTConfig) -> bool:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -46,6 +47,8 @@ class Hub(BaseHTTPRequestHandler):
     asked: Counter = Counter()
     breaks_left = 0
     damaged: set[str] = set()
+    stalls = False  # in the first large file, until the one who asks is gone
+    stalled = threading.Event()
 
     def do_HEAD(self) -> None:
         self.answer(send=False)
@@ -105,6 +108,14 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
         if not send:
             return
+        if Hub.stalls and len(content) > BREAK:
+            self.wfile.write(content[:BREAK])
+            Hub.stalls = False
+            Hub.stalled.set()
+            with suppress(ConnectionError):
+                self.rfile.read(1)
+            self.close_connection = True
+            return
         if Hub.breaks_left and len(content) > BREAK:
             Hub.breaks_left -= 1
             self.wfile.write(content[:BREAK])
@@ -119,7 +130,8 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub():
     Hub.asked.clear()
-    Hub.breaks_left, Hub.damaged = 0, set()
+    Hub.breaks_left, Hub.damaged, Hub.stalls = 0, set(), False
+    Hub.stalled.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -140,11 +152,19 @@ def model(tmp_path) -> Path:
     return tmp_path / "model"
 
 
-def download(hub: str, model: Path, *words: str) -> subprocess.CompletedProcess:
+def start_download(hub: str, model: Path, *words: str) -> subprocess.Popen:
     environment = os.environ | {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(model / "hub")}
     environment |= {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     command = [sys.executable, "-m", "nextgpt", "download", str(model), *words]
-    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def download(hub: str, model: Path, *words: str) -> subprocess.CompletedProcess:
+    process = start_download(hub, model, *words)
+    printed = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, *printed)
 
 
 def test_sizes_come_first_then_what_is_needed_and_nothing_twice(hub, model) -> None:
@@ -169,6 +189,23 @@ def test_a_broken_connection_is_taken_up_where_it_broke(hub, model) -> None:
     done = download(hub, model, "--only", "language_model")
     assert done.returncode == 0, done.stderr
     assert Hub.asked["model.safetensors", True] == 1, "the rest was asked for by its range"
+    folder = Path(done.stdout.split("language_model: ")[1].splitlines()[0])
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_killed_download_goes_on_with_the_files_that_are_not_there_and_leaves_no_parts(hub, model) -> None:
+    Hub.stalls = True
+    process = start_download(hub, model, "--only", "language_model")
+    assert Hub.stalled.wait(60)
+    process.kill()
+    process.communicate()
+    (left,) = (model / "hub").rglob("*.incomplete")
+    os.utime(left, (0, 0))  # older than any download that still runs
+    fetched = {name for name, _ in Hub.asked}
+    done = download(hub, model, "--only", "language_model")
+    assert done.returncode == 0, done.stderr
+    assert "config.json" in fetched and Hub.asked["config.json", False] == 1
+    assert not left.exists()
     folder = Path(done.stdout.split("language_model: ")[1].splitlines()[0])
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
 
