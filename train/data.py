@@ -35,12 +35,14 @@ from nextgpt.errors import UserInputError
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
 from nextgpt.signals import MODALITIES
 from nextgpt.train.hashes import FileHashes
+from nextgpt.train.sampling import BLANK
 from nextgpt.train.store import Example, ExampleStore, Skipped
 
 logger = logging.getLogger(__name__)
 
 STORE_VERSION = "1"  # raised when the same files come to mean other examples
 ON_BAD_ITEM = ("fail", "skip")
+NO_MEDIA = {"inputs": [], "outputs": []}
 CHUNK = 512  # conversations whose media are looked up at once
 
 
@@ -255,7 +257,12 @@ class ChatDataset(Dataset):
         return len(self.store) if self._kept is None else len(self._kept)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`input_ids` and `labels` `[length]`, `inputs` and `outputs`: media in the order of their tokens, `id`."""
+        """`input_ids` and `labels` `[length]`, `inputs` and `outputs`: media in the order of their tokens, `id`.
+
+        `BLANK` gives a conversation of one token that teaches nothing and has no id.
+        """
+        if index == BLANK:
+            return {"id": None, "input_ids": torch.zeros(1).long(), "labels": torch.tensor([IGNORED_LABEL])} | NO_MEDIA
         example = self.store[self._stored(index)]
         inputs, outputs = _media(example.record)
         return {
@@ -397,7 +404,7 @@ class ChatCollator:
         ids = [example["input_ids"] for example in examples]
         lengths = torch.tensor([len(row) for row in ids])
         batch = {
-            "ids": [example["id"] for example in examples],
+            "ids": [example["id"] for example in examples if example["id"]],
             "input_ids": _pad(ids, self.pad_token_id),
             "attention_mask": (torch.arange(int(lengths.max())) < lengths[:, None]).long(),  # [batch, length]
             "labels": _pad([example["labels"] for example in examples], IGNORED_LABEL),

@@ -12,6 +12,8 @@ import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+BLANK = -1  # the index of a conversation that teaches nothing
+
 
 class EpochSampler(Sampler[int]):
     """Draws as many conversations an epoch as there are. Needs 8 bytes of memory for each.
@@ -24,6 +26,8 @@ class EpochSampler(Sampler[int]):
         lengths: `[n]` tokens; given to put conversations of similar length into one step.
         step_size: conversations of one optimizer step, over all processes.
         shuffle: without it the conversations come as they stand, and mixtures and groups are left aside.
+        multiple: an epoch ends with as many `BLANK` as make its length one of this: several processes need batches of
+            equal number and size, and a conversation that some of them repeat would count twice.
     """
 
     def __init__(
@@ -35,9 +39,10 @@ class EpochSampler(Sampler[int]):
         lengths: np.ndarray | None = None,
         step_size: int = 1,
         shuffle: bool = True,
+        multiple: int = 1,
     ):
         self.sources, self.seed, self.weights = sources, seed, weights
-        self.lengths, self.step_size, self.shuffle = lengths, step_size, shuffle
+        self.lengths, self.step_size, self.shuffle, self.multiple = lengths, step_size, shuffle, multiple
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -45,16 +50,21 @@ class EpochSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.sources)
+        return len(self.sources) + self._blanks
 
     def __iter__(self) -> Iterator[int]:
-        return map(int, self._order())
+        yield from map(int, self._order())
+        yield from [BLANK] * self._blanks
+
+    @property
+    def _blanks(self) -> int:
+        return -len(self.sources) % self.multiple
 
     def _order(self) -> np.ndarray:
         if not self.shuffle:
-            return np.arange(len(self))
+            return np.arange(len(self.sources))
         random = np.random.default_rng((self.seed, self.epoch))
-        order = random.permutation(self._mixture(random) if self.weights else len(self))
+        order = random.permutation(self._mixture(random) if self.weights else len(self.sources))
         if self.lengths is None:
             return order
         generator = torch.Generator().manual_seed(int(random.integers(2**62)))
@@ -64,7 +74,7 @@ class EpochSampler(Sampler[int]):
     def _mixture(self, random: np.random.Generator) -> np.ndarray:
         """Indices of an epoch, file by file."""
         drawn = []
-        for source, count in enumerate(shares(self.weights, len(self))):
+        for source, count in enumerate(shares(self.weights, len(self.sources))):
             own = np.flatnonzero(self.sources == source)
             whole, rest = divmod(count, len(own)) if count else (0, 0)
             drawn += [own] * whole + [random.permutation(own)[:rest]]

@@ -147,6 +147,7 @@ def _trainer(
         lengths=dataset.lengths if strategy == "group_by_length" else None,
         step_size=identity["conversations per step"],
         shuffle=strategy != "sequential",
+        multiple=arguments.per_device_train_batch_size * arguments.world_size if arguments.world_size > 1 else 1,
     )
     collator = ChatCollator(processor.tokenizer.pad_token_id, features)
     trainer = StageTrainer(

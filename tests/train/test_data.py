@@ -17,9 +17,9 @@ from nextgpt.decoders import Audio, Video
 from nextgpt.errors import UserInputError
 from nextgpt.events import SUFFIXES, save_media
 from nextgpt.train.check import check_files
-from nextgpt.train.data import ChatDataset, Reader
+from nextgpt.train.data import ChatCollator, ChatDataset, Reader, TrainingFeatures
 from nextgpt.train.formats import convert_files
-from nextgpt.train.sampling import EpochSampler, shares
+from nextgpt.train.sampling import BLANK, EpochSampler, shares
 from nextgpt.train.stages import load_for_training, run_stage
 from tiny_decoders import save_tiny_audioldm, save_tiny_stable_diffusion, save_tiny_text_to_video
 from tiny_models import tiny_config
@@ -195,6 +195,15 @@ def test_an_epoch_shows_everything_once_in_an_order_of_its_own() -> None:
     assert first != second
     assert epoch(EpochSampler(np.zeros(50), seed=0), 1) == second, "an epoch is known by its number"
     assert epoch(EpochSampler(np.zeros(50), seed=1), 0) != first
+
+
+def test_an_epoch_may_end_with_blanks_that_teach_nothing(world) -> None:
+    order = epoch(EpochSampler(np.zeros(50), seed=0, multiple=8), 0)
+    assert sorted(order[:50]) == list(range(50)) and order[50:] == [BLANK] * 6
+    reader = Reader(load_for_training(config_for(world, "instruct", world / "unused"))[1])
+    blank = ChatDataset([world / "instruct.jsonl"], reader)[BLANK]
+    batch = ChatCollator(0, TrainingFeatures())([blank])
+    assert (batch["labels"] == -100).all() and batch["ids"] == []
 
 
 def test_a_mixture_has_its_weights_and_repeats_no_conversation_before_all_were_shown() -> None:

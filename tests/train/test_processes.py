@@ -34,6 +34,9 @@ def train(command: list[str], world: Path, output: Path, **changes) -> list[dict
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "with checkpointed activations"])
 def test_two_processes_have_the_loss_curve_of_one_with_twice_the_accumulation(checkpointing, world, tmp_path) -> None:
     options = {"activation_checkpointing": checkpointing}
+    lines = (world / "instruct.jsonl").read_text().splitlines(keepends=True)
+    options["data"] = str(world / "five.jsonl")  # an epoch ends with a batch of one, and none for the other process
+    Path(options["data"]).write_text("".join(lines[:5]))
     alone = train([], world, tmp_path / "one", gradient_accumulation_steps=2, **options)
     both = train(LAUNCH, world, tmp_path / "two", **options)
     assert json.loads((tmp_path / "two" / "run.json").read_text())["starts"][0]["processes"] == 2
