@@ -42,9 +42,9 @@ def test_two_processes_have_the_loss_curve_of_one_with_twice_the_accumulation(ch
     assert json.loads((tmp_path / "two" / "run.json").read_text())["starts"][0]["processes"] == 2
     assert len(alone) == len(both) == 6
     for one, two in zip(alone, both, strict=True):
-        for name in ("loss", "loss/text", "loss/conditioning/image", "grad_norm"):
-            assert two.get(name) == pytest.approx(one.get(name), rel=1e-5), (name, one["step"])
-    assert all("loss/conditioning/image" in entry for entry in alone)
+        expected, found = ({n: v for n, v in each.items() if n.startswith(("loss", "grad_norm"))} for each in (one, two))
+        assert found == pytest.approx(expected, rel=1e-5), one["step"]
+    assert sum("loss/conditioning/image" in entry for entry in alone) > 3
 
 
 def test_accelerate_starts_a_stage(world, tmp_path) -> None:
