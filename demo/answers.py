@@ -10,7 +10,7 @@ import io
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,23 +49,24 @@ class Answers:
     def __init__(self, pipeline: NextGPTPipeline, store: Store, places: int = PLACES):
         self.pipeline, self.store, self.places = pipeline, store, places
         self._worker = ThreadPoolExecutor(1, "nextgpt-answers")
-        self._line: list[Conversation] = []  # the first is being answered
-        self._lock = threading.Lock()
+        self._line: dict[Conversation, Future] = {}  # the first is being answered
+        self._lock = threading.RLock()
 
     def ask(self, conversation: Conversation, text: str, files: Sequence[str], options: dict) -> None:
-        """Adds a question and lines it up.
+        """Adds a question and lines it up, as soon as its files are read and checked.
 
         Raises:
-            UserInputError: the question or a file of it is refused, another answer is under way, or the line is
+            UserInputError: the question or a file of it is refused, the conversation is occupied, or the line is
                 full. Nothing has changed then.
         """
-        with self._place(conversation), refusing_for_visitors(*{Path(path).parent for path in files}):
+        uploads = {Path(path).parent for path in files}
+        with self._occupied_until_answered(conversation), _undone_on_error(conversation), refusing_for_visitors(*uploads):
             question = [{"type": guess_modality(path), "path": path} for path in files] + _words(text)
             if not question:
                 raise UserInputError("the message is empty: write something or attach a file")
-            self.pipeline.check([*conversation.messages(), {"role": "user", "content": question}])
+            self.pipeline.check(as_messages([*conversation.turns, Turn(question)]))
             kept = [part if part["type"] == "text" else conversation.keep_file(part["path"]) for part in question]
-            self._start(conversation, Turn(kept), options)
+            self._line_up(conversation, len(conversation.turns), Turn(kept), options)
 
     def ask_again(self, conversation: Conversation, turn: int, options: dict, text: str | None = None) -> None:
         """Takes back everything from this turn on and puts its question anew, with other words if `text` is given.
@@ -73,81 +74,125 @@ class Answers:
         Raises:
             UserInputError: as `ask`.
         """
-        question = conversation.turns[turn].question
-        if text is not None:
-            question = media_of(question) + _words(text)
-        if not question:
-            raise UserInputError("the message is empty: write something")
-        with self._place(conversation):
-            conversation.truncate(turn)
-            self._start(conversation, Turn(question), options)
+        with self._occupied_until_answered(conversation), refusing_for_visitors(conversation.folder):
+            question = _question(conversation, turn)
+            if text is not None:
+                question = media_of(question) + _words(text)
+            if not question:
+                raise UserInputError("the message is empty: write something")
+            self.pipeline.check(as_messages([*conversation.turns[:turn], Turn(question)]))
+            self._line_up(conversation, turn, Turn(question), options)
+
+    def stop(self, conversation: Conversation) -> None:
+        """Stops the answer within one token or one diffusion step; one that still waits leaves the line at once."""
+        with self._lock:
+            conversation.cancel.set()
+            job = self._line.get(conversation)
+            if job is not None and job.cancel():
+                conversation.turns[-1].note = STOPPED
+                self._release(conversation)
 
     def undo(self, conversation: Conversation, turn: int) -> list[dict]:
-        """Takes back everything from this turn on and returns its question."""
-        self._check_idle(conversation)
-        question = conversation.turns[turn].question
-        conversation.truncate(turn)
-        return question
+        """Takes back everything from this turn on and returns its question.
+
+        Raises:
+            UserInputError: the conversation is occupied, or has no such turn.
+        """
+        with self._occupied(conversation):
+            question = _question(conversation, turn)
+            conversation.truncate(turn)
+            return question
 
     def clear(self, conversation: Conversation) -> None:
-        """Empties the conversation."""
-        self._check_idle(conversation)
-        conversation.clear()
+        """Empties the conversation.
+
+        Raises:
+            UserInputError: it is occupied.
+        """
+        with self._occupied(conversation):
+            conversation.clear()
+
+    def export(self, conversation: Conversation) -> Path:
+        """Packs the conversation into a new zip file.
+
+        Raises:
+            UserInputError: it is occupied, or empty.
+        """
+        with self._occupied(conversation):
+            if not conversation.turns:
+                raise UserInputError("there is nothing to export yet: the conversation is empty")
+            return conversation.export()
 
     def take_over(self, conversation: Conversation, path: str) -> None:
         """Puts an exported conversation in the place of this one.
 
         Raises:
-            UserInputError: as `Conversation.unpack`, or this model does not take what it holds.
+            UserInputError: as `Conversation.unpack`, this model does not take what it holds, or the conversation is
+                occupied. Nothing has changed then.
         """
-        self._check_idle(conversation)
-        turns = conversation.unpack(path)
-        if turns:
-            with refusing_for_visitors(conversation.folder):
+        with self._occupied(conversation), _undone_on_error(conversation), refusing_for_visitors(conversation.folder):
+            turns = conversation.unpack(path)
+            if turns:
                 self.pipeline.check(as_messages(turns))
-        conversation.truncate(0)
-        conversation.turns = turns
+            conversation.replace(turns)
 
     def place(self, conversation: Conversation) -> int:
         """How many answers come before this conversation's; 0 when it is its turn."""
         with self._lock:
-            return self._line.index(conversation) if conversation in self._line else 0
+            return list(self._line).index(conversation) if conversation in self._line else 0
 
     def close(self) -> None:
         """Stops the answer that is under way and drops those that wait."""
         with self._lock:
-            for conversation in self._line:
-                conversation.cancel.set()
-        self._worker.shutdown(cancel_futures=True)
-
-    def _check_idle(self, conversation: Conversation) -> None:
-        if conversation.busy:
-            raise UserInputError("an answer is under way in this conversation: wait for it, or stop it first")
+            for conversation in reversed(list(self._line)):
+                self.stop(conversation)
+        self._worker.shutdown()
 
     @contextmanager
-    def _place(self, conversation: Conversation) -> Iterator[None]:
-        """Takes a place in the line for the conversation; gives it back if an error keeps the answer from starting."""
-        with self._lock:
-            self._check_idle(conversation)
-            if len(self._line) > self.places:
-                raise UserInputError(f"too many are waiting (the line has {self.places} places): ask again in a minute")
-            self._line.append(conversation)
-            conversation.busy = True
+    def _occupied(self, conversation: Conversation) -> Iterator[None]:
+        """Keeps everyone else from changing the conversation."""
+        self._occupy(conversation)
         try:
             yield
+        finally:
+            self._release(conversation)
+
+    @contextmanager
+    def _occupied_until_answered(self, conversation: Conversation) -> Iterator[None]:
+        """As `_occupied`, but the end of the answer that is lined up in it releases; or an error that prevents that."""
+        self._occupy(conversation)
+        try:
+            self._check_places()
+            yield
         except BaseException:
-            self._leave(conversation)
+            self._release(conversation)
             raise
 
-    def _leave(self, conversation: Conversation) -> None:
+    def _occupy(self, conversation: Conversation) -> None:
         with self._lock:
-            self._line.remove(conversation)
+            if conversation in self._line:
+                raise UserInputError("an answer is under way in this conversation: wait for it, or stop it first")
+            if conversation.busy:
+                raise UserInputError("this conversation is being read or changed at the moment: try again when that is done")
+            conversation.busy = True
+            conversation.cancel.clear()
+
+    def _release(self, conversation: Conversation) -> None:
+        with self._lock:
+            self._line.pop(conversation, None)
             conversation.busy = False
 
-    def _start(self, conversation: Conversation, turn: Turn, options: dict) -> None:
-        conversation.turns.append(turn)
-        conversation.cancel.clear()
-        self._worker.submit(self._answer, conversation, turn, options)
+    def _check_places(self) -> None:
+        if len(self._line) > self.places:
+            raise UserInputError(f"too many are waiting (the line has {self.places} places): ask again in a minute")
+
+    def _line_up(self, conversation: Conversation, position: int, turn: Turn, options: dict) -> None:
+        """Puts the turn in the place of everything from this position on, and its answer at the end of the line."""
+        with self._lock:
+            self._check_places()
+            conversation.truncate(position)
+            conversation.turns.append(turn)
+            self._line[conversation] = self._worker.submit(self._answer, conversation, turn, options)
 
     def _answer(self, conversation: Conversation, turn: Turn, options: dict) -> None:
         try:
@@ -162,7 +207,7 @@ class Answers:
             turn.note, turn.failed = f"The answer failed ({type(error).__name__}); see the log.", True
         finally:
             turn.pending = None
-            self._leave(conversation)
+            self._release(conversation)
 
     def _take(self, conversation: Conversation, turn: Turn, event: Event) -> None:
         match event:
@@ -184,13 +229,45 @@ class Answers:
         """The texts as the pipeline gives them at the end, so that the next turn finds the KV cache valid."""
         made = iter(media_of(turn.answer))
         turn.answer = [part if part["type"] == "text" else next(made) for part in reply.message["content"]]
-        turn.timings, turn.token_ids = reply.timings, reply.token_ids
+        if reply.timings.prompt_tokens:  # not stopped before the pipeline read anything
+            turn.timings, turn.signals = reply.timings, self._signals(reply.token_ids)
         if conversation.cancel.is_set():
             turn.note = STOPPED
         elif not reply.finished:
             turn.note = f"Cut off after {len(reply.token_ids)} tokens: the answer may be longer (see the options)."
         elif not turn.answer:
             turn.note = EMPTY
+
+    def _signals(self, token_ids: list[int]) -> list[tuple[str, list[str]]]:
+        """The runs of signal tokens in what the LLM emitted: what each calls for, and its tokens."""
+        runs = self.pipeline.signal_tokens
+        kinds = {token: kind for kind, run in runs.items() for token in run}
+        emitted = []
+        for token in self.pipeline.processor.tokenizer.convert_ids_to_tokens(token_ids):
+            kind = kinds.get(token)
+            if kind and token == runs[kind][0]:
+                emitted.append((kind, [token]))
+            elif kind:
+                emitted[-1][1].append(token)
+        return emitted
+
+
+def _question(conversation: Conversation, turn: int) -> list[dict]:
+    if turn >= len(conversation.turns):
+        raise UserInputError("the conversation has changed meanwhile: reload the page")
+    return conversation.turns[turn].question
+
+
+@contextmanager
+def _undone_on_error(conversation: Conversation) -> Iterator[None]:
+    """An error takes the files with it that were new in the conversation's folder."""
+    before = set(conversation.folder.iterdir())
+    try:
+        yield
+    except BaseException:
+        for path in set(conversation.folder.iterdir()) - before:
+            path.unlink()
+        raise
 
 
 def _data_address(picture: Image.Image) -> str:

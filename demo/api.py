@@ -56,7 +56,8 @@ class Endpoints:
         """
         with refusals():
             known = self._store.get(conversation)
-            options = answer_options(answer_with, temperature, top_p, max_new_tokens, seed) | media
+            pipeline = self._answers.pipeline
+            options = answer_options(pipeline, answer_with, temperature, top_p, max_new_tokens, seed, media)
             paths = [_uploaded(file) for file in files]
             await asyncio.to_thread(self._answers.ask, known, text, paths, options)
         async for message in self._follow(known):
@@ -66,7 +67,7 @@ class Endpoints:
         """Answers the last question again with another seed; streams like `ask`."""
         with refusals():
             known = self._with_turns(conversation)
-            self._answers.ask_again(known, len(known.turns) - 1, {})
+            await asyncio.to_thread(self._answers.ask_again, known, len(known.turns) - 1, {})
         async for message in self._follow(known):
             yield message
 
@@ -78,9 +79,9 @@ class Endpoints:
         return [_as_message(message) for message in known.messages()]
 
     def stop(self, conversation: str) -> None:
-        """Stops the answer that is under way, within one token or one diffusion step."""
+        """Stops the answer within one token or one diffusion step; a question that still waits leaves the line."""
         with refusals():
-            self._store.get(conversation).cancel.set()
+            self._answers.stop(self._store.get(conversation))
 
     def messages(self, conversation: str) -> list[dict]:
         """The whole conversation in the chat format; media are files."""
@@ -95,13 +96,17 @@ class Endpoints:
     def export_conversation(self, conversation: str) -> gr.FileData:
         """The conversation as a zip file: `messages.json` in the chat format, and the media."""
         with refusals():
-            return _as_file(self._with_turns(conversation).export())
+            return _as_file(self._answers.export(self._store.get(conversation)))
 
     def import_conversation(self, file: gr.FileData) -> str:
         """Makes a conversation of an exported zip file and returns its id."""
         with refusals():
             path, known = _uploaded(file), self._store.create()
-            self._answers.take_over(known, path)
+            try:
+                self._answers.take_over(known, path)
+            except BaseException:
+                self._store.delete(known)
+                raise
         return known.id
 
     def _with_turns(self, id: str) -> Conversation:

@@ -8,7 +8,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import gradio as gr
@@ -30,15 +36,38 @@ MAX_UPLOAD = "100mb"
 KEEP_UPLOADS = 3600  # seconds in Gradio's own folder; what is sent is copied into the conversation's
 POLL = 0.1  # seconds between two looks at an answer under way
 
+TABS_ANSWER_IN = 500  # milliseconds
 TAB = "nextgpt-conversation"  # name in the tab's own storage, which outlives a reload and no more
-READ_TAB = f"() => sessionStorage.getItem('{TAB}') || ''"
-# Every button sends the id first; one that is pressed while the page still opens waits for it.
-WITH_TAB = f"""async (_, ...others) => {{
-    while (!sessionStorage.getItem('{TAB}')) await new Promise(resolve => setTimeout(resolve, 50));
-    return [sessionStorage.getItem('{TAB}'), ...others];
+# A duplicated tab begins with a copy of that storage. So a tab that comes with an id asks the others whether it is
+# theirs; of two that ask at once, the lower number keeps it. The id is a secret: only its beginning is told.
+READ_TAB = f"""async () => {{
+    const id = () => sessionStorage.getItem('{TAB}') || '';
+    const beginning = () => id().slice(0, 8);
+    const others = new BroadcastChannel('{TAB}');
+    let number = Math.random(), taken = false;
+    others.onmessage = ({{data}}) => {{
+        if (!id() || data.beginning !== beginning()) return;
+        if (data.taken === number) taken = true;
+        if (data.number > number) others.postMessage({{beginning: beginning(), taken: data.number}});
+    }};
+    if (id()) {{
+        others.postMessage({{beginning: beginning(), number}});
+        await new Promise(resolve => setTimeout(resolve, {TABS_ANSWER_IN}));
+        if (taken) sessionStorage.removeItem('{TAB}');
+    }}
+    number = 0;
+    return id();
 }}"""
-WRITE_TAB = f"id => {{ sessionStorage.setItem('{TAB}', id); return [] }}"
-SAVE_EXPORT = "() => { setTimeout(() => document.querySelector('#exported').click(), 200); return [] }"
+# Every button sends the id first; one that is pressed while the page still opens waits for it.
+WITH_TAB = """async (_, ...others) => {
+    while (!window.nextgptConversation) await new Promise(resolve => setTimeout(resolve, 50));
+    return [window.nextgptConversation, ...others];
+}"""
+WRITE_TAB = f"id => {{ sessionStorage.setItem('{TAB}', id); window.nextgptConversation = id; return [] }}"
+SAVE_FILE = """file => {
+    Object.assign(document.createElement('a'), {href: file.url, download: file.orig_name}).click();
+    return [];
+}"""
 
 
 def launch(
@@ -49,7 +78,7 @@ def launch(
     share: bool = False,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serves the page until Ctrl-C.
+    """Serves the page until Ctrl-C or SIGTERM; all its files go then.
 
     Args:
         pipeline: what answers.
@@ -60,13 +89,41 @@ def launch(
     Raises:
         UserInputError: the port is taken or the address is not this machine's.
     """
-    chat = Chat(pipeline)
+    with _exiting_on_sigterm(), _uploads_in_a_folder_of_our_own():
+        chat = Chat(pipeline)
+        try:
+            address = chat.serve(host, port, share)
+            (on_ready or (lambda address: logger.info("listening on %s", address)))(address)
+            chat.page.block_thread()
+        finally:
+            chat.close()
+
+
+@contextmanager
+def _exiting_on_sigterm() -> Iterator[None]:
+    """By default SIGTERM ends Python at once, and whatever should be cleaned up stays."""
+    if threading.current_thread() is not threading.main_thread():  # no other may ask for signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        address = chat.serve(host, port, share)
-        (on_ready or (lambda address: logger.info("listening on %s", address)))(address)
-        chat.page.block_thread()
+        yield
     finally:
-        chat.close()
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _uploads_in_a_folder_of_our_own() -> Iterator[None]:
+    """Gradio keeps uploads in a folder that all its programs share, and empties it only in part."""
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    with tempfile.TemporaryDirectory(prefix="nextgpt-uploads-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("GRADIO_TEMP_DIR")
+            if before is not None:
+                os.environ["GRADIO_TEMP_DIR"] = before
 
 
 class Chat:
@@ -164,11 +221,11 @@ class Chat:
             with gr.Row(elem_id="examples"):
                 buttons = [gr.Button(each["label"], size="sm", min_width=0) for each in examples]
             with gr.Accordion("What happened", open=False, elem_id="happened"):
-                self.happened = gr.HTML(happened([], {}))
+                self.happened = gr.HTML(happened([]))
             with gr.Row(elem_id="keep"):
                 export = gr.Button("Export", size="sm", min_width=0)
                 unpack = gr.UploadButton("Import", size="sm", min_width=0, file_types=[".zip"])
-                exported = gr.DownloadButton("Exported", visible="hidden", elem_id="exported")
+                exported = gr.DownloadButton("Exported", visible="hidden")
             with gr.Sidebar(label="Options", open=False, position="right"):
                 gr.Markdown("### Options")
                 self.panel = Panel(self.pipeline)
@@ -189,7 +246,8 @@ class Chat:
             for example, button in zip(examples, buttons, strict=True):
                 button.click(self._asking(example), given, answered, **private)
             unpack.upload(self.unpack, [self.tab, unpack], answered, **private)
-            export.click(self.export, self.tab, exported, **private).success(None, js=SAVE_EXPORT, api_visibility="private")
+            saved = export.click(self.export, self.tab, exported, **private)
+            saved.success(None, exported, None, js=SAVE_FILE, api_visibility="private")
             add_endpoints(self.answers, self.store)
         return page
 
@@ -236,7 +294,7 @@ class Chat:
         with refusals():
             conversation = self.store.get(tab)
             given = self.panel.options(*options) | {"seed": None}
-            self.answers.ask_again(conversation, _turn(conversation, event), given)
+            await asyncio.to_thread(self.answers.ask_again, conversation, _turn(conversation, event), given)
         async for update in self._follow(conversation):
             yield update
 
@@ -245,7 +303,7 @@ class Chat:
         with refusals():
             conversation = self.store.get(tab)
             turn, given = _turn(conversation, event), self.panel.options(*options)
-            self.answers.ask_again(conversation, turn, given, text=str(event.value))
+            await asyncio.to_thread(self.answers.ask_again, conversation, turn, given, text=str(event.value))
         async for update in self._follow(conversation):
             yield update
 
@@ -266,17 +324,14 @@ class Chat:
         return gr.skip(), *self._drawn(conversation)
 
     def stop(self, tab: str) -> None:
-        """Stops the answer within one token or one diffusion step."""
+        """Stops the answer, or takes the question out of the line."""
         with refusals():
-            self.store.get(tab).cancel.set()
+            self.answers.stop(self.store.get(tab))
 
     def export(self, tab: str) -> str:
         """Packs the conversation."""
         with refusals():
-            conversation = self.store.get(tab)
-            if not conversation.turns:
-                raise UserInputError("there is nothing to export yet: the conversation is empty")
-            return str(conversation.export())
+            return str(self.answers.export(self.store.get(tab)))
 
     def unpack(self, tab: str, path: str) -> tuple:
         """Puts an exported conversation in the place of this one."""
@@ -300,7 +355,7 @@ class Chat:
         return shown(conversation, self.answers.place(conversation))
 
     def _drawn(self, conversation: Conversation) -> tuple[list[dict], str]:
-        return as_gradio(self._shown(conversation)), happened(conversation.turns, self.pipeline.signal_tokens)
+        return as_gradio(self._shown(conversation)), happened(conversation.turns)
 
 
 def read_examples(folder: Path, pipeline: NextGPTPipeline) -> list[dict]:

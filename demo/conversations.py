@@ -6,6 +6,7 @@ It knows files and the chat format; nothing of Gradio or of models.
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import secrets
 import shutil
@@ -31,6 +32,11 @@ UNSHOWABLE = {".tif", ".tiff", ".mov", ".mkv", ".avi"}  # by a browser
 MESSAGES_FILE = "messages.json"
 MAX_IMPORT_BYTES = 500_000_000  # unpacked
 MAX_IMPORT_FILES = 1000
+# What zip files and JSON that are broken, encrypted, or packed in ways unknown here make Python raise.
+NOT_AN_EXPORT = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError),
+    *(KeyError, ValueError, TypeError, RuntimeError),
+)
 
 
 @dataclass
@@ -52,7 +58,8 @@ class Turn:
         pending: what the answer is making at the moment.
         note: what else a person should know: an error, or why the answer ends here.
         failed: whether `note` tells of an error.
-        timings, token_ids: of a finished answer.
+        timings: of an answer that was begun.
+        signals: the runs of signal tokens in it: what each calls for, and its tokens.
     """
 
     question: list[dict]
@@ -61,7 +68,7 @@ class Turn:
     note: str = ""
     failed: bool = False
     timings: Timings | None = None
-    token_ids: list[int] = field(default_factory=list)
+    signals: list[tuple[str, list[str]]] = field(default_factory=list)
 
     def forget_answer(self) -> None:
         """The answer's files go."""
@@ -71,11 +78,14 @@ class Turn:
 
 
 class Conversation:
-    """The turns of one tab, with the folder of their files. One answer at a time: see `busy`.
+    """The turns of one tab, with the folder of their files.
 
     Args:
         id: the secret that opens it.
         folder: for its files only. Its name tells nothing of the id, since the addresses of media hold it.
+
+    Attributes:
+        busy: whether it is being answered, changed or read; whoever does that (see `Answers`) has it alone.
     """
 
     def __init__(self, id: str, folder: Path):
@@ -121,13 +131,19 @@ class Conversation:
 
     def clear(self) -> None:
         """Empties it, files included."""
-        self.turns, self.session = [], None
+        self.replace([])
+
+    def replace(self, turns: list[Turn]) -> None:
+        """Puts these turns, whose files are in the folder, in the place of all that was; the files of that go."""
+        kept = {part["path"] for turn in turns for part in media_of([*turn.question, *turn.answer])}
+        self.turns, self.session = turns, None
         for path in self.folder.iterdir():
-            path.unlink()
+            if str(path) not in kept:
+                path.unlink()
 
     def export(self) -> Path:
-        """Packs `messages.json` and the media, named as in it, into one zip file in the folder."""
-        path = self.folder / "conversation.zip"
+        """Packs `messages.json` and the media, named as in it, into a zip file of a new name in the folder."""
+        path = self.folder / f"conversation-{secrets.token_hex(8)}.zip"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             messages = self.messages()
             for part in _all_media(messages):
@@ -145,15 +161,18 @@ class Conversation:
         name = Path(path).name
         try:
             with refusing_for_visitors(self.folder), zipfile.ZipFile(path) as archive:
-                _check_size(archive, name)
+                _check_size(archive.infolist(), name)
                 messages = _checked_messages(json.loads(archive.read(MESSAGES_FILE)))
-                for part in _all_media(messages):
+                media = _all_media(messages)
+                _check_size([archive.getinfo(part["path"]) for part in media], name)  # several may name one member
+                for part in media:
                     part["path"] = self._unpack_file(archive, part)
         except UserInputError:
             raise
-        except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, RuntimeError) as error:
+        except NOT_AN_EXPORT as error:
+            reason = str(error) or type(error).__name__
             raise UserInputError(
-                f"{name}: not an exported conversation ({error}): expected a zip file with {MESSAGES_FILE} and its media"
+                f"{name}: not an exported conversation ({reason}): expected a zip file with {MESSAGES_FILE} and its media"
             ) from None
         contents = [message["content"] for message in messages]
         return [Turn(*pair) for pair in zip_longest(contents[::2], contents[1::2], fillvalue=[])]
@@ -208,13 +227,19 @@ class Store:
         """
         with self._lock:
             conversation = self._conversations.get(id)
-        if conversation is None:
-            raise UserInputError(
-                f"this conversation is not kept here (they go {self.keep_hours:g} hours after their last use): "
-                "reload the page to begin another"
-            )
-        conversation.used = time.monotonic()
+            if conversation is None:
+                raise UserInputError(
+                    f"this conversation is not kept here (they go {self.keep_hours:g} hours after their last use): "
+                    "reload the page to begin another"
+                )
+            conversation.used = time.monotonic()
         return conversation
+
+    def delete(self, conversation: Conversation) -> None:
+        """Forgets a conversation and deletes its files; one that cannot be deleted goes with the server."""
+        with self._lock:
+            self._conversations.pop(conversation.id, None)
+        shutil.rmtree(conversation.folder, ignore_errors=True)
 
     def session(self, conversation: Conversation) -> Session:
         """The conversation's session. Only the last few keep theirs: a KV cache is large."""
@@ -227,14 +252,14 @@ class Store:
         return conversation.session
 
     def sweep(self) -> None:
-        """Deletes the conversations whose time is over, with their files."""
+        """Deletes the conversations whose time is over, as `delete` does."""
         oldest = time.monotonic() - self.keep_hours * 3600
         with self._lock:
             over = [each for each in self._conversations.values() if each.used < oldest and not each.busy]
             for conversation in over:
                 del self._conversations[conversation.id]
         for conversation in over:
-            shutil.rmtree(conversation.folder)
+            shutil.rmtree(conversation.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Deletes everything."""
@@ -287,9 +312,8 @@ def _named(part: dict) -> dict:
     return part if part["type"] == "text" else part | {"path": Path(part["path"]).name}
 
 
-def _check_size(archive: zipfile.ZipFile, name: str) -> None:
-    """Before anything is unpacked; `zipfile` reads no more of a member than it announces."""
-    members = archive.infolist()
+def _check_size(members: Sequence[zipfile.ZipInfo], name: str) -> None:
+    """Before they are unpacked; `zipfile` reads no more of a member than it announces."""
     if len(members) > MAX_IMPORT_FILES:
         raise UserInputError(f"{name}: holds {len(members)} files, at most {MAX_IMPORT_FILES} are taken")
     if sum(member.file_size for member in members) > MAX_IMPORT_BYTES:

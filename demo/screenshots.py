@@ -1,7 +1,7 @@
 """Pictures of the page for the README: a real browser, a real conversation, in light, in dark and at a phone's width.
 
 `python -m nextgpt.demo.screenshots --out demo/assets` needs Chromium and Playwright (`pip install 'nextgpt[screenshots]'`).
-The conversation is the first of the page's own examples.
+The conversation is made of the page's own examples: the first two, or those that `--examples 2,3,5` names.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ SCREENS = {
     "phone": {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True},
 }
 PATIENCE = 300_000  # milliseconds
+ROWS = "#conversation .message-row.bot-row"
+LOADED = """() => [...document.images].every(image => image.complete)
+    && [...document.querySelectorAll('#conversation audio')].every(sound => sound.readyState >= 1)
+    && [...document.querySelectorAll('#conversation video')].every(clip => clip.readyState >= 2)"""
 
 
 @contextmanager
@@ -49,20 +53,35 @@ def browser() -> Iterator[Browser]:
         opened.close()
 
 
-def take(opened: Browser, address: str, screen: dict, examples: int, path: Path) -> None:
-    """Leads a conversation of the first examples on one screen, and saves what it looks like."""
+def take(opened: Browser, address: str, screen: dict, examples: list[int], path: Path) -> None:
+    """Leads a conversation of these examples, counted from 1, on one screen, and saves what it looks like.
+
+    Raises:
+        UserInputError: the page has no such example.
+    """
     profile = opened.new_context(**screen)
     profile.set_default_timeout(PATIENCE)
     page = profile.new_page()
     page.goto(address)
-    for number in range(examples):
-        page.locator("#examples button").nth(number).click()
-        page.locator("#conversation .message-row.user-row").nth(number).wait_for()
-        page.get_by_role("button", name="Submit").wait_for()
-        page.get_by_role("button", name="Retry").wait_for()
-    page.wait_for_function("[...document.images].every(image => image.complete)")
+    buttons = page.locator("#examples button")
+    buttons.first.wait_for()
+    for number in examples:
+        if not 1 <= number <= buttons.count():
+            raise UserInputError(f"the page has {buttons.count()} examples, none of them is number {number}: name others")
+        answered = page.locator(ROWS).count()
+        buttons.nth(number - 1).click()
+        page.locator(ROWS).nth(answered).wait_for()
+        page.get_by_role("button", name="Submit").wait_for()  # in the place of Stop
+    page.wait_for_function(LOADED)
     page.screenshot(path=path)
     profile.close()
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers: write e.g. 2,3,5") from None
 
 
 def main() -> None:
@@ -70,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", "--preset", default=DEFAULT_MODEL)
     parser.add_argument("--out", type=Path, required=True, help="folder for light.png, dark.png and phone.png")
-    parser.add_argument("--examples", type=int, default=2, help="how many of the examples to ask (default: %(default)s)")
+    parser.add_argument("--examples", type=_numbers, default="1,2", help="numbers of those to ask (default: %(default)s)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     chat = Chat(NextGPTPipeline.from_pretrained(args.model))

@@ -1,7 +1,7 @@
 """A real chat as one picture, for the README: asks the pipeline, and draws what was said. Knows no model, no Gradio.
 
 `python -m nextgpt.demo.transcript -o demo/assets/chat.png --seed 0 "Draw a cat." "Now on red." "picture.png What is this?"`
-A message that begins with the name of an existing picture file attaches it.
+A message that begins with the name of an existing file attaches it. Sounds are drawn as waves, clips as a few frames.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ import argparse
 import textwrap
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from nextgpt.events import Reply
+from nextgpt.events import Media, Reply
+from nextgpt.media import guess_modality, load_media
 from nextgpt.pipeline import NextGPTPipeline
 
-WIDTH, MARGIN, LINE, PICTURE = 760, 16, 24, 160
+WIDTH, MARGIN, LINE, GAP = 760, 16, 24, 8
+PICTURE, STRIP, FRAMES = 160, 640, 4  # height and greatest width of a picture; frames of a clip
+WAVE = (59, 130, 246)
 USER, ASSISTANT, PAGE = (219, 234, 254), (243, 244, 246), (255, 255, 255)
 
 
@@ -24,14 +28,43 @@ def chat(pipeline: NextGPTPipeline, messages: list[str], seed: int) -> list[tupl
     conversation, said = [], []
     for message in messages:
         name, _, text = message.partition(" ")
-        attached = [{"type": "image", "path": name}] if Path(name).is_file() else []
-        content = [*attached, {"type": "text", "text": text if attached else message}]
-        conversation.append({"role": "user", "content": content})
+        attached = [{"type": guess_modality(name), "path": name}] if Path(name).is_file() else []
+        words = text if attached else message
+        conversation.append({"role": "user", "content": [*attached, {"type": "text", "text": words}]})
         reply: Reply = pipeline(conversation, seed=seed)
         conversation.append(reply.message)
-        said.append(("You", [*(Image.open(part["path"]) for part in attached), content[-1]["text"]]))
-        said.append(("NExT-GPT", [part.get("text") or part["image"] for part in reply.message["content"]]))
+        seen = [as_picture(part["type"], load_media(part["type"], part["path"])) for part in attached]
+        answered = [(part["type"], part[part["type"]]) for part in reply.message["content"]]
+        said.append(("You", [*seen, words]))
+        said.append(("NExT-GPT", [part if kind == "text" else as_picture(kind, part) for kind, part in answered]))
     return said
+
+
+def as_picture(modality: str, media: Media) -> Image.Image:
+    """A picture of any medium: of a sound how far it swings, of a clip a few frames from beginning to end."""
+    if modality == "audio":
+        return _wave(media.array)
+    if modality == "video":
+        media = _strip(media.frames)
+    return ImageOps.contain(media.convert("RGB"), (STRIP, PICTURE), Image.Resampling.BICUBIC)
+
+
+def _strip(frames: np.ndarray) -> Image.Image:
+    """Frames [time, height, width, 3] at equal distances, side by side with white between them."""
+    moments = np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)
+    spaced = np.pad(frames[moments], ((0, 0), (0, 0), (1, 1), (0, 0)), constant_values=255)
+    return Image.fromarray(np.concatenate(spaced, axis=1))
+
+
+def _wave(samples: np.ndarray) -> Image.Image:
+    """From left to right the greatest swing in each column's stretch of time."""
+    middle = PICTURE // 4
+    picture = Image.new("RGB", (STRIP, 2 * middle), PAGE)
+    draw = ImageDraw.Draw(picture)
+    for x, stretch in enumerate(np.array_split(samples, STRIP)):
+        swing = middle * min(np.abs(stretch).max(initial=0.0), 1.0)
+        draw.line((x, middle - swing, x, middle + swing), fill=WAVE)
+    return picture
 
 
 def render(said: list[tuple[str, list]]) -> Image.Image:
@@ -40,9 +73,9 @@ def render(said: list[tuple[str, list]]) -> Image.Image:
     bubbles = []
     for who, parts in said:
         rows = [row for part in parts for row in (textwrap.wrap(part, 62) if isinstance(part, str) else [part])]
-        heights = [LINE if isinstance(row, str) else PICTURE + 8 for row in rows]
-        widths = [font.getlength(row) if isinstance(row, str) else PICTURE for row in rows]
-        bubbles.append((who, rows, heights, int(max(widths)) + 2 * MARGIN, sum(heights) + 2 * MARGIN))
+        heights = [LINE if isinstance(row, str) else row.height + GAP for row in rows]
+        widths = [font.getlength(row) if isinstance(row, str) else row.width for row in rows]
+        bubbles.append((who, rows, heights, int(max(widths, default=0)) + 2 * MARGIN, sum(heights) + 2 * MARGIN))
     page = Image.new("RGB", (WIDTH, sum(bubble[-1] + MARGIN for bubble in bubbles) + MARGIN), PAGE)
     draw, top = ImageDraw.Draw(page), MARGIN
     for who, rows, heights, width, height in bubbles:
@@ -53,7 +86,7 @@ def render(said: list[tuple[str, list]]) -> Image.Image:
             if isinstance(row, str):
                 draw.text((left + MARGIN, y), row, fill="black", font=font)
             else:
-                page.paste(row.convert("RGB").resize((PICTURE, PICTURE), Image.Resampling.BICUBIC), (left + MARGIN, y))
+                page.paste(row, (left + MARGIN, y))
             y += step
         top += height + MARGIN
     return page
@@ -70,7 +103,7 @@ def main() -> None:
     said = chat(NextGPTPipeline.from_pretrained(args.model), args.messages, args.seed)
     render(said).save(args.output)
     for who, parts in said:
-        print(f"{who}: {' '.join(part if isinstance(part, str) else '[picture]' for part in parts)}")
+        print(f"{who}: {' '.join(part if isinstance(part, str) else '[medium]' for part in parts)}")
 
 
 if __name__ == "__main__":

@@ -79,22 +79,21 @@ def _progress(pending: Pending) -> str:
     value = f' value="{pending.step}" max="{pending.total}"' if pending.total else ""
     preview = f'<img src="{pending.preview}" alt="preview">' if pending.preview else ""
     return (
-        f'<figure class="medium pending" role="status">{preview}<figcaption>Making the {pending.modality}: {step}'
-        f"<progress{value}></progress></figcaption></figure>"
+        f'<figure class="medium pending" aria-live="off">{preview}<figcaption>Making the {pending.modality}: {step}'
+        f'<progress{value} aria-label="Making the {pending.modality}"></progress></figcaption></figure>'
     )
 
 
 # ---------------------------------------------------------------------- what happened
 
 
-def happened(turns: Sequence[Turn], signal_tokens: dict[str, list[str]]) -> str:
-    """The way of the last finished answer through the model, step by step, with times."""
+def happened(turns: Sequence[Turn]) -> str:
+    """The way of the last answer through the model, step by step, with times."""
     turn = next((turn for turn in reversed(turns) if turn.timings), None)
     if turn is None:
         return "<p>Ask something, and the way of the answer through the model is shown here.</p>"
     times = turn.timings
     read = [part["type"] for part in media_of(turn.question)]
-    made = media_of(turn.answer)
     media_in = f"{listed(read)}: one embedding each, and the words as tokens" if read else "the words as tokens"
     rows = [
         ("encoder → projection", media_in, times.prepare),
@@ -109,11 +108,14 @@ def happened(turns: Sequence[Turn], signal_tokens: dict[str, list[str]]) -> str:
             times.prepare + times.generate - times.first_token,
         ),
     ]
-    for part in made:
-        run = signal_tokens[part["type"]]
-        rows.append(("signal tokens", f"<code>{escape(_run(run))}</code> call for the {part['type']}", None))
-        rows.append(("projection → decoder", f"{part['type']}, seed {part.get('seed')}", part.get("seconds")))
-    if not made:
+    made = iter(media_of(turn.answer))
+    for kind, run in turn.signals:
+        rows.append(("signal tokens", f"<code>{escape(_run(run))}</code> call for the {kind}", None))
+        if part := next(made, None):
+            rows.append(("projection → decoder", f"{kind}, seed {part['seed']}", part["seconds"]))
+        else:
+            rows.append(("projection → decoder", f"{kind}, stopped before it was finished", None))
+    if not turn.signals:
         rows.append(("signal tokens", "none: the answer is words alone", None))
     rows.append(("in all", "", times.total))
     return f'<table class="happened"><tbody>{"".join(_row(*row) for row in rows)}</tbody></table>'

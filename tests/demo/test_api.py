@@ -1,7 +1,10 @@
 """The chat as a program uses it, through `gradio_client`. It knows no browser."""
 
 import json
+import os
+import signal
 import socket
+import tempfile
 import threading
 import time
 import zipfile
@@ -68,6 +71,23 @@ def test_options_reach_the_pipeline(client, conversation, pipeline):
     assert (given["max_new_tokens"], given["image"]) == (7, {"height": 16})
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"media": {"image": {"num_inference_steps": 501}}}, "Steps of the image is 501: expected more than 0, at most 500"),
+        ({"media": {"video": {"num_frames": 17}}}, "Frames of the video is 17: expected more than 0, at most 16"),
+        ({"media": {"audio": {"duration": 61}}}, "Duration, seconds of the audio is 61: expected more than 0, at most 60"),
+        ({"media": {"audio": {"duration": "long"}}}, "Duration, seconds of the audio is 'long'"),
+        ({"media": {"max_new_tokens": 10**9}}, "media holds 'max_new_tokens'"),
+        ({"max_new_tokens": 10**9}, "Longest answer, tokens is 1000000000: expected more than 0, at most 2048"),
+    ],
+)
+def test_what_would_hold_up_the_others_is_refused(client, conversation, options, told):
+    with pytest.raises(AppError, match=told):
+        client.predict(conversation, "draw", **options, api_name="/ask")
+    assert client.predict(conversation, api_name="/messages") == []
+
+
 def test_the_next_turn_reuses_what_the_model_has_read(client, conversation, served):
     for text in ("hello", "and again"):
         client.predict(conversation, text, max_new_tokens=4, api_name="/ask")
@@ -104,6 +124,18 @@ def test_an_export_holds_the_chat_and_can_be_imported(client, conversation):
     other = client.predict(handle_file(archive), api_name="/import_conversation")
     assert other != conversation
     assert [kinds(message) for message in client.predict(other, api_name="/messages")] == [["image"], ["image"]]
+
+
+def test_a_refused_import_leaves_nothing(client, served, tmp_path):
+    with zipfile.ZipFile(tmp_path / "strange.zip", "w") as packed:
+        content = [{"type": "image", "path": "a.png"}, {"type": "image", "path": "broken.png"}]
+        packed.writestr("messages.json", json.dumps({"messages": [{"role": "user", "content": content}]}))
+        packed.write(PICTURE, "a.png")
+        packed.writestr("broken.png", "no picture")
+    before = set(served[0].store.folder.iterdir())
+    with pytest.raises(AppError, match="not a picture"):
+        client.predict(handle_file(tmp_path / "strange.zip"), api_name="/import_conversation")
+    assert set(served[0].store.folder.iterdir()) == before
 
 
 @pytest.mark.parametrize(
@@ -200,10 +232,34 @@ def test_a_taken_port_is_refused_with_what_to_do(pipeline):
             launch(pipeline, port=taken.getsockname()[1])
 
 
-def test_launch_tells_the_address_when_the_page_answers(pipeline):
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def test_sigterm_takes_all_files_along(pipeline, monkeypatch, tmp_path):
+    def too_early(*_):
+        pytest.fail("SIGTERM was not waited for")
+
+    def ready(address: str):
+        with PICTURE.open("rb") as file:
+            assert httpx.post(f"{address}gradio_api/upload", files={"files": file}, timeout=60).status_code == 200
+        assert [path for path in tmp_path.rglob("*") if path.is_file()]
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = signal.signal(signal.SIGTERM, too_early)
+    try:
+        with pytest.raises(SystemExit):
+            launch(pipeline, port=free_port(), on_ready=ready)
+        assert signal.getsignal(signal.SIGTERM) is too_early
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_launch_tells_the_address_when_the_page_answers(pipeline):
     told = []
 
     class Enough(Exception):
@@ -214,7 +270,7 @@ def test_launch_tells_the_address_when_the_page_answers(pipeline):
         raise Enough
 
     with pytest.raises(Enough):
-        launch(pipeline, port=port, on_ready=ready)
+        launch(pipeline, port=free_port(), on_ready=ready)
     assert told == [200]
 
 

@@ -3,10 +3,16 @@
 The model is tiny and random; a question that says draw, play or film gets a picture, a sound or a clip.
 """
 
+import json
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from nextgpt.demo.screenshots import SCREENS, take
+from nextgpt.errors import UserInputError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity" / "media"
 PICTURE = FIXTURES / "shapes.png"  # 500 x 340
@@ -134,8 +140,6 @@ def test_an_uploaded_file_is_shown_and_looked_at(page):
 
 
 def test_a_medium_is_saved_by_its_link(page, tmp_path):
-    from PIL import Image
-
     ask(page, "draw")
     with page.expect_download() as download:
         page.get_by_role("link", name="Download the image").click()
@@ -157,14 +161,15 @@ def test_an_answer_of_several_media_keeps_its_order(page):
 
 
 def test_progress_sharpens_and_stop_really_stops(page):
-    set_option(page, "Steps", "900")
+    set_option(page, "Steps", "500")
     box(page).fill("draw")
     box(page).press("Enter")
     for step in (1, 50):
         page.wait_for_function(
-            f"(bar => bar?.max == 900 && bar.value >= {step})(document.querySelector('.pending progress'))"
+            f"(bar => bar?.max == 500 && bar.value >= {step})(document.querySelector('.pending progress'))"
         )
         page.wait_for_function("document.querySelector('.pending img')?.naturalWidth > 0")
+    expect(page.get_by_role("progressbar", name="Making the image")).to_be_visible()
     page.get_by_role("button", name="Stop").click()
     expect(said(page, "bot").get_by_text("Stopped.")).to_be_visible()
     assert media(page, "bot", "image").count() == 0
@@ -238,6 +243,20 @@ def test_another_tab_is_another_conversation(page, served):
     expect(said(page, "user")).to_have_text(re.compile("first tab"))
 
 
+def test_a_duplicated_tab_is_another_conversation(page, served):
+    ask(page, "first tab")
+    stored = "sessionStorage.getItem('nextgpt-conversation')"
+    copied = page.evaluate(stored)
+    other = page.context.new_page()
+    other.add_init_script(f"if (!{stored}) sessionStorage.setItem('nextgpt-conversation', '{copied}')")
+    other.goto(served[1])
+    other.wait_for_function(f"{stored} && {stored} != '{copied}'")
+    ask(other, "second tab")
+    for tab, text in ((page, "first tab"), (other, "second tab")):
+        tab.reload()
+        expect(said(tab, "user")).to_have_text(re.compile(text))
+
+
 def test_a_refused_file_is_named_and_changes_nothing(page, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_text("no picture")
@@ -285,10 +304,19 @@ def test_an_exported_conversation_can_be_imported_elsewhere(page, visit, tmp_pat
     ask(other, "and again")
 
 
+def test_every_export_is_of_the_moment(page):
+    for questions in (1, 2):
+        ask(page, "hello")
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Export", exact=True).click()
+        with zipfile.ZipFile(download.value.path()) as packed:
+            assert len(json.loads(packed.read("messages.json"))["messages"]) == 2 * questions
+
+
 def test_who_waits_sees_the_place_and_who_finds_no_place_is_told(visit):
     """The page of these tests has one place to wait."""
     first, second, third = visit(), visit(), visit()
-    set_option(first, "Steps", "900")
+    set_option(first, "Steps", "500")
     for page in (first, second, third):
         box(page).fill("draw")
     box(first).press("Enter")
@@ -336,6 +364,14 @@ def test_a_phone_has_no_sideways_scrolling_and_everything_in_reach(visit):
     assert 0 <= edges["x"] and edges["x"] + edges["width"] <= 390 and edges["y"] + edges["height"] <= 844
     page.get_by_role("button", name="Toggle Sidebar").click()
     expect(page.get_by_text("Temperature")).to_be_in_viewport()
+
+
+def test_the_pictures_of_the_page_show_finished_answers(browser, served, tmp_path):
+    """The second example has a file, and so two rows of the visitor's."""
+    take(browser, served[1], SCREENS["phone"], [2, 3], tmp_path / "phone.png")
+    assert Image.open(tmp_path / "phone.png").size == (780, 1688)
+    with pytest.raises(UserInputError, match="the page has 8 examples, none of them is number 9"):
+        take(browser, served[1], SCREENS["phone"], [9], tmp_path / "none.png")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

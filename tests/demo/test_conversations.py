@@ -63,6 +63,15 @@ def test_a_conversation_goes_with_its_files_when_its_time_is_over(store):
         store.get(old.id)
 
 
+def test_a_folder_that_cannot_be_deleted_does_not_keep_the_others(store):
+    gone, old = store.create(), store.create()
+    gone.folder.rmdir()
+    for each in (gone, old):
+        each.used -= store.keep_hours * 3600 + 1
+    store.sweep()
+    assert not old.folder.exists()
+
+
 def test_use_prolongs_and_an_answer_under_way_protects(store):
     used, busy = store.create(), store.create()
     for each in (used, busy):
@@ -134,6 +143,11 @@ def test_an_export_read_again_is_the_same_conversation(store, conversation):
     assert copied.parent == other.folder and copied.read_bytes() == PICTURE.read_bytes()
 
 
+def test_every_export_has_a_name_of_its_own(conversation):
+    conversation.turns = [Turn([words("hello")])]
+    assert conversation.export() != conversation.export()
+
+
 @pytest.mark.parametrize("name", ["/etc/passwd.png", "../../escaped.png", "..\\escaped.png", "a/b/../c.png"])
 def test_no_name_in_an_archive_leads_out_of_the_folder(store, conversation, tmp_path, name):
     messages = [{"role": "user", "content": [{"type": "image", "path": name}]}]
@@ -176,6 +190,35 @@ def test_an_archive_that_swells_is_refused_before_it_is_unpacked(conversation, t
         conversation.unpack(tmp_path / "bomb.zip")
 
 
+def test_what_many_parts_unpack_of_one_file_is_counted_each_time(conversation, tmp_path, monkeypatch):
+    monkeypatch.setattr("nextgpt.demo.conversations.MAX_IMPORT_BYTES", 100_000)
+    content = [{"type": "image", "path": "same.png"}] * 40
+    data = PICTURE.read_bytes()
+    assert len(data) < 100_000 < 40 * len(data)
+    with pytest.raises(UserInputError, match="many.zip: unpacked, it is larger"):
+        conversation.unpack(archive(tmp_path / "many.zip", [{"role": "user", "content": content}], **{"same.png": data}))
+    assert not list(conversation.folder.iterdir())
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("damage", ["cut", "overwritten", "packed in an unknown way"])
+def test_a_damaged_archive_is_refused(conversation, tmp_path, packing, damage):
+    path = tmp_path / "damaged.zip"
+    with zipfile.ZipFile(path, "w", packing) as packed:
+        packed.writestr("messages.json", json.dumps([{"role": "user", "content": "hello"}] * 100))
+    data = bytearray(path.read_bytes())
+    start, directory = 30 + len("messages.json"), data.index(b"PK\x01\x02")
+    if damage == "cut":  # out of the middle, so that the directory at the end still stands
+        del data[start + 4 : directory - 4]
+    elif damage == "overwritten":
+        data[start + 9 : directory - 4] = b"\x55" * (directory - 4 - start - 9)
+    else:
+        data[8] = data[directory + 10] = 99
+    path.write_bytes(data)
+    with pytest.raises(UserInputError, match="^damaged.zip: not an exported conversation"):
+        conversation.unpack(path)
+
+
 # ---------------------------------------------------------------------- what is shown
 
 
@@ -192,7 +235,7 @@ def test_an_answer_is_shown_in_its_order(conversation):
 def test_a_medium_under_way_shows_its_steps_and_preview(conversation):
     conversation.turns, conversation.busy = [Turn([words("Draw.")], pending=Pending("image", 2, 5, "data:,x"))], True
     [_, progress] = shown(conversation)
-    assert "step 2 of 5" in progress.html and '<progress value="2" max="5">' in progress.html
+    assert "step 2 of 5" in progress.html and '<progress value="2" max="5"' in progress.html
     assert '<img src="data:,x"' in progress.html
 
 
@@ -209,14 +252,29 @@ def test_names_and_errors_cannot_write_html(conversation, tmp_path):
     assert not any("<script" in piece.html for piece in shown(conversation))
 
 
+def test_steps_are_named_and_not_announced_one_by_one(conversation):
+    conversation.turns, conversation.busy = [Turn([words("Draw.")], pending=Pending("image", 2, 5))], True
+    progress = shown(conversation)[1].html
+    assert 'aria-label="Making the image"' in progress
+    assert 'aria-live="off"' in progress and "role=" not in progress
+
+
 def test_what_happened_follows_the_answer_through_the_model():
     made = {"type": "image", "path": "x.png", "seed": 4, "seconds": 1.25}
     times = Timings(
         prompt_tokens=30, cached_tokens=20, new_tokens=10, prepare=0.5, first_token=0.75, generate=0.5, total=2.5
     )
     turn = Turn([{"type": "audio", "path": "a.wav"}], [words("Here."), made], timings=times)
-    table = happened([turn, Turn([words("next")])], {"image": ["[IMG0]", "[IMG1]"]})
+    turn.signals = [("image", ["[IMG0]", "[IMG1]"])]
+    table = happened([turn, Turn([words("next")])])
     for expected in ("audio: one embedding", "30 tokens, 20 of them", "[IMG0] [IMG1]", "image, seed 4", "1.25 s", "2.50 s"):
         assert expected in table, expected
     stages = ["encoder → projection", "language model reads", "language model writes", "signal tokens", "→ decoder"]
     assert sorted(stages, key=table.index) == stages
+
+
+def test_what_happened_tells_of_a_medium_that_was_stopped():
+    made = {"type": "audio", "path": "x.wav", "seed": 4, "seconds": 1.25}
+    turn = Turn([words("Play and draw.")], [made], timings=Timings(), signals=[("audio", ["[AUD0]"]), ("image", ["[IMG0]"])])
+    table = happened([turn])
+    assert "audio, seed 4" in table and "[IMG0]" in table and "image, stopped before it was finished" in table

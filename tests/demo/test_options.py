@@ -46,6 +46,27 @@ def test_options_become_the_pipelines(picture_chat):
     }
 
 
+@pytest.mark.parametrize(
+    ("label", "text", "told"),
+    [
+        ("Steps", "501", "Steps of the image is 501: expected more than 0, at most 500"),
+        ("Width, pixels", "2049", "at most 2048"),
+        *[("Guidance", text, "at most 75") for text in ("0", "-1", "nan", "inf")],
+        ("Temperature", 1e9, "at most 2"),
+    ],
+)
+def test_what_is_out_of_bounds_is_refused(picture_chat, label, text, told):
+    panel = picture_chat.panel
+    with pytest.raises(UserInputError, match=told):
+        panel.options(*values(panel, **{label: text}))
+
+
+def test_the_panel_tells_the_bounds(picture_chat):
+    placeholders = {each.label: getattr(each, "placeholder", None) for each in picture_chat.panel.components}
+    assert placeholders["Steps"] == "50, at most 500"
+    assert placeholders["Width, pixels"] == "the model's own, at most 2048"
+
+
 @pytest.mark.parametrize(("label", "text"), [("Seed", "lucky"), ("Steps", "2.5"), ("Guidance", "much")])
 def test_what_is_no_number_is_refused_by_name(picture_chat, label, text):
     panel = picture_chat.panel
