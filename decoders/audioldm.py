@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import nextgpt.decoders.vocoder  # noqa: F401  diffusers loads a pipeline's vocoder of this kind only if it is imported
 from nextgpt.decoders.base import Decoder, encode_pixels, required_size
 from nextgpt.decoders.media import Audio
 from nextgpt.decoders.sources import read_json

@@ -1,9 +1,15 @@
 """The vocoder without weights: its waveforms sound like the spectrograms that they were made from."""
 
+import json
+import shutil
+import subprocess
+import sys
+
 import torch
 
 from nextgpt.decoders.audioldm import log_mel_spectrogram
 from nextgpt.decoders.vocoder import GriffinLimVocoder, GriffinLimVocoderConfig
+from tiny_decoders import save_tiny_audioldm
 
 SAMPLES = 16_000
 
@@ -36,3 +42,15 @@ def test_it_saves_and_loads(tmp_path):
     assert again.config.hop_length == 160 and again.config.rounds == 4
     mel = spectrogram(tone(440)[None])
     assert torch.equal(again(mel), vocoder(mel))
+
+
+def test_a_pipeline_with_it_loads_where_nobody_has_imported_it(tmp_path):
+    folder = save_tiny_audioldm(tmp_path)
+    shutil.rmtree(folder / "vocoder")
+    GriffinLimVocoder(GriffinLimVocoderConfig(rounds=4, upsample_rates=(4, 40))).save_pretrained(folder / "vocoder")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["vocoder"] = ["nextgpt.decoders.vocoder", "GriffinLimVocoder"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    program = "import sys; from nextgpt.decoders import load_decoder; load_decoder('audioldm', sys.argv[1]).pipeline"
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
