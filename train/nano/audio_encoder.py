@@ -17,7 +17,7 @@ from nextgpt.train.nano import loop
 from nextgpt.train.nano.encoder import EMBED_DIM, WEIGHT_DECAY, Probes
 from nextgpt.train.nano.sound_lessons import PARTS, SoundLessons
 from nextgpt.train.nano.sounds import SAMPLES, SAMPLING_RATE, SECONDS, SoundWorld
-from nextgpt.train.nano.sums import SUM_WEIGHT, Sums, away_from
+from nextgpt.train.nano.sums import SUM_WEIGHT, Codes, away_from
 
 LEARNING_RATE = 1e-3
 UNKNOWN_SHARE = 1 / 6
@@ -119,12 +119,10 @@ def main() -> None:
     taught = lessons("train")
     sizes = {"instrument": len(world.names) + 1, "register": len(world.registers), "figure": len(world.figures)}
     network = Hearing(ImageBind(new_config()), Probes(sizes, EMBED_DIM)).to(device)
-    sums = Sums(sizes, EMBED_DIM).to(device)
+    sums = Codes(sizes, EMBED_DIM, first=EMBED_DIM - sum(sizes.values())).to(device)  # the vision tower takes the first
     optimizer = loop.adamw([network], LEARNING_RATE, WEIGHT_DECAY)
-    for group in loop.parameter_groups([sums], WEIGHT_DECAY):  # apart: earlier checkpoints lack them
-        optimizer.add_param_group(group)
     compute = torch.compile(network) if args.compile else network
-    run = loop.Loop(args.out, args.minutes, optimizer, {"network": network, "sums": sums}, args.start_from)
+    run = loop.Loop(args.out, args.minutes, optimizer, {"network": network}, args.start_from)
     for _ in run:
         energies, targets = loop.draw_mixed(taught, args.batch, UNKNOWN_SHARE, unknown=len(world.names))
         with loop.autocast(device):

@@ -20,7 +20,7 @@ from nextgpt.train.nano import loop
 from nextgpt.train.nano.captions import CONTEXT, Captions, train_tokenizer
 from nextgpt.train.nano.clips import ClipRenderer, ClipWorld, KeptClips
 from nextgpt.train.nano.loop import IGNORED
-from nextgpt.train.nano.sums import SUM_WEIGHT, Sums, away_from
+from nextgpt.train.nano.sums import SUM_WEIGHT, Codes, away_from
 from nextgpt.train.nano.text_encoder import PARTS
 from nextgpt.train.nano.unknown import UnknownClips, UnknownPictures, disturb, disturb_clips, turn_some
 from nextgpt.train.nano.world import SIDE, Renderer
@@ -141,7 +141,7 @@ class Contrast(Sight):
 
 
 def clip_losses(
-    network: Contrast, motions: Probes, sums: Sums, moving: Sums, clips: Tensor, targets: Tensor
+    network: Contrast, motions: Probes, sums: Codes, moving: Codes, clips: Tensor, targets: Tensor
 ) -> dict[str, Tensor]:
     """Parts of the loss on clips: the thing is read as from a picture, the motion by a reading of its own.
 
@@ -241,13 +241,12 @@ def main() -> None:
     counts = (len(world.names) + 1, len(world.styles), len(world.backgrounds), len(world.sizes))
     sizes = dict(zip(PARTS, counts, strict=True))
     network = Contrast(towers, Probes(sizes, towers.embed_dim)).to(device)
-    sums = Sums(sizes, towers.embed_dim).to(device)
+    sums = Codes(sizes, towers.embed_dim).to(device)
     motions = Probes({"motion": len(moving.motions)}, towers.embed_dim).to(device)
-    motion_sums = Sums({"motion": len(moving.motions)}, towers.embed_dim).to(device)
+    motion_sums = Codes({"motion": len(moving.motions)}, towers.embed_dim, first=sum(counts)).to(device)
     optimizer = loop.adamw([network], LEARNING_RATE, WEIGHT_DECAY)
-    for modules in ([motions, sums], [motion_sums]):  # apart: earlier checkpoints lack them
-        for group in loop.parameter_groups(modules, WEIGHT_DECAY):
-            optimizer.add_param_group(group)
+    for group in loop.parameter_groups([motions], WEIGHT_DECAY):  # apart: earlier checkpoints lack them
+        optimizer.add_param_group(group)
     compute = torch.compile(network) if args.compile else network
     unknowns, elsewhere = int(args.batch * UNKNOWN_SHARE), int(args.batch * ELSEWHERE_SHARE)
     clip_count = 0 if args.pictures_only else int(args.batch * CLIP_SHARE)
@@ -255,7 +254,7 @@ def main() -> None:
     unknown_target = torch.tensor([[len(world.names), IGNORED, IGNORED, IGNORED]], device=device)
     unknown_ids = captions.unknown.expand(unknowns, -1)
 
-    kept = {"network": network, "motions": motions, "sums": sums, "motion_sums": motion_sums}
+    kept = {"network": network, "motions": motions}
     run = loop.Loop(args.out, args.minutes, optimizer, kept, args.start_from)
     for _ in run:
         chosen = draw_groups(rows, args.batch - unknowns - elsewhere)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,6 +34,30 @@ class Sums(nn.Module):
             table(value.where(value != IGNORED, table.num_embeddings - 1))
             for table, value in zip(self.tables, values, strict=True)
         )
+
+
+class Codes(Sums):
+    """`Sums` of vectors that are given: orthonormal, so that no thing's vector hides another's. What is not said adds 0.
+
+    Vectors that are learned crowd into a few directions, and a projection has to stretch the rest, noise and all.
+
+    Args:
+        sizes, embed_dim: as for `Sums`.
+        first: how many of the vectors other codes have taken.
+
+    Raises:
+        ValueError: there are not so many orthogonal vectors.
+    """
+
+    def __init__(self, sizes: dict[str, int], embed_dim: int, first: int = 0):
+        super().__init__(sizes, embed_dim)
+        if first + sum(sizes.values()) > embed_dim:
+            raise ValueError(f"{first + sum(sizes.values())} codes of {embed_dim} numbers: make the embeddings wider.")
+        random = torch.randn(embed_dim, embed_dim, generator=torch.Generator().manual_seed(0))
+        codes = torch.linalg.qr(random).Q[first:].split([*sizes.values(), embed_dim - first - sum(sizes.values())])
+        for table, own in zip(self.tables, codes, strict=False):
+            table.weight.data = torch.cat([own, torch.zeros(1, embed_dim)])
+        self.requires_grad_(False)
 
 
 def away_from(vectors: Tensor, embeddings: Tensor) -> Tensor:
