@@ -7,7 +7,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import nextgpt.decoders.vocoder  # noqa: F401  diffusers loads a pipeline's vocoder of this kind only if it is imported
 from nextgpt.decoders.base import Decoder, encode_pixels, required_size
 from nextgpt.decoders.media import Audio
 from nextgpt.decoders.sources import read_json
@@ -23,6 +22,11 @@ class AudioLDMDecoder(Decoder):
     modality = "audio"
     pipeline_class = "AudioLDMPipeline"
     defaults = {"num_inference_steps": 50, "guidance_scale": 2.5, "duration": None}
+
+    def _read_weights(self):
+        import nextgpt.decoders.vocoder  # noqa: F401  diffusers loads a vocoder of this kind only where it is imported
+
+        return super()._read_weights()
 
     @classmethod
     def read_conditioning_shape(cls, source: str, revision: str | None = None) -> tuple[int, int]:
