@@ -1,6 +1,6 @@
 """What the chat gains by keeping the KV cache between turns: time to the first token, turn 20 over turn 1.
 
-`PYTHONPATH=tests python tests/benchmarks/kv_cache.py` prints it with reuse on and off. Twenty text turns of equal length;
+`python tests/benchmarks/kv_cache.py` prints it with reuse on and off. Twenty text turns of equal length;
 the language model has random weights and is wide enough for the reading of the prompt to dominate. The figure is valid
 only if switching reuse off makes turn 20 at least three times slower.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,13 +17,16 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from nextgpt import NextGPTConfig, NextGPTPipeline
-from nextgpt.decoders import load_decoder
-from nextgpt.demo.answers import Answers
-from nextgpt.demo.conversations import Store
-from nextgpt.modeling_nextgpt import NextGPTModel
-from nextgpt.processing_nextgpt import NextGPTProcessor
-from tiny_models import SIZES, tiny_config, tiny_tokenizer
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+
+from nextgpt import NextGPTConfig, NextGPTPipeline  # noqa: E402
+from nextgpt.decoders import load_decoder  # noqa: E402
+from nextgpt.demo.answers import Answers  # noqa: E402
+from nextgpt.demo.conversations import Store  # noqa: E402
+from nextgpt.modeling_nextgpt import NextGPTModel  # noqa: E402
+from nextgpt.processing_nextgpt import NextGPTProcessor  # noqa: E402
+from tiny_models import SIZES, tiny_config, tiny_tokenizer  # noqa: E402
 
 TURNS = 20
 QUESTION = "What do you see? I see a cat and a dog on a blue background, and a bird. Is it large?"
