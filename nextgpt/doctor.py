@@ -150,8 +150,7 @@ def _parts(config: NextGPTConfig) -> Iterator[Finding]:
         works, detail = _attempt(lambda part=part: part.is_available(config.base_folder))
         if works and not detail:
             works, detail = False, f"{part.source}{size} is not here: `nextgpt download` fetches it, or name its folder"
-        elif works and not part.source.startswith("open_clip:"):
-            path = part.local_path(config.base_folder)
+        elif works and (path := part.local_path(config.base_folder)):  # open_clip keeps a cache of its own
             unused = decoder_room.DECODERS[part.kind].load_options if part.kind in decoder_room.DECODERS else ()
             works, detail = _attempt(lambda path=path, unused=unused: path.is_file() or check_weights(path, unused))
         yield Finding(works, name.replace("_", " "), part.source if works else str(detail))

@@ -128,17 +128,17 @@ class SoundWorld:
             most: only of so many of the sounds.
         """
         numbers = {sound: number for number, sound in enumerate(self.combinations) if sound.name in self.names[:most]}
-        kept = [study for study, sound in enumerate(self.studied) if sound in numbers]
-        return torch.tensor([numbers[self.studied[study]] for study in kept], dtype=torch.long), as_floats(
-            self.studies[kept]
-        )
+        kept = {study: numbers[sound] for study, sound in enumerate(self.studied) if sound in numbers}
+        return torch.tensor(list(kept.values()), dtype=torch.long), as_floats(self.studies[list(kept)])
 
     def study_targets(self, missing: int) -> Tensor:
         """What the studies are: instrument, register, figure `[N, 3]`; `missing` where there is none."""
-        rows = self.studied
         values = (self.names, self.registers, self.figures)
         return torch.tensor(
-            [[known.index(name) if name else missing for known, name in zip(values, row, strict=True)] for row in rows]
+            [
+                [known.index(name) if name else missing for known, name in zip(values, row, strict=True)]
+                for row in self.studied
+            ]
         )
 
     def copy(self, folder: Path) -> None:

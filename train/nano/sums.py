@@ -51,11 +51,12 @@ class Codes(Sums):
 
     def __init__(self, sizes: dict[str, int], embed_dim: int, first: int = 0):
         super().__init__(sizes, embed_dim)
-        if first + sum(sizes.values()) > embed_dim:
-            raise ValueError(f"{first + sum(sizes.values())} codes of {embed_dim} numbers: make the embeddings wider.")
+        last = first + sum(sizes.values())
+        if last > embed_dim:
+            raise ValueError(f"{last} codes of {embed_dim} numbers: make the embeddings wider.")
         random = torch.randn(embed_dim, embed_dim, generator=torch.Generator().manual_seed(0))
-        codes = torch.linalg.qr(random).Q[first:].split([*sizes.values(), embed_dim - first - sum(sizes.values())])
-        for table, own in zip(self.tables, codes, strict=False):
+        codes = torch.linalg.qr(random).Q[first:last].split(list(sizes.values()))
+        for table, own in zip(self.tables, codes, strict=True):
             table.weight.data = torch.cat([own, torch.zeros(1, embed_dim)])
         self.requires_grad_(False)
 
