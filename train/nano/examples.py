@@ -20,11 +20,12 @@ from nextgpt.train.nano.sounds import SAMPLING_RATE, Sound, SoundWorld
 from nextgpt.train.nano.things import Picture
 from nextgpt.train.nano.world import Renderer, World
 
-PICTURE, SOUND, CLIP = Picture("trumpet", "3d", "blue"), Sound("trumpet", "middle", "rising scale"), Clip("cat", "bouncing")
+PICTURE, CLIP = Picture("bell", "3d", "blue"), Clip("cat", "bouncing")
+SOUND = Sound("violin", "high", "rising scale")  # a held-out one: the package holds no others
 
 
 def render(folder: Path, out: Path) -> None:
-    """Writes `trumpet.png`, `trumpet.flac` and `cat.mp4`.
+    """Writes `bell.png`, `violin.flac` and `cat.mp4`.
 
     Args:
         folder: of the world.

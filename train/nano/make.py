@@ -35,9 +35,9 @@ STEPS = {
         "nano.sound_judge --world {root}/world --out {root}/sound_judge", "sound_judge/training_log.json", 14
     ),
     "clip_judge": Step("nano.clip_judge --world {root}/world --out {root}/clip_judge", "clip_judge/training_log.json", 5),
-    "encoder": Step("nano.encoder --world {root}/world --out {root}/encoder", "encoder/training_log.json", 84),
+    "encoder": Step("nano.encoder --world {root}/world --out {root}/encoder", "encoder/training_log.json", 110),
     "audio_encoder": Step(
-        "nano.audio_encoder --world {root}/world --out {root}/audio_encoder", "audio_encoder/training_log.json", 32
+        "nano.audio_encoder --world {root}/world --out {root}/audio_encoder", "audio_encoder/training_log.json", 44
     ),
     "autoencoder": Step(
         "nano.autoencoder --world {root}/world --out {root}/autoencoder", "autoencoder/training_log.json", 30
@@ -60,7 +60,7 @@ STEPS = {
         "nano.clip_decoder --world {root}/world --out {root}/clip_decoder --autoencoder {root}/autoencoder"
         " --text-encoder {root}/clip_text_encoder",
         "clip_decoder/training_log.json",
-        30,
+        60,
     ),
     "refined_autoencoder": Step(
         "nano.autoencoder --refine --world {root}/world --out {root}/autoencoder --encoder {root}/encoder",
