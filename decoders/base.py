@@ -78,6 +78,7 @@ class Decoder:
             )
         self._pipeline = None
         self._lock = threading.Lock()
+        self._told_of_cuts = False
 
     # What a subclass may override --------------------------------------------------------------------------------
 
@@ -123,8 +124,13 @@ class Decoder:
     def encode(self, captions: list[str]) -> torch.Tensor:
         """The frozen text encoder's embedding of each caption, the training target of the conditioning: [N, Q, W]."""
         pipeline = self.pipeline
-        with self._lock:  # fast tokenizers refuse two callers at once
-            return self._encode(pipeline, list(captions))
+        with self._lock, _holding_back(type(pipeline).__module__, "truncated") as cut:  # it would repeat every caption
+            embeddings = self._encode(pipeline, list(captions))  # locked: fast tokenizers refuse two callers at once
+        if cut and not self._told_of_cuts:
+            self._told_of_cuts = True
+            limit = pipeline.tokenizer.model_max_length
+            logger.warning("Of captions longer than %d tokens, the decoder '%s' reads the beginning", limit, self.kind)
+        return embeddings
 
     def generate(
         self,
@@ -338,6 +344,25 @@ def picture_size(pipeline: Any, options: dict) -> dict[str, int]:
     size = pipeline.unet.config.sample_size
     height, width = (side * pipeline.vae_scale_factor for side in ((size, size) if isinstance(size, int) else size))
     return {"height": options["height"] or height, "width": options["width"] or width}
+
+
+@contextmanager
+def _holding_back(name: str, word: str) -> Iterator[list[str]]:
+    """Messages of the logger `name` with this word in them are not logged but listed."""
+    held: list[str] = []
+
+    def passes(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if word in message:
+            held.append(message)
+        return word not in message
+
+    library = logging.getLogger(name)
+    library.addFilter(passes)
+    try:
+        yield held
+    finally:
+        library.removeFilter(passes)
 
 
 def encode_images(pipeline: Any, images: Sequence[Image.Image], options: dict) -> torch.Tensor:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from nextgpt.demo.answers import PLACES, Answers
 from nextgpt.demo.api import add_endpoints, refusals
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 EXAMPLES = HERE / "examples"
 MAX_UPLOAD = "100mb"
-KEEP_UPLOADS = 3600  # seconds in Gradio's own folder; what is sent is copied into the conversation's
+KEEP_UPLOADS = 3600  # seconds in Gradio's own folder, of what is never sent; the rest goes with its conversation
 POLL = 0.1  # seconds between two looks at an answer under way
 
 TABS_ANSWER_IN = 500  # milliseconds
@@ -148,7 +149,7 @@ class Chat:
         max_upload: str = MAX_UPLOAD,
     ):
         self.pipeline, self.max_upload = pipeline, max_upload
-        self.store = Store(pipeline.new_session, keep_hours)
+        self.store = Store(pipeline.new_session, keep_hours, uploads=Path(get_upload_folder()))
         self.answers = Answers(pipeline, self.store, places)
         gr.set_static_paths([self.store.folder, EXAMPLES])  # served from where they are; nothing else of ours is
         self.page = self._build(read_examples(EXAMPLES, pipeline))

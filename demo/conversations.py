@@ -83,19 +83,21 @@ class Conversation:
     Args:
         id: the secret that opens it.
         folder: for its files only. Its name tells nothing of the id, since the addresses of media hold it.
+        uploads: where the server puts what is sent in. Copies that were taken from there go with its own files.
 
     Attributes:
         busy: whether it is being answered, changed or read; whoever does that (see `Answers`) has it alone.
     """
 
-    def __init__(self, id: str, folder: Path):
-        self.id, self.folder = id, folder
+    def __init__(self, id: str, folder: Path, uploads: Path | None = None):
+        self.id, self.folder, self.uploads = id, folder, uploads
         self.turns: list[Turn] = []
         self.session: Session | None = None
         self.cancel = threading.Event()
         self.busy = False
         self.used = time.monotonic()
         self._files = 0
+        self._taken: set[Path] = set()
 
     def messages(self) -> list[dict]:
         """In the chat format: every turn that has an answer, and the last question."""
@@ -107,6 +109,7 @@ class Conversation:
         What no browser shows is kept as PNG or MP4.
         """
         path, modality = Path(path), guess_modality(path)
+        self._take(path)
         if path.parent == self.folder:
             return {"type": modality, "path": str(path)}
         if path.suffix.lower() in UNSHOWABLE:
@@ -140,6 +143,12 @@ class Conversation:
         for path in self.folder.iterdir():
             if str(path) not in kept:
                 path.unlink()
+        self._forget_uploads()
+
+    def delete_files(self) -> None:
+        """All its files go, with its folder; what cannot be deleted goes with the server."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._forget_uploads()
 
     def export(self) -> Path:
         """Packs `messages.json` and the media, named as in it, into a zip file of a new name in the folder."""
@@ -159,6 +168,7 @@ class Conversation:
             UserInputError: the file is not such an export, holds something else, or is too large.
         """
         name = Path(path).name
+        self._take(Path(path))
         try:
             with refusing_for_visitors(self.folder), zipfile.ZipFile(path) as archive:
                 _check_size(archive.infolist(), name)
@@ -176,6 +186,15 @@ class Conversation:
             ) from None
         contents = [message["content"] for message in messages]
         return [Turn(*pair) for pair in zip_longest(contents[::2], contents[1::2], fillvalue=[])]
+
+    def _take(self, path: Path) -> None:
+        if self.uploads is not None and path.resolve().is_relative_to(self.uploads.resolve()):
+            self._taken.add(path)
+
+    def _forget_uploads(self) -> None:
+        for path in self._taken:
+            path.unlink(missing_ok=True)
+        self._taken.clear()
 
     def _unpack_file(self, archive: zipfile.ZipFile, part: dict) -> str:
         """Writes one member under a name of our own choice, so that no name in the archive leads anywhere."""
@@ -196,10 +215,11 @@ class Store:
     Args:
         new_session: makes a pipeline session.
         keep_hours: how long a conversation stays after its last use.
+        uploads: where the server puts what is sent in; see `Conversation`.
     """
 
-    def __init__(self, new_session: Callable[[], Session], keep_hours: float = KEEP_HOURS):
-        self.keep_hours = keep_hours
+    def __init__(self, new_session: Callable[[], Session], keep_hours: float = KEEP_HOURS, uploads: Path | None = None):
+        self.keep_hours, self.uploads = keep_hours, uploads
         self._new_session = new_session
         self._folder = tempfile.TemporaryDirectory(prefix="nextgpt-")
         self._conversations: dict[str, Conversation] = {}
@@ -213,7 +233,7 @@ class Store:
 
     def create(self) -> Conversation:
         """A new conversation, under an id that nobody can guess."""
-        conversation = Conversation(secrets.token_urlsafe(32), self.folder / secrets.token_urlsafe(16))
+        conversation = Conversation(secrets.token_urlsafe(32), self.folder / secrets.token_urlsafe(16), self.uploads)
         conversation.folder.mkdir()
         with self._lock:
             self._conversations[conversation.id] = conversation
@@ -236,10 +256,10 @@ class Store:
         return conversation
 
     def delete(self, conversation: Conversation) -> None:
-        """Forgets a conversation and deletes its files; one that cannot be deleted goes with the server."""
+        """Forgets a conversation and deletes its files."""
         with self._lock:
             self._conversations.pop(conversation.id, None)
-        shutil.rmtree(conversation.folder, ignore_errors=True)
+        conversation.delete_files()
 
     def session(self, conversation: Conversation) -> Session:
         """The conversation's session. Only the last few keep theirs: a KV cache is large."""
@@ -259,7 +279,7 @@ class Store:
             for conversation in over:
                 del self._conversations[conversation.id]
         for conversation in over:
-            shutil.rmtree(conversation.folder, ignore_errors=True)
+            conversation.delete_files()
 
     def close(self) -> None:
         """Deletes everything."""

@@ -27,9 +27,8 @@ def chat(pipeline: NextGPTPipeline, messages: list[str], seed: int) -> list[tupl
     """Asks one message after the other; returns who said what: texts and pictures in order."""
     conversation, said = [], []
     for message in messages:
-        name, _, text = message.partition(" ")
-        attached = [{"type": guess_modality(name), "path": name}] if Path(name).is_file() else []
-        words = text if attached else message
+        name, words = split_file(message)
+        attached = [{"type": guess_modality(name), "path": name}] if name else []
         conversation.append({"role": "user", "content": [*attached, {"type": "text", "text": words}]})
         reply: Reply = pipeline(conversation, seed=seed)
         conversation.append(reply.message)
@@ -38,6 +37,16 @@ def chat(pipeline: NextGPTPipeline, messages: list[str], seed: int) -> list[tupl
         said.append(("You", [*seen, words]))
         said.append(("NExT-GPT", [part if kind == "text" else as_picture(kind, part) for kind, part in answered]))
     return said
+
+
+def split_file(message: str) -> tuple[str, str]:
+    """The existing file that a message begins with, or nothing, and the words behind it; its path may hold spaces."""
+    words = message.split(" ")
+    for count in range(len(words), 0, -1):
+        name = " ".join(words[:count])
+        if Path(name).is_file():
+            return name, " ".join(words[count:])
+    return "", message
 
 
 def as_picture(modality: str, media: Media) -> Image.Image:

@@ -1,6 +1,7 @@
 """Decoders: what a user of frozen diffusion pipelines would miss. Tiny random pipelines of the real classes."""
 
 import json
+import logging
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +84,21 @@ def test_encode_equals_the_pipelines_own_embedding(kind, folders, decoders):
     embeddings = decoders[kind].encode(CAPTIONS)
     assert embeddings.shape == (3, *decoders[kind].conditioning_shape)
     torch.testing.assert_close(embeddings, expected, atol=1e-6, rtol=0)
+
+
+@every_kind
+def test_captions_that_are_too_long_are_told_of_once_and_not_repeated(kind, folders, caplog):
+    decoder, long = load_decoder(kind, str(folders[kind])), "a bird and " * 200
+    diffusers_logger = logging.getLogger("diffusers")
+    diffusers_logger.addHandler(caplog.handler)  # diffusers does not pass its messages on to the root logger
+    try:
+        assert torch.equal(*decoder.encode([long, long + "a cat"]))
+        decoder.encode([long])
+    finally:
+        diffusers_logger.removeHandler(caplog.handler)
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    [warning] = [message for message in told if "tokens" in message]
+    assert f"'{kind}' reads the beginning" in warning and not any("a bird" in message for message in told)
 
 
 @every_kind

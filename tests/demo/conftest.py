@@ -10,7 +10,7 @@ from nextgpt.errors import UserInputError
 from tiny_decoders import save_tiny_audioldm, save_tiny_stable_diffusion, save_tiny_text_to_video
 from tiny_models import tiny_model
 
-KINDS = {"draw": "image", "play": "audio", "film": "video"}
+KINDS = {"draw": "image", "play": "audio", "film": "video", "make a clip": "video"}
 DECODERS = {
     "image": ("stable-diffusion", save_tiny_stable_diffusion),
     "audio": ("audioldm", save_tiny_audioldm),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -105,11 +106,15 @@ def test_retry_takes_another_seed_and_undo_takes_back(client, conversation):
     assert client.predict(conversation, api_name="/undo") == []
 
 
-def test_clear_deletes_the_files(client, conversation, served):
-    client.predict(conversation, "draw", [handle_file(PICTURE)], api_name="/ask")
-    folder = served[0].store.get(conversation).folder
+def test_clear_deletes_the_files(client, conversation, served, tmp_path):
+    own = tmp_path / "a picture of this test alone.png"
+    shutil.copy(PICTURE, own)
+    client.predict(conversation, "draw", [handle_file(own)], api_name="/ask")
+    folder, uploads = served[0].store.get(conversation).folder, served[0].store.uploads
     assert len(list(folder.iterdir())) == 2
+    assert [path for path in uploads.rglob("*.png") if path.name.startswith("a")]
     client.predict(conversation, api_name="/clear")
+    assert not [path for path in uploads.rglob("*.png") if path.name.startswith("a")]
     assert not list(folder.iterdir()) and client.predict(conversation, api_name="/messages") == []
 
 

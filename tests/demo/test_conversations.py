@@ -63,6 +63,24 @@ def test_a_conversation_goes_with_its_files_when_its_time_is_over(store):
         store.get(old.id)
 
 
+@pytest.mark.parametrize("goes", [Store.sweep, lambda store: store.delete(store.last), lambda store: store.last.clear()])
+def test_what_was_sent_in_goes_with_the_conversation_and_nothing_else_does(tmp_path, goes):
+    uploads, elsewhere = tmp_path / "uploads", tmp_path / "shapes.png"
+    uploads.mkdir()
+    sent = shutil.copy(PICTURE, uploads / "sent.png")
+    for not_sent in (uploads / "not_sent.png", elsewhere):
+        shutil.copy(PICTURE, not_sent)
+    store = Store(Session, uploads=uploads)
+    store.last = store.create()
+    for path in (sent, elsewhere):
+        store.last.keep_file(path)
+    assert sent.exists()
+    store.last.used -= store.keep_hours * 3600 + 1
+    goes(store)
+    store.close()
+    assert not sent.exists() and elsewhere.exists() and (uploads / "not_sent.png").exists()
+
+
 def test_a_folder_that_cannot_be_deleted_does_not_keep_the_others(store):
     gone, old = store.create(), store.create()
     gone.folder.rmdir()

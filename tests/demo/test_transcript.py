@@ -1,5 +1,6 @@
 """The picture of a chat, with an assistant that answers at once."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,17 @@ SOUND = Audio(np.concatenate([np.zeros(8000), np.ones(8000)]).astype(np.float32)
 CLIP = Video(np.repeat(np.arange(4, dtype=np.uint8) * 60, 32 * 32 * 3).reshape(4, 32, 32, 3), 4)
 
 
-def test_every_kind_of_media_has_its_place_in_the_picture():
+def test_every_kind_of_media_has_its_place_in_the_picture(tmp_path):
     def answer(conversation, seed):
         content = [{"type": "text", "text": "Here."}, {"type": "audio", "audio": SOUND}, {"type": "video", "video": CLIP}]
         return Reply({"role": "assistant", "content": content})
 
-    files = [FIXTURES / name for name in ("shapes.png", "sweep.wav", "disc.mp4")]
+    folder = tmp_path / "a folder with spaces"
+    folder.mkdir()
+    files = [shutil.copy(FIXTURES / name, folder) for name in ("shapes.png", "sweep.wav", "disc.mp4")]
     said = chat(answer, [f"{file} What is this?" for file in files], seed=0)
     assert [len(parts) for _, parts in said] == [2, 3] * 3
+    assert [parts[1] for who, parts in said if who == "You"] == ["What is this?"] * 3
     only_words = render([(who, [part for part in parts if isinstance(part, str)]) for who, parts in said])
     pictures = [part for _, parts in said for part in parts if not isinstance(part, str)]
     assert render(said).height == only_words.height + sum(picture.height + 8 for picture in pictures)

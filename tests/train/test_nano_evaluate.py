@@ -173,9 +173,11 @@ def test_time_memory_and_weights_are_measured(bench, tmp_path):
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     bench.pipeline, bench.media = NextGPTPipeline.from_pretrained(tmp_path / "model"), ("image",)
+    ballast = np.ones(250_000_000)  # 2 GB of this process, not of the model
     figures = {(score.row, score.part): score.quantity for score in (*ROWS["time"](bench), *ROWS["load"](bench))}
+    del ballast
     assert list(figures) == [("time", "text"), ("time", "image"), *(("load", of) for of in ("time", "memory", "weights"))]
-    assert all(figures.values()) and figures["load", "memory"] > 0.1  # GB
+    assert all(figures.values()) and 0.1 < figures["load", "memory"] < 2  # GB
 
 
 def test_the_vocoder_is_measured_alone(bench):

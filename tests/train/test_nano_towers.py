@@ -163,12 +163,15 @@ def test_codes_are_orthonormal_and_what_is_not_said_adds_nothing():
         Codes({"motion": 9}, 16, first=8)
 
 
-def test_variations_are_of_combinations_to_learn_from_only(folder):
+def test_studies_to_play_are_phrases_and_variations_of_what_may_be_learned(folder):
     world = sounds.SoundWorld(folder)
     rows, waveforms = world.variations()
-    assert {world.combinations[row].split for row in rows.tolist()} == {"train"}
-    assert len(rows) == len(waveforms) == sum(sound.split == "train" for sound in world.combinations if sound.register)
-    assert {world.combinations[row].name for row in world.variations(1)[0].tolist()} == {world.names[0]}
+    told = [world.captioned[row] for row in rows.tolist()]
+    varied = [sound for sound in told if sound.figure]
+    assert {sound.split for sound in varied} == {"train"}
+    assert len(varied) == sum(sound.split == "train" for sound in world.combinations if sound.register)
+    assert len(told) - len(varied) == 2 * 3 * 8 and len(waveforms) == len(told)
+    assert {world.captioned[row].name for row in world.variations(1)[0].tolist()} == {world.names[0]}
 
 
 def test_sounds_from_outside_are_the_same_each_time_and_of_one_split_only(folder, few_unknown_sounds):

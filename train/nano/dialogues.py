@@ -63,7 +63,7 @@ FRESH = {
     "audio": {"ask_for": 34, "ask_for_two": 3, "show": 22, "show_outside": 3},
     "video": {"ask_for": 24, "show": 15, "show_outside": 2},
 }
-TALK, CROSSINGS, MIXTURES = 18, 22, 12
+TALK, CROSSINGS, MIXTURES = 18, 50, 16
 
 
 class Composer:

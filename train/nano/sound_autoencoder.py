@@ -1,7 +1,7 @@
 """Makes the sound autoencoder: log-mel spectrograms of 128 × 64 to 16 × 8 latents of 16 channels and back.
 
-`python -m nextgpt.train.nano.sound_autoencoder --minutes 15` trains diffusers' `AutoencoderKL` on the world's sounds
-and goes on from its last checkpoint when started again. It knows no words.
+`python -m nextgpt.train.nano.sound_autoencoder --minutes 30` trains diffusers' `AutoencoderKL` on the world's sounds
+and the studies beside them, and goes on from its last checkpoint when started again. It knows no words.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nextgpt.decoders.audioldm import log_mel_spectrogram
 from nextgpt.decoders.vocoder import GriffinLimVocoderConfig
 from nextgpt.train.nano import loop
 from nextgpt.train.nano.autoencoder import LEARNING_RATE, losses, new_autoencoder, normalise_latents
-from nextgpt.train.nano.sounds import SoundWorld
+from nextgpt.train.nano.sounds import SoundWorld, as_floats
 
 VOCODER = GriffinLimVocoderConfig(upsample_rates=(256,), rounds=32)
 WIDTHS = (16, 32, 64, 96)  # 1.8 M parameters
@@ -66,10 +66,11 @@ def encode_all(autoencoder: AutoencoderKL, mels: Tensor) -> tuple[Tensor, Tensor
 
 def main() -> None:
     """Trains, normalises the latents, measures and saves."""
-    args = loop.arguments(__doc__.split("\n")[0], "sound_autoencoder", minutes=15, batch=128).parse_args()
+    args = loop.arguments(__doc__.split("\n")[0], "sound_autoencoder", minutes=30, batch=128).parse_args()
     _, device = loop.start(args)
     world = SoundWorld(args.world)
     mels = spectrograms(world, world.rows("train").to(device))
+    studies = spectrograms_of(as_floats(world.studies)).to(device)
 
     autoencoder = new_autoencoder(channels=1, widths=WIDTHS)
     scale_to_mels(autoencoder)
@@ -78,7 +79,7 @@ def main() -> None:
     compute = torch.compile(losses) if args.compile else losses
     run = loop.Loop(args.out, args.minutes, optimizer, {"autoencoder": autoencoder}, args.start_from)
     for _ in run:
-        batch = loop.draw(mels, args.batch)
+        batch = torch.cat([loop.draw(mels, args.batch // 2), loop.draw(studies, args.batch - args.batch // 2)])
         late = int(torch.randint(MOST_SHIFT + 1, ()))
         batch = F.pad(batch, (0, 0, late, 0), mode="replicate")[:, :, :FRAMES]
         batch = (batch + MOST_GAIN * (torch.rand(len(batch), 1, 1, 1, device=device) - 0.5)).clamp(min=mels.min())

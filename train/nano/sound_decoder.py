@@ -97,7 +97,7 @@ def main() -> None:
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(rows), (count,), device=device)
-        chosen[: count // 2] %= plain  # the others vary: with one sound for each caption it learns by heart
+        chosen[: count // 4] %= plain  # the others vary: with one sound for each caption it learns by heart
         latents = means[chosen] + deviations[chosen] * torch.randn_like(means[chosen])
         ids = empty_some(captions(rows[chosen], varied=True), captions.empty)
         return embed(text_encoder, ids, captions.padding), latents

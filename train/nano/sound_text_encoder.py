@@ -2,7 +2,7 @@
 
 `python -m nextgpt.train.nano.sound_text_encoder --minutes 2` trains a small CLAP text model and its tokenizer as
 `text_encoder` does its own: linear readings of the vector, with noise on it, name the sound, the register and the
-figure. It points along the sum of one vector for each of these: a denoiser that learned a vector of its own for each sound
+figure. It points along the sum of one code for each of these: a denoiser that learned a vector of its own for each sound
 would play few that it has not learned. It knows no sample.
 """
 
@@ -20,7 +20,7 @@ from nextgpt.train.nano import loop
 from nextgpt.train.nano.captions import choose_wordings
 from nextgpt.train.nano.loop import IGNORED
 from nextgpt.train.nano.sounds import Sound, SoundWorld
-from nextgpt.train.nano.sums import SUM_WEIGHT, Sums, away_from
+from nextgpt.train.nano.sums import SUM_WEIGHT, Codes, away_from
 from nextgpt.train.nano.text_encoder import Readings
 
 WIDTH = 128
@@ -70,7 +70,7 @@ def new_text_encoder(tokenizer: RobertaTokenizer) -> ClapTextModelWithProjection
 
 
 class SoundCaptions:
-    """The captions of all sounds as token ids, one wording each for the name and its synonyms.
+    """The captions of all sounds and phrases as token ids, one wording each for the name and its synonyms.
 
     Args:
         world: gives the sounds.
@@ -81,18 +81,16 @@ class SoundCaptions:
         wordings = {sound["name"]: [sound["name"], *sound["synonyms"]] for sound in world.sounds}
         most = max(map(len, wordings.values()))
         texts = [
-            sound._replace(name=(wordings[sound.name] * most)[n]).caption
-            for sound in world.combinations
-            for n in range(most)
+            sound._replace(name=(wordings[sound.name] * most)[n]).caption for sound in world.captioned for n in range(most)
         ]
         encoded = tokenizer([*texts, ""], padding="max_length", max_length=CONTEXT, return_tensors="pt")
-        self.ids = encoded.input_ids[:-1].view(len(world.combinations), most, CONTEXT).to(device)
+        self.ids = encoded.input_ids[:-1].view(len(world.captioned), most, CONTEXT).to(device)
         self.empty = encoded.input_ids[-1].to(device)
-        self.counts = torch.tensor([len(wordings[sound.name]) for sound in world.combinations], device=device)
+        self.counts = torch.tensor([len(wordings[sound.name]) for sound in world.captioned], device=device)
         self.padding = tokenizer.pad_token_id
 
     def __call__(self, rows: Tensor, varied: bool = False) -> Tensor:
-        """Sounds as indices `[N]` → token ids `[N, 24]`; `varied` says some names by a synonym."""
+        """Indices into `SoundWorld.captioned` `[N]` → token ids `[N, 24]`; `varied` says some names by a synonym."""
         wording = choose_wordings(self.counts[rows]) if varied else torch.zeros_like(rows)
         return self.ids[rows, wording]
 
@@ -121,22 +119,21 @@ def main() -> None:
     world = SoundWorld(args.world)
     tokenizer = train_tokenizer(caption_texts(world))
     captions = SoundCaptions(world, tokenizer, device)
-    rows = world.rows("train").to(device)
-    targets = world.targets(torch.arange(len(world.combinations), device=device), IGNORED)
+    phrases = torch.arange(len(world.combinations), len(world.captioned))
+    rows = torch.cat([world.rows("train"), phrases]).to(device)
+    targets = world.targets(torch.arange(len(world.captioned), device=device), IGNORED)
 
     encoder = new_text_encoder(tokenizer).to(device)
     sizes = {"sound": len(world.names), "register": len(world.registers), "figure": len(world.figures)}
-    readings, sums = Readings(WIDTH, sizes).to(device), Sums(sizes, WIDTH).to(device)
-    optimizer = loop.adamw([encoder, readings, sums], LEARNING_RATE)
-    run = loop.Loop(
-        args.out, args.minutes, optimizer, {"encoder": encoder, "readings": readings, "sums": sums}, args.start_from
-    )
+    readings, codes = Readings(WIDTH, sizes).to(device), Codes(sizes, WIDTH).to(device)
+    optimizer = loop.adamw([encoder, readings], LEARNING_RATE)
+    run = loop.Loop(args.out, args.minutes, optimizer, {"encoder": encoder, "readings": readings}, args.start_from)
     for _ in run:
         chosen = loop.draw(rows, args.batch)
         with loop.autocast(device):
             vectors = embed(encoder, captions(chosen, varied=True), captions.padding) * WIDTH**0.5
             parts = readings(vectors, dict(zip(PARTS, targets[chosen].T, strict=True)))
-            parts["sums"] = SUM_WEIGHT * away_from(sums(targets[chosen]), vectors)
+            parts["sums"] = SUM_WEIGHT * away_from(codes(targets[chosen]), vectors)
         loop.update(optimizer, sum(parts.values()))
         run.record(args.batch, **parts)
 

@@ -65,7 +65,8 @@ class Sound(NamedTuple):
     @property
     def caption(self) -> str:
         """The canonical caption: "a low trumpet, rising scale"; of an effect "the sound of helicopter"."""
-        return f"a {self.register} {self.name}, {self.figure}" if self.register else f"the sound of {self.name}"
+        instrument = f"a {self.register} {self.name}" if self.register else f"the sound of {self.name}"
+        return f"{instrument}, {self.figure}" if self.figure else instrument
 
     @property
     def split(self) -> str:
@@ -104,6 +105,9 @@ class SoundWorld:
         self.sounds = json.loads((self.folder / "sounds.json").read_text(encoding="utf-8"))
         self.names = [sound["name"] for sound in self.sounds]
         self.combinations = combinations(self.sounds)
+        pitched = [sound["name"] for sound in self.sounds if sound["pitched"]]
+        self.phrases = [Sound(name, register) for name in pitched for register in REGISTERS]
+        self.captioned = [*self.combinations, *self.phrases]
 
     @cached_property
     def waveforms(self) -> np.ndarray:
@@ -122,12 +126,13 @@ class SoundWorld:
         return [Sound(*row) for row in json.loads((self.folder / "studies.json").read_text(encoding="utf-8"))]
 
     def variations(self, most: int | None = None) -> tuple[Tensor, Tensor]:
-        """The studies that vary a combination to learn from: its number `[N]`, and how it sounds, float `[N, 32000]`.
+        """The studies with a caption, varied combinations and phrases: what they are, as indices into `captioned` `[N]`,
+        and how they sound, float `[N, 32000]`.
 
         Args:
             most: only of so many of the sounds.
         """
-        numbers = {sound: number for number, sound in enumerate(self.combinations) if sound.name in self.names[:most]}
+        numbers = {sound: number for number, sound in enumerate(self.captioned) if sound.name in self.names[:most]}
         kept = {study: numbers[sound] for study, sound in enumerate(self.studied) if sound in numbers}
         return torch.tensor(list(kept.values()), dtype=torch.long), as_floats(self.studies[list(kept)])
 
@@ -172,14 +177,14 @@ class SoundWorld:
         return as_floats(self.waveforms[rows.cpu().numpy()])
 
     def targets(self, rows: Tensor, missing: int) -> Tensor:
-        """What sounds given as indices are: instrument, register, figure `[N, 3]`; `missing` where an effect has none."""
+        """What sounds are, as indices into `captioned`: instrument, register, figure `[N, 3]`; `missing` for none."""
         values = [
             (
                 self.names.index(sound.name),
                 self.registers.index(sound.register) if sound.register else missing,
                 self.figures.index(sound.figure) if sound.figure else missing,
             )
-            for sound in self.combinations
+            for sound in self.captioned
         ]
         return torch.tensor(values, device=rows.device)[rows]
 

@@ -46,10 +46,10 @@ class CrossingTurns:
         every = {
             "image → audio": Crossing(self.sound_of_shown, pictures, list(setting.sound_of), names, 5),
             "image → video": Crossing(self.film_of_shown, pictures, filmed, names, 5),
-            "audio → image": Crossing(self.picture_of_heard, sounds, list(setting.concept_of), heard, 6),
-            "audio → video": Crossing(self.film_of_heard, sounds, to_film, heard, 4),
-            "video → image": Crossing(self.picture_of_filmed, clips, filmed, filmed, 4),
-            "video → audio": Crossing(self.sound_of_shown, clips, sounding, filmed, 3),
+            "audio → image": Crossing(self.picture_of_heard, sounds, list(setting.concept_of), heard, 7),
+            "audio → video": Crossing(self.film_of_heard, sounds, to_film, heard, 5),
+            "video → image": Crossing(self.picture_of_filmed, clips, filmed, filmed, 6),
+            "video → audio": Crossing(self.sound_of_shown, clips, sounding, filmed, 4),
         }
         self.crossings = {
             kind: crossing
