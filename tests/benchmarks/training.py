@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import resource
 import shutil
 import statistics
 import subprocess
@@ -31,7 +30,7 @@ from PIL import Image
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
-from nextgpt.hardware import training_attention  # noqa: E402
+from nextgpt.hardware import peak_memory, training_attention  # noqa: E402
 from nextgpt.train import stages  # noqa: E402
 from nextgpt.train.config import TrainingConfig  # noqa: E402
 from nextgpt.train.trainer import StageTrainer  # noqa: E402
@@ -196,13 +195,6 @@ def measure_ours(folder: Path, stage: str, options: argparse.Namespace) -> dict[
     }
 
 
-def peak_memory() -> float:
-    """In MB: of the accelerator where there is one, else of this process."""
-    if torch.accelerator.is_available():
-        return torch.accelerator.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-
-
 # ---------------------------------------------------------------------- the table
 
 
@@ -237,7 +229,9 @@ def main() -> None:
         loop, stage, folder = options.measure
         logging.disable()
         figures = (measure_plain if loop == "plain" else measure_ours)(Path(folder), stage, options)
-        print(json.dumps(figures | {"memory": peak_memory()}))
+        on_device = torch.accelerator.is_available()
+        memory = torch.accelerator.max_memory_allocated() if on_device else peak_memory()
+        print(json.dumps(figures | {"memory": memory / 1e6}))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

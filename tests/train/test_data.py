@@ -246,8 +246,9 @@ def test_weights_must_fit_the_files(world, tmp_path) -> None:
 def test_memory_does_not_grow_with_the_data(tmp_path) -> None:
     """The memory that opening, ordering and reading take is of the order of the index, not of the conversations."""
     program = """
-import resource, sys
+import sys
 import numpy as np
+from nextgpt.hardware import peak_memory
 from nextgpt.train.store import Example, ExampleStore
 
 def conversations(count):
@@ -255,15 +256,12 @@ def conversations(count):
     for number in range(count):
         yield Example(ids, ids > 500, {"id": f"data.jsonl:{number}", "inputs": [], "outputs": []}, 0)
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
 ExampleStore.write(sys.argv[1] + "/small", conversations(10))
-before = peak()
+before = peak_memory()
 store = ExampleStore.write(sys.argv[1] + "/large", conversations(40_000))
-written = peak()
+written = peak_memory()
 assert store[39_999].record["id"] == "data.jsonl:39999" and int(store.lengths.sum()) == 40_000_000
-print(written - before, peak() - before)
+print(written - before, peak_memory() - before)
 """
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -67,19 +67,15 @@ ANSWER_OF = {intent: answer for answer, intents in ANSWERS.items() for intent in
 
 # Asks, loads and says what was loaded, in a process of its own: seconds, bytes of memory at most.
 LOADING = """
-import json, resource, sys, time
+import json, sys, time
 start = time.perf_counter()
 from nextgpt import NextGPTPipeline
 pipeline = NextGPTPipeline.from_pretrained(sys.argv[1], device=sys.argv[2])
 seconds = time.perf_counter() - start
 for request in sys.argv[3:]:
     pipeline([{"role": "user", "content": request}], seed=0)
-if sys.platform == "linux":  # there ru_maxrss counts what the parent held when it forked, too
-    [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
-    most = int(line.split()[1]) * 1024
-else:
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([seconds, most]))
+from nextgpt.hardware import peak_memory
+print(json.dumps([seconds, peak_memory()]))
 """
 
 

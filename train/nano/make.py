@@ -70,18 +70,18 @@ STEPS = {
     "sound_autoencoder": Step(
         "nano.sound_autoencoder --world {root}/world --out {root}/sound_autoencoder",
         "sound_autoencoder/training_log.json",
-        15,
+        30,
     ),
     "sound_text_encoder": Step(
         "nano.sound_text_encoder --world {root}/world --out {root}/sound_text_encoder",
         "sound_text_encoder/training_log.json",
-        2,
+        3,
     ),
     "sound_decoder": Step(
         "nano.sound_decoder --world {root}/world --out {root}/sound_decoder --autoencoder {root}/sound_autoencoder"
         " --text-encoder {root}/sound_text_encoder",
         "sound_decoder/training_log.json",
-        65,
+        100,
     ),
     "dialogues": Step("nano.dialogues --world {root}/world --out {root}/data --files", "data/instruct_dev.jsonl"),
     "language_model": Step(

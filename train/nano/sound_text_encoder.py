@@ -1,6 +1,6 @@
 """Makes the text encoder of the sound decoder: one vector a caption, the sum of what it says.
 
-`python -m nextgpt.train.nano.sound_text_encoder --minutes 2` trains a small CLAP text model and its tokenizer as
+`python -m nextgpt.train.nano.sound_text_encoder --minutes 3` trains a small CLAP text model and its tokenizer as
 `text_encoder` does its own: linear readings of the vector, with noise on it, name the sound, the register and the
 figure. It points along the sum of one code for each of these: a denoiser that learned a vector of its own for each sound
 would play few that it has not learned. It knows no sample.
@@ -114,7 +114,7 @@ def caption_texts(world: SoundWorld) -> list[str]:
 
 def main() -> None:
     """Trains, measures the least distance and saves."""
-    args = loop.arguments(__doc__.split("\n")[0], "sound_text_encoder", minutes=2, batch=2048).parse_args()
+    args = loop.arguments(__doc__.split("\n")[0], "sound_text_encoder", minutes=3, batch=2048).parse_args()
     _, device = loop.start(args)
     world = SoundWorld(args.world)
     tokenizer = train_tokenizer(caption_texts(world))
