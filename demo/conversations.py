@@ -16,7 +16,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -193,7 +193,8 @@ class Conversation:
 
     def _forget_uploads(self) -> None:
         for path in self._taken:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # what cannot be deleted goes with the server, like the folder
+                path.unlink()
         self._taken.clear()
 
     def _unpack_file(self, archive: zipfile.ZipFile, part: dict) -> str:

@@ -1,4 +1,4 @@
-"""Which device and which precision: one table, explicit."""
+"""Which device and which precision, one table, explicit; and how much memory was taken."""
 
 from __future__ import annotations
 

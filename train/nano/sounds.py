@@ -106,8 +106,7 @@ class SoundWorld:
         self.names = [sound["name"] for sound in self.sounds]
         self.combinations = combinations(self.sounds)
         pitched = [sound["name"] for sound in self.sounds if sound["pitched"]]
-        self.phrases = [Sound(name, register) for name in pitched for register in REGISTERS]
-        self.captioned = [*self.combinations, *self.phrases]
+        self.captioned = [*self.combinations, *(Sound(name, register) for name in pitched for register in REGISTERS)]
 
     @cached_property
     def waveforms(self) -> np.ndarray:
@@ -138,13 +137,7 @@ class SoundWorld:
 
     def study_targets(self, missing: int) -> Tensor:
         """What the studies are: instrument, register, figure `[N, 3]`; `missing` where there is none."""
-        values = (self.names, self.registers, self.figures)
-        return torch.tensor(
-            [
-                [known.index(name) if name else missing for known, name in zip(values, row, strict=True)]
-                for row in self.studied
-            ]
-        )
+        return self._numbers(self.studied, missing)
 
     def copy(self, folder: Path) -> None:
         """Writes what an evaluation needs into a folder: of the sounds only the effects and what no part learned from."""
@@ -178,15 +171,13 @@ class SoundWorld:
 
     def targets(self, rows: Tensor, missing: int) -> Tensor:
         """What sounds are, as indices into `captioned`: instrument, register, figure `[N, 3]`; `missing` for none."""
-        values = [
-            (
-                self.names.index(sound.name),
-                self.registers.index(sound.register) if sound.register else missing,
-                self.figures.index(sound.figure) if sound.figure else missing,
-            )
-            for sound in self.captioned
-        ]
-        return torch.tensor(values, device=rows.device)[rows]
+        return self._numbers(self.captioned, missing).to(rows.device)[rows]
+
+    def _numbers(self, sounds: list[Sound], missing: int) -> Tensor:
+        values = (self.names, self.registers, self.figures)
+        return torch.tensor(
+            [[known.index(name) if name else missing for known, name in zip(values, row, strict=True)] for row in sounds]
+        )
 
 
 def as_floats(waveforms: np.ndarray) -> Tensor:
