@@ -19,14 +19,14 @@ from torch.nn import functional as F
 from nextgpt.encoders.imagebind import ImageBind
 from nextgpt.train.nano import loop
 from nextgpt.train.nano.encoder import Sight
-from nextgpt.train.nano.sums import away_from
-from nextgpt.train.nano.world import Renderer
+from nextgpt.train.nano.world import SIZES, Renderer
 
 LATENT_CHANNELS = 16
 LEARNING_RATE = 2e-3
 KL_WEIGHT = 2e-6  # light: at 5e-4 the latents kept a noise of 0.3 deviations and the pictures stayed blurred
 REFINING_NOISE = 0.2  # at most, in units of the latents' deviation
-LOOK_WEIGHT = 0.2
+LOOK_WEIGHT = 1.0
+SMALL_SHARE = 2.0  # how many small pictures are refined for each large one: they are the harder ones to tell
 
 
 def new_autoencoder(channels: int = 3, widths: tuple[int, ...] = (24, 48, 96, 128)) -> AutoencoderKL:
@@ -111,7 +111,9 @@ def train(args: Namespace, renderer: Renderer, rows: Tensor) -> loop.Loop:
 
 
 class Look(Sight):
-    """How unlike pictures look to an encoder of the world: the angle between their embeddings.
+    """How unlike pictures look to an encoder of the world, as in perceptual losses (LPIPS, Zhang et al., 2018).
+
+    It compares the states of every block, patch by patch: the embedding alone tells what is shown, hardly in which style.
 
     Args:
         folder: of the encoder.
@@ -119,28 +121,41 @@ class Look(Sight):
 
     def __init__(self, folder: Path):
         super().__init__(ImageBind.from_pretrained(folder).float().eval().requires_grad_(False))
+        self._states: list[Tensor] = []
+        for block in self.towers.modality_trunks["vision"].blocks:
+            block.register_forward_hook(lambda _block, _inputs, states: self._states.append(states))
+
+    def states(self, pictures: Tensor) -> Tensor:
+        """Pictures `[N, 3, 64, 64]` in -1..1 → what each block makes of each patch, `[blocks, N, L, D]`."""
+        self._states.clear()
+        self.embed_pictures((pictures + 1) / 2)
+        return torch.stack(self._states)
 
     def forward(self, decoded: Tensor, pixels: Tensor) -> Tensor:
         """Scalar in 0..2, from two batches of pictures `[N, 3, 64, 64]` in -1..1."""
-        first, second = (self.embed_pictures((each + 1) / 2) for each in (decoded, pixels))
-        return away_from(second, first)
+        with torch.no_grad():
+            true = self.states(pixels)
+        return 1 - F.cosine_similarity(self.states(decoded), true, dim=-1).mean()
 
 
 def refine(args: Namespace, renderer: Renderer, rows: Tensor) -> loop.Loop:
     """Goes on with the decoding half alone: the latents stay what a UNet has learned."""
-    autoencoder = AutoencoderKL.from_pretrained(args.out).float().to(rows.device)
+    autoencoder = AutoencoderKL.from_pretrained(args.out).float().to(rows.device, memory_format=torch.channels_last)
     latents = encode_all(autoencoder, renderer, rows)[0]
     decoding = nn.ModuleDict({"decoder": autoencoder.decoder, "post_quant_conv": autoencoder.post_quant_conv})
     optimizer = loop.adamw([decoding], LEARNING_RATE / 2, weight_decay=0.0)
     look = Look(args.encoder).to(rows.device) if args.encoder else None
+    decode = torch.compile(autoencoder.decode) if args.compile else autoencoder.decode
+    small = rows[:, 3] == list(SIZES).index("small")
+    shares = torch.where(small, SMALL_SHARE, 1.0)
     run = loop.Loop(args.out.with_name(f"{args.out.name}_refined"), args.minutes, optimizer, {"decoding": decoding})
     for _ in run:
-        chosen = torch.randint(len(rows), (args.batch,), device=rows.device)
+        chosen = torch.multinomial(shares, args.batch, replacement=True)
         noise = REFINING_NOISE * torch.rand(args.batch, 1, 1, 1, device=rows.device)  # a UNet's will be a little off
         near = latents[chosen] + noise * torch.randn_like(latents[chosen])
         pixels = renderer(rows[chosen]) * 2 - 1
         with loop.autocast(rows.device):
-            decoded = autoencoder.decode(near).sample.float()
+            decoded = decode(near).sample.float()
             parts = reconstruction_losses(decoded, pixels)
             if look:
                 parts["look"] = LOOK_WEIGHT * look(decoded, pixels)

@@ -178,6 +178,10 @@ class Bench:
     def _clip_renderer(self) -> ClipRenderer:
         return ClipRenderer(self.world, Renderer(torch.from_numpy(self.world.art)))
 
+    def holds(self, medium: Medium) -> bool:
+        """Whether the world's folder can render a medium: of the sounds the package holds what no part learned from."""
+        return not isinstance(medium, Sound) or self.sounds.holds(medium)
+
     def render(self, medium: Medium) -> Media:
         """The true picture, sound or clip of a combination."""
         match medium:

@@ -65,7 +65,7 @@ STEPS = {
     "refined_autoencoder": Step(
         "nano.autoencoder --refine --world {root}/world --out {root}/autoencoder --encoder {root}/encoder",
         "autoencoder_refined.work/sheet.png",
-        50,
+        41,
     ),
     "sound_autoencoder": Step(
         "nano.sound_autoencoder --world {root}/world --out {root}/sound_autoencoder",
@@ -81,7 +81,7 @@ STEPS = {
         "nano.sound_decoder --world {root}/world --out {root}/sound_decoder --autoencoder {root}/sound_autoencoder"
         " --text-encoder {root}/sound_text_encoder",
         "sound_decoder/training_log.json",
-        100,
+        130,
     ),
     "dialogues": Step("nano.dialogues --world {root}/world --out {root}/data --files", "data/instruct_dev.jsonl"),
     "language_model": Step(

@@ -97,11 +97,15 @@ def text_to_media(bench: Bench, modality: str) -> list[Score]:
 
 
 def made_sample(bench: Bench, row: str, turn: Turn, reply: Reply) -> Sample:
-    """The last medium that a turn should make, beside what was made; what the user showed stands before both."""
+    """The last medium that a turn should make, beside what was made; what the user showed stands before both.
+
+    A sound that follows from what is shown may be one of those that do not ship: then nothing stands beside it.
+    """
     expected = expected_media(turn)[-1]
     modality = modality_of(expected)
     shown = [bench.render(part.medium) for part in turn.user if isinstance(part, Shown) and part.medium]
-    media = [*shown, bench.render(expected), *made(modality, reply)[:1]]
+    true = [bench.render(expected)] if bench.holds(expected) else []
+    media = [*shown, *true, *made(modality, reply)[:1]]
     return Sample(row, told(turn), parts_of(expected), bench.found(modality, reply), reply.text, media)
 
 

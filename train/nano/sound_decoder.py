@@ -1,6 +1,6 @@
 """Makes the sound decoder: a small AudioLDM whose UNet learns to play the world from its captions.
 
-`python -m nextgpt.train.nano.sound_decoder --minutes 100` needs the sound autoencoder and the sound text encoder, which
+`python -m nextgpt.train.nano.sound_decoder --minutes 130` needs the sound autoencoder and the sound text encoder, which
 stay as they are. It caches the latents of the training sounds, trains the UNet on them and writes an
 `AudioLDMPipeline`. It goes on from its last checkpoint when started again. It knows nothing of the assistant.
 """
@@ -79,7 +79,7 @@ def generate(pipeline: AudioLDMPipeline, captions: list[str]) -> Tensor:
 
 def main() -> None:
     """Caches latents, trains, saves the pipeline and plays with it."""
-    parser = loop.arguments(__doc__.split("\n")[0], "sound_decoder", minutes=100, batch=256)
+    parser = loop.arguments(__doc__.split("\n")[0], "sound_decoder", minutes=130, batch=256)
     parser.add_argument("--autoencoder", type=Path, default=Path("runs/nano/sound_autoencoder"))
     parser.add_argument("--text-encoder", type=Path, default=Path("runs/nano/sound_text_encoder"))
     args = parser.parse_args()

@@ -147,16 +147,19 @@ class SoundWorld:
         np.savez_compressed(folder / "sounds.npz", waveforms=waveforms)
         shutil.copy(self.folder / "sounds.json", folder / "sounds.json")
 
+    def holds(self, sound: Sound) -> bool:
+        """Whether a sound is in this folder; the one inside the package holds what no part learned from."""
+        return bool(self.waveforms[self.combinations.index(sound)].any())
+
     def waveform(self, sound: Sound) -> np.ndarray:
         """One sound, float32 `[32000]` in -1..1.
 
         Raises:
-            ValueError: it is not in this folder; the one inside the package holds what no part learned from.
+            ValueError: it is not in this folder (see `holds`).
         """
-        samples = self.waveforms[self.combinations.index(sound)]
-        if not samples.any():
+        if not self.holds(sound):
             raise ValueError(f"{self.folder} does not hold {sound.caption}: nextgpt.train.nano.sounds makes all of them")
-        return samples.astype(np.float32) / 32768
+        return self.waveforms[self.combinations.index(sound)].astype(np.float32) / 32768
 
     def rows(self, split: str, most: int | None = None) -> Tensor:
         """The sounds of one split, as indices into `combinations`; of the first `most` names when that is given."""
