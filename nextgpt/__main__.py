@@ -294,8 +294,8 @@ def convert(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """The table of what a nano model can do, measured on its held-out world."""
-    from nextgpt.train.nano.evaluate import ROWS, Bench, ablate, as_json, table
-    from nextgpt.train.nano.report import write_report
+    from nextgpt.train.nano.evaluation.evaluate import ROWS, Bench, ablate, as_json, table
+    from nextgpt.train.nano.evaluation.report import write_report
 
     if unknown := set(options.part or ()) - set(ROWS):
         raise UserInputError(f"--part {unknown.pop()}: there is no such row; the rows are {', '.join(ROWS)}")

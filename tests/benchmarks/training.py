@@ -46,8 +46,8 @@ WORDS = [f"{first}{second}" for first in ("bo", "ka", "li", "mu", "ne") for seco
 def build(folder: Path, samples: int) -> None:
     """A model of nano's size and data for its stages, in `folder`."""
     from nextgpt.encoders import encoder_from_config
-    from nextgpt.train.nano import autoencoder, captions, encoder, image_decoder, language_model, text_encoder
     from nextgpt.train.nano.assemble import new_config
+    from nextgpt.train.nano.models import autoencoder, captions, encoder, image_decoder, language_model, text_encoder
     from tiny_decoders import tiny_clip_tokenizer
 
     torch.manual_seed(0)

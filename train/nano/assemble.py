@@ -24,10 +24,10 @@ from nextgpt.decoders.sources import SHARED_FILE
 from nextgpt.encoders import ImageBind, ImageBindConfig
 from nextgpt.modeling_nextgpt import TRAINED_FILE
 from nextgpt.parts import preset_folder
-from nextgpt.train.nano.bench import JUDGES
-from nextgpt.train.nano.loop import LOG_FILE
-from nextgpt.train.nano.sounds import SoundWorld
-from nextgpt.train.nano.world import World
+from nextgpt.train.nano.evaluation.bench import JUDGES
+from nextgpt.train.nano.models.loop import LOG_FILE
+from nextgpt.train.nano.world.pictures import World
+from nextgpt.train.nano.world.sounds import SoundWorld
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from nextgpt.doctor import file_hash
 from nextgpt.parts import preset_folder
-from nextgpt.train.nano.clips import FPS, FRAMES, ClipWorld
-from nextgpt.train.nano.evaluate import Score, table
-from nextgpt.train.nano.loop import LOG_FILE
-from nextgpt.train.nano.sounds import SoundWorld
-from nextgpt.train.nano.things import PLURALS
-from nextgpt.train.nano.world import World
+from nextgpt.train.nano.evaluation.evaluate import Score, table
+from nextgpt.train.nano.models.loop import LOG_FILE
+from nextgpt.train.nano.world.clips import FPS, FRAMES, ClipWorld
+from nextgpt.train.nano.world.pictures import World
+from nextgpt.train.nano.world.sounds import SoundWorld
+from nextgpt.train.nano.world.things import PLURALS
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from PIL import Image
 from nextgpt.decoders import Audio
 from nextgpt.events import save_media
 from nextgpt.parts import preset_folder
-from nextgpt.train.nano.clips import Clip, ClipRenderer, ClipWorld
-from nextgpt.train.nano.media_files import as_video
-from nextgpt.train.nano.sounds import SAMPLING_RATE, Sound, SoundWorld
-from nextgpt.train.nano.things import Picture
-from nextgpt.train.nano.world import Renderer, World
+from nextgpt.train.nano.world.clips import Clip, ClipRenderer, ClipWorld
+from nextgpt.train.nano.world.media_files import as_video
+from nextgpt.train.nano.world.pictures import Renderer, World
+from nextgpt.train.nano.world.sounds import SAMPLING_RATE, Sound, SoundWorld
+from nextgpt.train.nano.world.things import Picture
 
 PICTURE, CLIP = Picture("bell", "3d", "blue"), Clip("cat", "bouncing")
 SOUND = Sound("violin", "high", "rising scale")  # a held-out one: the package holds no others

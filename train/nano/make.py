@@ -28,64 +28,66 @@ class Step(NamedTuple):
 
 
 STEPS = {
-    "world": Step("nano.world --out {root}/world", "world/world.json"),
-    "sounds": Step("nano.sounds --out {root}/world", "world/studies.npy"),
-    "judge": Step("nano.judge --world {root}/world --out {root}/judge", "judge/training_log.json", 3),
+    "world": Step("nano.world.pictures --out {root}/world", "world/world.json"),
+    "sounds": Step("nano.world.sounds --out {root}/world", "world/studies.npy"),
+    "judge": Step("nano.evaluation.judge --world {root}/world --out {root}/judge", "judge/training_log.json", 3),
     "sound_judge": Step(
-        "nano.sound_judge --world {root}/world --out {root}/sound_judge", "sound_judge/training_log.json", 14
+        "nano.evaluation.sound_judge --world {root}/world --out {root}/sound_judge", "sound_judge/training_log.json", 14
     ),
-    "clip_judge": Step("nano.clip_judge --world {root}/world --out {root}/clip_judge", "clip_judge/training_log.json", 5),
-    "encoder": Step("nano.encoder --world {root}/world --out {root}/encoder", "encoder/training_log.json", 110),
+    "clip_judge": Step(
+        "nano.evaluation.clip_judge --world {root}/world --out {root}/clip_judge", "clip_judge/training_log.json", 5
+    ),
+    "encoder": Step("nano.models.encoder --world {root}/world --out {root}/encoder", "encoder/training_log.json", 110),
     "audio_encoder": Step(
-        "nano.audio_encoder --world {root}/world --out {root}/audio_encoder", "audio_encoder/training_log.json", 44
+        "nano.models.audio_encoder --world {root}/world --out {root}/audio_encoder", "audio_encoder/training_log.json", 44
     ),
     "autoencoder": Step(
-        "nano.autoencoder --world {root}/world --out {root}/autoencoder", "autoencoder/training_log.json", 30
+        "nano.models.autoencoder --world {root}/world --out {root}/autoencoder", "autoencoder/training_log.json", 30
     ),
     "text_encoder": Step(
-        "nano.text_encoder --world {root}/world --out {root}/text_encoder", "text_encoder/training_log.json", 3
+        "nano.models.text_encoder --world {root}/world --out {root}/text_encoder", "text_encoder/training_log.json", 3
     ),
     "image_decoder": Step(
-        "nano.image_decoder --world {root}/world --out {root}/image_decoder --autoencoder {root}/autoencoder"
+        "nano.models.image_decoder --world {root}/world --out {root}/image_decoder --autoencoder {root}/autoencoder"
         " --text-encoder {root}/text_encoder",
         "image_decoder/training_log.json",
         70,
     ),
     "clip_text_encoder": Step(
-        "nano.clip_text_encoder --world {root}/world --out {root}/clip_text_encoder",
+        "nano.models.clip_text_encoder --world {root}/world --out {root}/clip_text_encoder",
         "clip_text_encoder/training_log.json",
         2,
     ),
     "clip_decoder": Step(
-        "nano.clip_decoder --world {root}/world --out {root}/clip_decoder --autoencoder {root}/autoencoder"
+        "nano.models.clip_decoder --world {root}/world --out {root}/clip_decoder --autoencoder {root}/autoencoder"
         " --text-encoder {root}/clip_text_encoder",
         "clip_decoder/training_log.json",
         60,
     ),
     "refined_autoencoder": Step(
-        "nano.autoencoder --refine --world {root}/world --out {root}/autoencoder --encoder {root}/encoder",
+        "nano.models.autoencoder --refine --world {root}/world --out {root}/autoencoder --encoder {root}/encoder",
         "autoencoder_refined.work/sheet.png",
         41,
     ),
     "sound_autoencoder": Step(
-        "nano.sound_autoencoder --world {root}/world --out {root}/sound_autoencoder",
+        "nano.models.sound_autoencoder --world {root}/world --out {root}/sound_autoencoder",
         "sound_autoencoder/training_log.json",
         30,
     ),
     "sound_text_encoder": Step(
-        "nano.sound_text_encoder --world {root}/world --out {root}/sound_text_encoder",
+        "nano.models.sound_text_encoder --world {root}/world --out {root}/sound_text_encoder",
         "sound_text_encoder/training_log.json",
         3,
     ),
     "sound_decoder": Step(
-        "nano.sound_decoder --world {root}/world --out {root}/sound_decoder --autoencoder {root}/sound_autoencoder"
+        "nano.models.sound_decoder --world {root}/world --out {root}/sound_decoder --autoencoder {root}/sound_autoencoder"
         " --text-encoder {root}/sound_text_encoder",
         "sound_decoder/training_log.json",
         130,
     ),
-    "dialogues": Step("nano.dialogues --world {root}/world --out {root}/data --files", "data/instruct_dev.jsonl"),
+    "dialogues": Step("nano.dialogues.composer --world {root}/world --out {root}/data --files", "data/instruct_dev.jsonl"),
     "language_model": Step(
-        "nano.language_model --world {root}/world --data {root}/data --out {root}/language_model",
+        "nano.models.language_model --world {root}/world --data {root}/data --out {root}/language_model",
         "language_model/training_log.json",
         60,
     ),

@@ -1,0 +1,324 @@
+"""The towers that see, watch and hear, the judges, and how they are put together: on artwork and sounds made up here."""
+
+import itertools
+import json
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from nextgpt.decoders import sources
+from nextgpt.encoders import ImageBind, preprocessor_for
+from nextgpt.train.nano import assemble
+from nextgpt.train.nano.evaluation import clip_judge, judge, sound_judge
+from nextgpt.train.nano.models import audio_encoder, autoencoder, encoder, loop, sound_lessons
+from nextgpt.train.nano.models.sums import Codes
+from nextgpt.train.nano.world import sampling, sounds, unknown_sounds
+from nextgpt.train.nano.world.clips import FPS, ClipRenderer, ClipWorld, KeptClips
+from nextgpt.train.nano.world.pictures import CONCEPTS, Renderer, World
+from nextgpt.train.nano.world.unknown_pictures import UnknownClips, UnknownPictures, disturb_clips
+from nextgpt.train.nano.world.unknown_sounds import KINDS, UnknownSounds
+
+INSTRUMENTS = ("flute", "piano", "drum")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Four things, each a bar of another colour left of the middle; three sounds, of sines, of saw teeth and of noise."""
+    folder = tmp_path_factory.mktemp("world")
+    concepts = json.loads(CONCEPTS.read_text(encoding="utf-8"))[:4]
+    (folder / "world.json").write_text(json.dumps({"concepts": concepts}), encoding="utf-8")
+    art = np.zeros((len(concepts), 3, 64, 64, 4), np.uint8)
+    for number, colour in enumerate(((220, 0, 0, 255), (0, 180, 0, 255), (0, 0, 220, 255), (0, 0, 0, 255))):
+        art[number, :, 8:56, 12:28] = colour
+    np.savez(folder / "art.npz", art=art)
+    random = np.random.default_rng(0)
+    np.savez(folder / "outside.npz", art=random.integers(0, 255, (60, 64, 64, 4), np.uint8))
+    kept = [sound for sound in sounds.load_sounds() if sound["name"] in INSTRUMENTS]
+    (folder / "sounds.json").write_text(json.dumps(kept), encoding="utf-8")
+    waveforms = np.stack([_played(sound, random) for sound in sounds.combinations(kept)])
+    np.save(folder / "sounds.npy", (waveforms * 20000).astype(np.int16))
+    studied = [sounds.Sound(name, register) for name in ("flute", "piano", "") for register in sounds.REGISTERS] * 8
+    studies = [_played(sound, random, sounds.new_phrase(random)) for sound in studied]
+    varied = [sound for sound in sounds.combinations(kept) if sound.register and sound.split == "train"]
+    studied += varied
+    studies += [_played(sound, random, sounds.new_variation(random, sound.figure)[1]) for sound in varied]
+    np.save(folder / "studies.npy", (np.stack(studies) * 20000).astype(np.int16))
+    (folder / "studies.json").write_text(json.dumps(studied), encoding="utf-8")
+    return folder
+
+
+def _played(sound: sounds.Sound, random: np.random.Generator, notes=None) -> np.ndarray:
+    times = np.arange(sounds.SAMPLES) / sounds.SAMPLING_RATE
+    if not sound.register:
+        return random.uniform(-1, 1, sounds.SAMPLES) * np.exp(-3 * times)
+    waveform = np.zeros(sounds.SAMPLES)
+    for start, end, step in notes or sounds.FIGURES[sound.figure]:
+        pitch = 440 * 2 ** ((sounds.REGISTERS[sound.register] + step - 69) / 12)
+        phase = pitch * (times - start)
+        tone = np.sin(2 * np.pi * phase) if sound.name == "flute" else 2 * (phase % 1) - 1
+        waveform += tone * ((times >= start) & (times < end))
+    return waveform / np.abs(waveform).max()
+
+
+@pytest.fixture
+def few_unknown_sounds(monkeypatch):
+    monkeypatch.setattr(unknown_sounds, "NUMBERS", 24)
+
+
+@pytest.fixture
+def steady_clock(monkeypatch):
+    """Makers train by the clock: here each look at it takes a quarter of a second, so 0.3 minutes are 24 steps."""
+    ticks = itertools.count(step=0.25)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(ticks), strftime=time.strftime))
+
+
+def test_refining_changes_the_decoding_half_alone(folder, tmp_path, monkeypatch, steady_clock):
+    out, seeing = tmp_path / "autoencoder", tmp_path / "encoder"
+    ImageBind(encoder.new_config()).save_pretrained(seeing)
+
+    def make(*more: str) -> dict[str, torch.Tensor]:
+        words = f"autoencoder --world {folder} --out {out} --minutes 0.1 --batch 2 --device cpu".split()
+        monkeypatch.setattr("sys.argv", [*words, *more])
+        autoencoder.main()
+        return AutoencoderKL.from_pretrained(out).state_dict()
+
+    before, after = make(), make("--refine", "--encoder", str(seeing))
+    changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+    log = json.loads((out / "training_log.json").read_text(encoding="utf-8"))
+    assert "look" in log["curve"][0] and "psnr_dev" in log["figures"]["before_refining"]["figures"]
+
+
+def test_the_audio_tower_learns_from_what_the_encoder_will_hear(folder):
+    world = sounds.SoundWorld(folder)
+    waveforms = world.heard(world.rows("train")[:3])
+    config = audio_encoder.new_config()
+    alone = torch.stack([preprocessor_for(config).audio(waveform.numpy(), 16_000) for waveform in waveforms])
+    together = (audio_encoder.energies_of(waveforms) - config.audio_mean) / config.audio_std
+    assert alone.shape == (3, 1, 1, 64, 192), "two seconds are one clip"
+    assert torch.allclose(alone[:, 0, 0], together, atol=1e-3)
+
+
+def test_the_vision_tower_learns_from_the_frames_that_the_encoder_will_watch(folder):
+    world = World(folder)
+    clip = ClipRenderer(world, Renderer(torch.from_numpy(world.art)))(torch.tensor([[0, 4]]))
+    frames = clip[0].mul(255).round().byte().permute(1, 2, 3, 0).numpy()
+    given = preprocessor_for(encoder.new_config()).video(frames, FPS)
+    assert given.shape == (1, 3, 8, 64, 64), "two seconds are one clip"
+    config = encoder.new_config()
+    mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (config.image_mean, config.image_std))
+    assert torch.allclose(given[0] * std + mean, clip[0], atol=0.01)
+
+
+def test_a_picture_tower_goes_on_as_one_that_watches(tmp_path):
+    kept = torch.nn.Linear(3, 3)
+    optimizer = loop.adamw([kept], 0.1)
+    for _ in (earlier := loop.Loop(tmp_path / "made", 0.002, optimizer, {"network": kept})):
+        loop.update(optimizer, kept(torch.ones(1, 3)).sum())
+    new, added = torch.nn.Linear(3, 3), torch.nn.Linear(3, 2)
+    optimizer = loop.adamw([new], 0.1)
+    for group in loop.parameter_groups([added], 0.05):
+        optimizer.add_param_group(group)
+    later = loop.Loop(tmp_path / "made", 0.004, optimizer, {"network": new, "motions": added})
+    assert later.step == earlier.step > 0 and torch.equal(new.weight, kept.weight)
+    assert optimizer.state[new.weight]["step"] == earlier.step and added.weight not in optimizer.state
+    for _ in later:
+        loop.update(optimizer, added(new(torch.ones(1, 3))).sum())
+    again = loop.Loop(tmp_path / "made", 0.004, optimizer, {"network": new, "motions": added})
+    assert again.step == later.step > earlier.step
+    larger = torch.nn.Linear(3, 5)
+    drawn = larger.weight.clone()
+    started = loop.Loop(tmp_path / "larger", 1, loop.adamw([larger, added], 0.1), {"motions": larger}, later.checkpoint)
+    assert started.step == 0 and torch.equal(larger.weight, drawn), "another shape"
+    like = torch.nn.Linear(3, 2)
+    loop.Loop(tmp_path / "like", 1, loop.adamw([like], 0.1), {"motions": like}, later.checkpoint)
+    assert torch.equal(like.weight, added.weight)
+
+
+def test_codes_are_orthonormal_and_what_is_not_said_adds_nothing():
+    codes = Codes({"concept": 5, "style": 3}, 16)
+    others = Codes({"motion": 8}, 16, first=8)
+    every = torch.cat([codes.tables[0].weight[:5], codes.tables[1].weight[:3], others.tables[0].weight[:8]])
+    assert torch.allclose(every @ every.T, torch.eye(16), atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in codes.parameters())
+    said = codes(torch.tensor([[2, 1], [2, sampling.IGNORED]]))
+    assert torch.equal(said[0], codes.tables[0].weight[2] + codes.tables[1].weight[1])
+    assert torch.equal(said[1], codes.tables[0].weight[2])
+    with pytest.raises(ValueError, match="17 codes of 16 numbers"):
+        Codes({"motion": 9}, 16, first=8)
+
+
+def test_studies_to_play_are_phrases_and_variations_of_what_may_be_learned(folder):
+    world = sounds.SoundWorld(folder)
+    rows, waveforms = world.variations()
+    told = [world.captioned[row] for row in rows.tolist()]
+    varied = [sound for sound in told if sound.figure]
+    assert {sound.split for sound in varied} == {"train"}
+    assert len(varied) == sum(sound.split == "train" for sound in world.combinations if sound.register)
+    assert len(told) - len(varied) == 2 * 3 * 8 and len(waveforms) == len(told)
+    assert {world.captioned[row].name for row in world.variations(1)[0].tolist()} == {world.names[0]}
+
+
+def test_sounds_from_outside_are_the_same_each_time_and_of_one_split_only(folder, few_unknown_sounds):
+    world = sounds.SoundWorld(folder)
+    splits = {split: UnknownSounds(world, split) for split in ("train", "heldout")}
+    assert {kind for kind, _ in splits["train"].keys} == set(KINDS)
+    assert not set(splits["train"].keys) & set(splits["heldout"].keys)
+    for number in range(len(KINDS)):
+        waveform = splits["train"].waveform(number)
+        assert waveform.shape == (sounds.SAMPLES,) and np.abs(waveform).max() == pytest.approx(sounds.PEAK, abs=1e-3)
+        assert np.array_equal(waveform, UnknownSounds(world, "train").waveform(number))
+
+
+def test_disturbed_sounds_come_late_and_unknown_ones_turn_round():
+    energies = torch.full((2, 8, 40), -16.0)
+    energies[:, 3, 5] = 5.0
+    heard = torch.cat([sound_lessons.disturb(energies, -16.0, late=3) for _ in range(40)])
+    there = heard.amax((1, 2)) > heard.mean((1, 2)) + 5  # the band may be lost
+    assert 0.5 < there.float().mean() < 1
+    bands, frames = (heard[there].amax(axis).argmax(1) for axis in (2, 1))
+    assert set(bands.tolist()) == {2, 3, 4} and set(range(5, 9)) <= set(frames.tolist()) <= set(range(4, 11))
+    turned = [sound_lessons.begin_anywhere(energies) for _ in range(20)]
+    assert all(torch.equal(each.sort(2).values, energies.sort(2).values) for each in turned)
+    assert len({int(each[0, 3].argmax()) for each in turned}) > 5
+
+
+def test_clips_from_outside_and_kept_clips_have_the_shape_and_range_of_clips(folder):
+    world = World(folder)
+    renderer, clips = Renderer(torch.from_numpy(world.art)), ClipWorld(world)
+    outside = UnknownClips(UnknownPictures(world, "train", renderer, world.combinations("train")), clips)
+    for count in (1, 2, 9):
+        made = disturb_clips(outside(count))
+        assert made.shape == (count, 3, 8, 64, 64) and made.min() >= 0 and made.max() <= 1
+    rows = torch.tensor([[1, 2]])
+    kept = KeptClips(ClipRenderer(world, renderer), rows)
+    still, shown = kept(2)
+    assert torch.equal(shown, rows.expand(2, 2)) and torch.allclose(
+        still[0], ClipRenderer(world, renderer)(rows)[0], atol=0.01
+    )
+    moved, _ = kept(60, shift=1)
+    assert any(torch.equal(clip[..., :-1], still[0][..., 1:]) for clip in moved), "none went to the left"
+
+
+def test_judges_of_sounds_and_clips_learn_and_are_read_again(
+    folder, tmp_path, monkeypatch, few_unknown_sounds, steady_clock
+):
+    for module, kind, lessons in (
+        (sound_judge, sound_judge.SoundJudge, sound_judge.Sounds),
+        (clip_judge, clip_judge.ClipJudge, clip_judge.Clips),
+    ):
+        out = tmp_path / module.__name__
+        words = f"judge --world {folder} --out {out} --minutes 0.3 --batch 16 --device cpu"
+        monkeypatch.setattr("sys.argv", words.split())
+        module.judges.main("", "judge", kind, lessons, minutes=1, batch=16)
+        log = json.loads((out / "training_log.json").read_text(encoding="utf-8"))
+        first = next(iter(kind.from_pretrained(out).labels))
+        assert log["curve"][-1][first] < log["curve"][0][first]
+        assert set(log["figures"]["dev"]) == {*kind.from_pretrained(out).labels, "unknown"}
+    world = sounds.SoundWorld(folder)
+    heard = sound_judge.SoundJudge.from_pretrained(tmp_path / sound_judge.__name__).read(world.heard(torch.arange(2)))
+    assert [set(reading) for reading in heard] == [{"instrument", "register", "figure"}] * 2
+    with pytest.raises(ValueError, match="two seconds at 16 kHz"):
+        sound_judge.SoundJudge.from_pretrained(tmp_path / sound_judge.__name__).read(torch.zeros(1, 100))
+    seen = clip_judge.ClipJudge.from_pretrained(tmp_path / clip_judge.__name__).read(torch.rand(3, 3, 8, 64, 64))
+    assert [set(reading) for reading in seen] == [{"concept", "motion"}] * 3
+
+
+def test_what_is_made_anew_is_told_only_as_far_as_it_is_true(folder, few_unknown_sounds):
+    """Transposed sounds keep their figure, phrases their register, and their instrument where the world knows it.
+
+    Variations are told in full.
+    """
+    world = sounds.SoundWorld(folder)
+    lessons = sound_lessons.SoundLessons(world, "train", audio_encoder.energies_of, 0.01, torch.device("cpu"))
+    energies, targets = lessons.draw(40)
+    assert energies.shape == (40, 64, 192)
+    untold = targets == sampling.IGNORED
+    assert untold[:10, :2].all() and not untold[10:20, 0].any() and not untold[20:, 1].any()
+    assert 0 < untold[20:, 0].sum() < 20 and untold[20:, 2][untold[20:, 0]].all() and not untold[20:, 2].all()
+    step = torch.arange(32.0)[None, :, None].expand(3, -1, 4)
+    risen = sound_lessons.transpose(step).diff(dim=2)
+    assert torch.allclose(risen, torch.zeros(()), atol=1e-5), "every frame moves alike"
+
+
+def test_an_effect_is_heard_as_having_no_register_and_no_figure(folder, few_unknown_sounds):
+    lessons = sound_judge.Sounds(World(folder), "train", None, torch.device("cpu"))
+    drum = lessons.sounds.targets[lessons.sounds.targets[:, 0] == INSTRUMENTS.index("drum")]
+    names = list(lessons.labels.values())
+    assert [names[part][number] for part, number in enumerate(drum[0].tolist())] == ["drum", "none", "none"]
+
+
+def test_a_judge_of_pictures_keeps_its_saved_form(tmp_path):
+    made = judge.Judge({"concept": ["apple", judge.UNKNOWN], "style": ["flat"]}).eval()
+    names = set(made.state_dict())
+    assert {"blocks.0.0.weight", "blocks.3.4.running_var", "heads.concept.weight", "heads.style.bias"} <= names
+    made.save_pretrained(tmp_path)
+    pictures = torch.rand(4, 3, 64, 64)
+    read = judge.Judge.from_pretrained(tmp_path)(pictures)
+    assert torch.allclose(read["concept"], made(pictures)["concept"], atol=0.05)
+
+
+def test_towers_made_apart_are_joined_into_one_encoder(tmp_path):
+    small = {"vision_num_blocks": 1, "audio_num_blocks": 1}
+    sees = ImageBind(encoder.new_config(**small)).bfloat16()
+    hears = ImageBind(audio_encoder.new_config(**small)).bfloat16()
+    sees.save_pretrained(tmp_path / "encoder")
+    hears.save_pretrained(tmp_path / "audio_encoder")
+    assemble.join_towers([tmp_path / "encoder", tmp_path / "audio_encoder"], tmp_path / "joined")
+    joined = ImageBind.from_pretrained(tmp_path / "joined", dtype=torch.bfloat16)
+    assert joined.modalities == ("image", "video", "audio")
+    picture, sound = torch.rand(2, 3, 64, 64), torch.rand(2, 1, 1, 64, 192)
+    assert torch.equal(joined.encode("image", picture), sees.encode("image", picture))
+    assert torch.equal(joined.encode("audio", sound), hears.encode("audio", sound))
+    lengths = torch.cat([joined.encode("image", picture), joined.encode("audio", sound)]).float().norm(dim=1)
+    assert torch.allclose(lengths, torch.ones(4), atol=0.02), "one input projection serves both"
+
+
+def test_the_package_gets_the_sounds_that_no_part_learned_from(folder, tmp_path):
+    whole = sounds.SoundWorld(folder)
+    whole.copy(tmp_path)
+    copied = sounds.SoundWorld(tmp_path)
+    assert np.array_equal(copied.waveforms[whole.rows("heldout")], whole.waveforms[whole.rows("heldout")])
+    learned = [row for row in whole.rows("train").tolist() if whole.combinations[row].register]
+    assert not copied.waveforms[learned].any()
+
+
+def test_what_is_there_decides_what_the_model_takes_and_makes(folder, tmp_path, monkeypatch):
+    config = {}
+    saver = SimpleNamespace(save_pretrained=lambda folder: None)
+    monkeypatch.setattr(assemble, "new_config", lambda **given: config.update(given) or saver)
+    root, preset = tmp_path / "root", tmp_path / "preset"
+    for part in ("encoder", "language_model", "image_decoder", "clip_decoder", "autoencoder"):
+        (root / part).mkdir(parents=True)
+        (root / part / "training_log.json").write_text("{}", encoding="utf-8")
+    (root / "autoencoder" / "config.json").write_text("refined", encoding="utf-8")
+    (root / "clip_decoder" / "vae").mkdir()
+    (root / "sound_decoder").mkdir()  # only begun
+    (root / "world").symlink_to(folder)
+    (folder / "ATTRIBUTION.md").write_text("# Where\n", encoding="utf-8")
+    preset.mkdir()
+    assemble.assemble_frozen(root, preset)
+    assert config == {"takes": ["image", "video"], "makes": ["image", "video"]}
+    assert not (preset / "sound_decoder").exists() and not (preset / "world" / "sounds.npz").exists()
+    (shared,) = sources.shared_components(preset / "clip_decoder").values()
+    assert (shared / "config.json").read_text(encoding="utf-8") == "refined"
+    assert not (preset / "clip_decoder" / "vae").exists()
+    (preset / "large.safetensors").write_bytes(bytes(assemble.MOST_FILE_BYTES + 1))
+    with pytest.raises(ValueError, match="large.safetensors"):
+        assemble.check_sizes(preset)
+
+
+def test_the_audio_tower_learns_to_tell_sounds_apart(folder, tmp_path, monkeypatch, few_unknown_sounds, steady_clock):
+    words = f"audio_encoder --world {folder} --out {tmp_path / 'made'} --minutes 0.3 --batch 24 --device cpu"
+    monkeypatch.setattr("sys.argv", words.split())
+    audio_encoder.main()
+    log = json.loads((tmp_path / "made" / "training_log.json").read_text(encoding="utf-8"))
+    assert log["curve"][-1]["instrument"] < log["curve"][0]["instrument"]
+    assert set(log["figures"]["dev"]) == {"instrument", "register", "figure", "unknown"}
+    assert ImageBind.from_pretrained(tmp_path / "made").modalities == ("audio",)

@@ -1,0 +1,96 @@
+"""The world of pictures, its split and its captions: on the concept list and on artwork made up here."""
+
+import json
+from collections import Counter
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPTextModel
+
+from nextgpt.train.nano.models import text_encoder
+from nextgpt.train.nano.models.captions import CONTEXT, Captions, train_tokenizer
+from nextgpt.train.nano.world.pictures import BACKGROUNDS, CONCEPTS, SIZES, STYLES, Renderer, World
+from nextgpt.train.nano.world.split import split_of
+
+CONCEPT_LIST = json.loads(CONCEPTS.read_text(encoding="utf-8"))
+ALL = list(product([concept["name"] for concept in CONCEPT_LIST], STYLES, BACKGROUNDS, SIZES))
+FIXED_SPLIT = ["train", "heldout", "train", "train", "heldout", "train", "train", "train"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    """All the names; the artwork is a red disc for every thing."""
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "world.json").write_text(json.dumps({"concepts": CONCEPT_LIST}), encoding="utf-8")
+    y, x = np.mgrid[:64, :64] - 31.5
+    disc = np.zeros((64, 64, 4), np.uint8)
+    disc[x**2 + y**2 < 30**2] = (255, 0, 0, 255)
+    np.savez(folder / "art.npz", art=np.broadcast_to(disc, (len(CONCEPT_LIST), len(STYLES), 64, 64, 4)))
+    return World(folder)
+
+
+def test_a_tenth_is_held_out_and_every_value_is_still_learned():
+    splits = {combination: split_of(*combination) for combination in ALL}
+    shares = {split: count / len(ALL) for split, count in Counter(splits.values()).items()}
+    assert shares["heldout"] == pytest.approx(0.10, abs=0.01)
+    assert shares["dev"] == pytest.approx(0.05, abs=0.01)
+    learned = [combination for combination, split in splits.items() if split == "train"]
+    for every, seen in zip(zip(*ALL, strict=True), zip(*learned, strict=True), strict=True):
+        assert set(seen) == set(every)
+    assert {c[:2] for c in learned} == {c[:2] for c in ALL}, "some artwork is never learned"
+
+
+def test_the_split_never_changes():
+    fixed = [split_of("banana", "3d", background, "large") for background in BACKGROUNDS]
+    assert fixed == FIXED_SPLIT
+
+
+def test_a_word_means_one_thing():
+    meanings = Counter(word for c in CONCEPT_LIST for word in {c["name"], c["plural"], *c["synonyms"]})
+    assert [word for word, count in meanings.items() if count > 1] == []
+    assert len(CONCEPT_LIST) >= 200
+    assert sum("sound" in concept for concept in CONCEPT_LIST) >= 25
+
+
+def test_pictures_show_the_artwork_in_its_size_on_its_background(world):
+    for background, size in product(BACKGROUNDS, SIZES):
+        picture = world.render("banana", "3d", background, size)
+        assert picture.shape == (64, 64, 3)
+        assert tuple(picture[0, 0]) == BACKGROUNDS[background]
+        assert tuple(picture[32, 32]) == (255, 0, 0)
+        width = (picture[32] == (255, 0, 0)).all(-1).sum() / 64
+        assert width == pytest.approx({"large": 0.85, "small": 0.5}[size], abs=0.06)
+
+
+def test_batches_and_single_pictures_are_the_same(world):
+    rows = world.combinations("dev")[:8]
+    batch = Renderer(torch.from_numpy(world.art))(rows)
+    for row, pixels in zip(rows.tolist(), batch, strict=True):
+        c, s, b, z = row
+        single = world.render(world.names[c], world.styles[s], world.backgrounds[b], world.sizes[z])
+        assert np.abs(pixels.mul(255).permute(1, 2, 0).numpy() - single).max() <= 1
+
+
+def test_every_word_of_a_caption_is_one_token_and_synonyms_fit_the_context(world):
+    tokenizer = train_tokenizer(world)
+    for concept in CONCEPT_LIST:
+        pieces = tokenizer.tokenize(world.caption_of(concept["name"], "3d", "blue", "large"))
+        assert all(piece.endswith("</w>") for piece in pieces), pieces
+    captions = Captions(world, tokenizer, torch.device("cpu"))  # raises when one is longer than the context
+    rows = world.combinations("train")[:64]
+    ids = captions(rows)
+    assert ids.shape == (64, CONTEXT)
+    assert (ids == tokenizer.eos_token_id).any(1).all()
+    assert len({tuple(row) for row in ids.tolist()}) == 64
+
+
+def test_the_text_states_of_unlike_captions_learn_to_stand_apart(world, tmp_path, monkeypatch):
+    arguments = f"text_encoder --world {world.folder} --out {tmp_path / 'made'} --minutes 0.12 --batch 64 --concepts 4"
+    monkeypatch.setattr("sys.argv", [*arguments.split(), "--device", "cpu"])
+    text_encoder.main()
+    log = json.loads((tmp_path / "made" / "training_log.json").read_text(encoding="utf-8"))
+    assert log["curve"][-1]["style"] < log["curve"][0]["style"]
+    assert log["figures"]["distances_dev"]["style"]["least"] > 0.1
+    assert CLIPTextModel.from_pretrained(tmp_path / "made").config.hidden_size == text_encoder.WIDTH

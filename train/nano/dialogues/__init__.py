@@ -1,0 +1,1 @@
+"""The conversations that nano learns from: phrasings, turns, composer. Renders nothing."""

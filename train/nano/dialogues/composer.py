@@ -1,0 +1,397 @@
+"""Composes the nano model's conversations from phrasings and the world; knows no model.
+
+``python -m nextgpt.train.nano.dialogues.composer --world runs/nano/world --out runs/nano/data`` writes four kinds of JSON
+lines (each with a ``_dev`` twin from the development split; held-out combinations are in none), one conversation a line:
+
+- ``text``: words only, for the language model's pretraining. A picture that the user shows stands as
+  ``(picture: a small cat, flat style, red background)``, a sound as ``(sound: a low trumpet, rising scale)``, a clip as
+  ``(clip: a banana, spinning)``, and what the assistant makes is only announced. Since each announcement holds the
+  caption, the language model learns to turn free speech into captions here.
+- ``align_encoders``: a medium → its caption. ``align_decoders``: a caption or plain request → the medium.
+- ``instruct``: conversations like those of ``text`` with real media: ``{"type": "image", "path": ...}`` (``audio``,
+  ``video``), relative to the file, in the user's messages, ``{"type": "image", "caption": ...}`` in the assistant's.
+
+Every line also names the ``intents`` of its turns, for measuring. The same seed gives the same files, byte for byte.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import random
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from nextgpt.signals import MODALITIES
+from nextgpt.train.nano.dialogues.phrasings import PHRASINGS, load_phrasings, roughen
+from nextgpt.train.nano.dialogues.turns import (
+    OUTSIDE_ANSWER,
+    Made,
+    MediaTurns,
+    NoSuchMedium,
+    Setting,
+    Shown,
+    Turn,
+    choose,
+    with_shown,
+)
+from nextgpt.train.nano.dialogues.turns_clips import ClipTurns
+from nextgpt.train.nano.dialogues.turns_crossings import CrossingTurns
+from nextgpt.train.nano.dialogues.turns_pictures import PictureTurns
+from nextgpt.train.nano.dialogues.turns_sounds import SoundTurns
+from nextgpt.train.nano.dialogues.turns_talk import TalkTurns
+from nextgpt.train.nano.world.media_files import outside_files, write_files
+from nextgpt.train.nano.world.pictures import CONCEPTS
+from nextgpt.train.nano.world.split import split_of_names
+from nextgpt.train.nano.world.things import (
+    MOTIONS,
+    PICTURE_VALUES,
+    SOUND_VALUES,
+    WORDS,
+    Clip,
+    Concept,
+    Instrument,
+    Medium,
+    Picture,
+    Sound,
+    bare,
+    filmed_concepts,
+    load_concepts,
+    load_instruments,
+    modality_of,
+)
+
+logger = logging.getLogger(__name__)
+
+DATA = Path(__file__).parent / "data"
+OUTSIDE_CAPTION = "something else"  # what stands for a medium from outside the world in words-only conversations
+# How often people begin with each kind of wish, by the media that it needs.
+FRESH = {
+    "image": {"ask_for": 42, "ask_for_two": 5, "show": 30, "show_outside": 3},
+    "audio": {"ask_for": 34, "ask_for_two": 3, "show": 22, "show_outside": 3},
+    "video": {"ask_for": 24, "show": 15, "show_outside": 2},
+}
+TALK, CROSSINGS, MIXTURES = 18, 50, 16
+
+
+class Composer:
+    """Makes conversations of one split.
+
+    Args:
+        setting: what they are made of.
+    """
+
+    def __init__(self, setting: Setting):
+        self.setting = setting
+        self.pictures, self.sounds = PictureTurns(setting), SoundTurns(setting)
+        self.clips = ClipTurns(setting, self.pictures)
+        self.crossings = CrossingTurns(setting, self.pictures, self.sounds, self.clips)
+        self.talk = TalkTurns(setting, self.pictures, self.sounds, self.clips)
+        every = {"image": self.pictures, "audio": self.sounds, "video": self.clips}
+        self.of = {modality: turns for modality, turns in every.items() if modality in setting.media}
+        self.fresh = {
+            getattr(turns, name): weight for modality, turns in self.of.items() for name, weight in FRESH[modality].items()
+        }
+        self.fresh[self.talk.talk] = TALK * len(self.of)
+        if self.crossings.crossings:
+            self.fresh |= {self.crossings.show: CROSSINGS, self.crossings.mix: MIXTURES}
+
+    def conversation(self, rng: random.Random) -> list[Turn]:
+        """One to four turns."""
+        turns: list[Turn] = []
+        length = rng.choices((1, 2, 3, 4), (40, 35, 17, 8))[0]
+        while len(turns) < length:
+            try:
+                turns.append(self._next_turn(rng, turns[-1]) if turns else self._first_turn(rng))
+            except NoSuchMedium:  # the split has no such combination: let the user want something else
+                continue
+        return turns
+
+    def turn(self, kind: str, rng: random.Random, medium: Medium | None = None) -> Turn:
+        """One turn of a kind, to measure with.
+
+        Args:
+            kind: `image ask_for`, `audio describe`, `video show_outside` …; `change` (of the `medium`, attached or on the
+                table); `image → audio` …; `draw_and_play` …; `outside_draw` … and the other turns of talk.
+        """
+        modality, _, name = kind.partition(" ")
+        while True:
+            try:
+                if kind == "change":
+                    return self.of[modality_of(medium)].change(rng, medium)
+                if kind in self.crossings.crossings:
+                    return self.crossings.show(rng, kind, refused=0)
+                if modality in self.of:
+                    return getattr(self.of[modality], name)(rng)
+                if kind == "outside_question":
+                    return self.talk.replied(rng, kind)
+                if hasattr(self.crossings, kind):
+                    return self.crossings.mix(rng, kind)
+                return getattr(self.talk, kind)(rng)
+            except NoSuchMedium:
+                continue
+
+    def change_shown(self, modality: str, rng: random.Random) -> Turn:
+        """A medium of the user's own, to be changed."""
+        while True:
+            try:
+                medium = self.of[modality].sample(rng)
+                return self.of[modality].change(rng, medium, [Shown.of(medium)])
+            except NoSuchMedium:
+                continue
+
+    def _first_turn(self, rng: random.Random) -> Turn:
+        if rng.random() < 0.02:
+            return self._any(rng).ask_without(rng)
+        return choose(rng, self.fresh)(rng)
+
+    def _any(self, rng: random.Random) -> MediaTurns:
+        return self.pictures if len(self.of) == 1 else rng.choice(list(self.of.values()))
+
+    def _next_turn(self, rng: random.Random, last: Turn) -> Turn:
+        if last.offer and rng.random() < 0.7:
+            return self.talk.answer_offer(rng, last.offer)
+        if last.medium is None:
+            return choose(rng, self.fresh)(rng) if rng.random() < 0.7 else self.talk.talk(rng)
+        turns = self.of[modality_of(last.medium)]
+        draw = rng.random()
+        if draw < 0.5:
+            return turns.change(rng, last.medium)
+        if draw < 0.7:
+            return turns.ask(rng, last.medium)
+        if draw < 0.8:  # the medium stays on the table while people chat
+            return self.talk.talk(rng)._replace(medium=last.medium, offer=None)
+        if draw < 0.9 and self.crossings.kinds_from(last.medium):
+            return self.crossings.cross(rng, last.medium)
+        return choose(rng, self.fresh)(rng)
+
+
+# -- lines ------------------------------------------------------------------------------------------------------
+
+
+def text_line(setting: Setting, turns: list[Turn]) -> dict:
+    """The conversation in words only."""
+    messages = []
+    for turn in turns:
+        user = [part if isinstance(part, str) else _in_words(setting, part) for part in turn.user]
+        assistant = [part for part in turn.assistant if isinstance(part, str)]
+        messages += [_message("user", [_text(" ".join(user))]), _message("assistant", [_text(" ".join(assistant))])]
+    return {"messages": messages, "intents": [turn.intent for turn in turns]}
+
+
+def media_line(turns: list[Turn]) -> dict:
+    """The conversation with its media."""
+    messages = []
+    for turn in turns:
+        user = [_text(part) if isinstance(part, str) else {"type": part.modality, "path": part.path} for part in turn.user]
+        assistant = [
+            _text(part) if isinstance(part, str) else {"type": modality_of(part.medium), "caption": part.medium.caption}
+            for part in turn.assistant
+        ]
+        messages += [_message("user", user), _message("assistant", assistant)]
+    return {"messages": messages, "intents": [turn.intent for turn in turns]}
+
+
+def _in_words(setting: Setting, shown: Shown) -> str:
+    return f"({WORDS[shown.modality]}: {setting.spoken(shown.medium) if shown.medium else OUTSIDE_CAPTION})"
+
+
+def _text(text: str) -> dict:
+    return {"type": "text", "text": text}
+
+
+def _message(role: str, content: list[dict]) -> dict:
+    return {"role": role, "content": content}
+
+
+def combinations(setting: Setting, modality: str) -> list[Medium]:
+    """Every medium of the setting's split, in a fixed order."""
+    match modality:
+        case "image":
+            media = itertools.starmap(Picture, itertools.product(setting.names, *PICTURE_VALUES.values()))
+        case "audio":
+            pitched = [name for name, instrument in setting.instruments.items() if instrument.pitched]
+            effects = [Sound(name) for name in setting.instruments if name not in pitched]
+            media = [*itertools.starmap(Sound, itertools.product(pitched, *SOUND_VALUES.values())), *effects]
+        case "video":
+            media = itertools.starmap(Clip, itertools.product(setting.filmed, MOTIONS))
+    return [medium for medium in media if setting.permits(medium)]
+
+
+# Which kind of media each of ten alignment lines in a row holds; pictures are by far the most.
+ALIGNED = ("image", "audio", "image", "video", "image", "audio", "image", "audio", "image", "video")
+ASKING = {"image": "Draw {}.", "audio": "Play {}.", "video": "Film {}."}
+
+
+def _aligned(setting: Setting, index: int) -> tuple[str, int]:
+    """The modality of an alignment line, and how many lines of it came before."""
+    kinds = [modality for modality in ALIGNED if modality in setting.media]
+    rounds, place = divmod(index, len(kinds))
+    return kinds[place], rounds * kinds.count(kinds[place]) + kinds[:place].count(kinds[place])
+
+
+def align_encoders_line(composer: Composer, media: dict[str, list[Medium]], index: int, rng: random.Random) -> dict:
+    """A medium and its caption; every twelfth of its kind is one from outside the world."""
+    setting = composer.setting
+    modality, number = _aligned(setting, index)
+    intent = composer.of[modality].describing
+    text = roughen(rng.choice(setting.phrasings[intent]).text, rng)
+    if number % 12 == 11 and (shown := setting.outside_shown(rng, modality)).path:
+        answer = OUTSIDE_ANSWER
+    else:
+        medium = media[modality][number % len(media[modality])]
+        shown, answer = Shown.of(medium), setting.this_is(medium)
+    return media_line([Turn(intent, with_shown(rng, [shown], text), [answer])])
+
+
+def align_decoders_line(composer: Composer, media: dict[str, list[Medium]], index: int, rng: random.Random) -> dict:
+    """A caption, or a plain request, and the medium."""
+    setting = composer.setting
+    modality, number = _aligned(setting, index)
+    medium = media[modality][number % len(media[modality])]
+    spoken = setting.spoken(medium)
+    text = rng.choice((spoken, ASKING[modality].format(spoken), ""))
+    if not text:
+        text = roughen(composer.of[modality].request_for(rng, medium), rng, slips=0)
+    return media_line([Turn(ASKED[modality], [text], [setting.here_is(medium), Made(medium)])])
+
+
+ASKED = {"image": "draw", "audio": "play", "video": "film"}
+LINES: dict[str, Callable[[Composer, dict[str, list[Medium]], int, random.Random], dict]] = {
+    "text": lambda composer, media, index, rng: text_line(composer.setting, composer.conversation(rng)),
+    "align_encoders": align_encoders_line,
+    "align_decoders": align_decoders_line,
+    "instruct": lambda composer, media, index, rng: media_line(composer.conversation(rng)),
+}
+COUNTS = {"text": 60_000, "align_encoders": 20_000, "align_decoders": 40_000, "instruct": 40_000}  # of pictures alone
+MORE = 2  # times as many where sounds and clips are talked about too
+DEV_COUNT = 2_000
+
+
+def make_lines(composer: Composer, kind: str, start: int, stop: int, seed: int = 0) -> Iterator[str]:
+    """JSON lines number start … stop of one kind; each has its own generator, so that chunks can be made apart."""
+    setting, media = composer.setting, {}
+    for modality in setting.media if kind.startswith("align") else ():
+        media[modality] = combinations(setting, modality)
+        random.Random(seed).shuffle(media[modality])
+    for index in range(start, stop):
+        rng = random.Random(f"{seed}/{kind}/{setting.split}/{index}")
+        yield json.dumps(LINES[kind](composer, media, index, rng), ensure_ascii=False)
+
+
+def load_composer(
+    world: Path,
+    split: str = "train",
+    outside_paths: list[str] | None = None,
+    phrasings: Path = PHRASINGS,
+    media: Collection[str] = MODALITIES,
+) -> Composer:
+    """A composer over a built world and the data beside this file. What lies outside the world is split by its name too.
+
+    Args:
+        outside_paths: files from outside the world, relative to the data folder.
+        media: the modalities that are talked about.
+    """
+    concepts = load_concepts(world)
+    instruments = load_instruments(world, concepts) if "audio" in media else {}
+    concepts = {name: _without_names_of_other_sounds(concept, instruments) for name, concept in concepts.items()}
+    outside = json.loads((DATA / "outside.json").read_text(encoding="utf-8"))
+    things = [*outside["things"].items(), *unbuilt_things(concepts)]
+    heard = {instrument.with_article(name) for instrument in instruments.values() for name in instrument.articles}
+    seen = {word for concept in concepts.values() for word in (concept.name, *concept.synonyms)}
+
+    def belongs(thing: str) -> bool:
+        return split_of_names("outside", bare(thing)) == split
+
+    return Composer(
+        Setting(
+            concepts=concepts,
+            phrasings=load_phrasings(phrasings, media),
+            split=split,
+            media=tuple(modality for modality in MODALITIES if modality in media),
+            glosses=json.loads((DATA / "glosses.json").read_text(encoding="utf-8"))["glosses"],
+            outside=[(thing, near) for thing, near in things if near in concepts and thing not in heard and belongs(thing)],
+            outside_paths=outside_paths or [],
+            instruments=instruments,
+            outside_sounds=[
+                (thing, near)
+                for thing, near in outside["sounds"].items()
+                if near in instruments and bare(thing) not in seen and belongs(thing)
+            ],
+            filmed=filmed_concepts(concepts) if "video" in media else [],
+        )
+    )
+
+
+def _without_names_of_other_sounds(concept: Concept, instruments: dict[str, Instrument]) -> Concept:
+    """So that "an electric guitar", drawn as a guitar, is not played as one."""
+    taken = {word for instrument in instruments.values() if instrument.name != concept.sound for word in instrument.articles}
+    return concept._replace(synonyms=tuple(word for word in concept.synonyms if word not in taken))
+
+
+def unbuilt_things(concepts: dict[str, Concept]) -> list[tuple[str, str]]:
+    """Concepts that are listed but not in this world, each with one of the same category that is."""
+    listed = json.loads(CONCEPTS.read_text(encoding="utf-8"))
+    near = {row["name"]: [c.name for c in concepts.values() if c.category == row["category"]] for row in listed}
+    return [
+        (f"{row['article']} {row['name']}".strip(), near[row["name"]][number % len(near[row["name"]])])
+        for number, row in enumerate(listed)
+        if row["name"] not in concepts and near[row["name"]]
+    ]
+
+
+# -- files ------------------------------------------------------------------------------------------------------
+
+
+def _make_chunk(world: Path, media: tuple[str, ...], kind: str, split: str, seed: int, span: tuple[int, int]) -> str:
+    outside = [] if kind == "text" else outside_files(world, split, media)
+    composer = load_composer(world, split, outside, media=media)
+    return "".join(line + "\n" for line in make_lines(composer, kind, *span, seed=seed))
+
+
+def write_dialogues(
+    world: Path,
+    out: Path,
+    counts: dict[str, int],
+    seed: int = 0,
+    workers: int = 1,
+    media: Collection[str] = MODALITIES,
+) -> None:
+    """Writes ``<kind>.jsonl`` and ``<kind>_dev.jsonl`` for each kind; the number of workers changes nothing."""
+    out.mkdir(parents=True, exist_ok=True)
+    for (kind, count), split in itertools.product(counts.items(), ("train", "dev")):
+        count, name = (count, kind) if split == "train" else (min(count, DEV_COUNT), f"{kind}_dev")
+        spans = [(start, min(start + 4_000, count)) for start in range(0, count, 4_000)]
+        make = partial(_make_chunk, world, tuple(media), kind, split, seed)
+        with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file, ProcessPoolExecutor(workers) as pool:
+            file.writelines(pool.map(make, spans))
+        logger.info("%s: %d conversations", file.name, count)
+
+
+def main() -> None:
+    """Media files, then conversations."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--world", type=Path, default=Path("runs/nano/world"))
+    parser.add_argument("--out", type=Path, default=Path("runs/nano/data"))
+    parser.add_argument("--kinds", nargs="+", choices=list(LINES), default=list(LINES))
+    parser.add_argument("--media", nargs="+", choices=MODALITIES, default=list(MODALITIES), help="what is talked about")
+    parser.add_argument(
+        "--count", type=int, help=f"of each kind (default: {COUNTS}, not of pictures alone {MORE} times as many)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="processes; the files do not depend on it")
+    parser.add_argument("--files", action="store_true", help="also write the pictures, sounds and clips of both splits")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if "image" not in args.media:
+        parser.error("--media must hold image: sounds and clips are talked about beside pictures")
+    if args.files:
+        write_files(args.world, args.out, args.media)
+    counts = {kind: args.count or COUNTS[kind] * (MORE if len(args.media) > 1 else 1) for kind in args.kinds}
+    write_dialogues(args.world, args.out, counts, args.seed, args.workers, args.media)
+
+
+if __name__ == "__main__":
+    main()

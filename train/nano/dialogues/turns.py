@@ -1,0 +1,280 @@
+"""What all turns of the nano dialogues share: their parts, the setting that they are made in, and how answers begin.
+
+Knows nothing of any one intent; the turns themselves are made in ``turns_*.py``.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from nextgpt.signals import MODALITIES
+from nextgpt.train.nano.dialogues.phrasings import Phrasing, roughen
+from nextgpt.train.nano.world.things import Clip, Concept, Instrument, Medium, Sound, modality_of, path_of
+
+OUTSIDE_ANSWER = "I can't tell what this is."
+
+ACCEPTING = (
+    *("yes", "yes please", "ok", "sure", "please do", "yeah", "go ahead", "yep", "do that", "ok then", "fine"),
+    *("why not", "oh yes", "alright"),
+)
+
+OPENINGS_PLAIN = ("", "", "", "", "", "There you are! ", "Here you go. ")
+OPENINGS_ASKED = ("Sure! ", "Sure! ", "Of course. ", "")
+OPENINGS_POLITE = ("With pleasure! ", "With pleasure! ", "Gladly. ", "")
+
+# Whose combinations may follow from another medium ("play what this sounds like"): no one trains but on `train`.
+DERIVED = {"train": ("train",), "dev": ("train", "dev"), "heldout": ("train", "dev", "heldout")}
+# Words that only fit pictures.
+_PICTURED = re.compile(
+    r"draw|pic|paint|sketch|image|illustr|photo|see|show|look|colou?r|background|emoji|art|icon|eye|view|copy|version", re.I
+)
+
+
+class Shown(NamedTuple):
+    """A medium that the user attaches; one from outside the world is None."""
+
+    medium: Medium | None
+    path: str
+    modality: str
+
+    @classmethod
+    def of(cls, medium: Medium) -> Shown:
+        return cls(medium, path_of(medium), modality_of(medium))
+
+
+class Made(NamedTuple):
+    """A medium that the assistant makes."""
+
+    medium: Medium
+
+
+Part = str | Shown | Made
+
+
+class NoSuchMedium(LookupError):
+    """The split holds no combination of the wanted kind."""
+
+
+class Offer(NamedTuple):
+    """What the assistant proposed: to make a medium of a thing (its other attributes are open, a clip's motion is not)."""
+
+    modality: str
+    name: str
+    motion: str = ""
+
+
+class Turn(NamedTuple):
+    """One exchange, and what stands on the table afterwards: a medium to be asked about or changed, an offer made."""
+
+    intent: str
+    user: list[Part]
+    assistant: list[Part]
+    medium: Medium | None = None
+    offer: Offer | None = None
+
+
+@dataclass
+class Setting:
+    """What turns are made of.
+
+    Args:
+        concepts: the world's things.
+        phrasings: by intent.
+        split: "train", "dev" or "heldout".
+        media: the modalities that are talked about.
+        glosses: concept → what follows "a cat is ...".
+        outside: pairs of a thing that the world lacks (with its article) and the concept that is nearest.
+        outside_paths: files from outside the world, relative to the data folder: ``images/…``, ``sounds/…``, ``clips/…``.
+        instruments: the world's sounds; empty without sounds.
+        outside_sounds: pairs of a sound that the world lacks and the one that is nearest.
+        filmed: the concepts of which there are clips.
+    """
+
+    concepts: dict[str, Concept]
+    phrasings: dict[str, list[Phrasing]]
+    split: str = "train"
+    media: tuple[str, ...] = MODALITIES
+    glosses: dict[str, str] = field(default_factory=dict)
+    outside: list[tuple[str, str]] = field(default_factory=list)
+    outside_paths: list[str] = field(default_factory=list)
+    instruments: dict[str, Instrument] = field(default_factory=dict)
+    outside_sounds: list[tuple[str, str]] = field(default_factory=list)
+    filmed: list[str] = field(default_factory=list)
+
+    @cached_property
+    def names(self) -> list[str]:
+        return list(self.concepts)
+
+    @cached_property
+    def sound_of(self) -> dict[str, str]:
+        """Concept → the sound that it makes."""
+        return {c.name: c.sound for c in self.concepts.values() if c.sound in self.instruments}
+
+    @cached_property
+    def concept_of(self) -> dict[str, str]:
+        """Sound → what is seen when it is heard."""
+        return {sound: concept for concept, sound in reversed(self.sound_of.items())}
+
+    @cached_property
+    def neutral(self) -> dict[str, list[Phrasing]]:
+        """The phrasings made for pictures that fit any medium: "what's this?", "once more"."""
+        intents = ("describe", "name", "again", "yes_no_concept")
+        return {i: [p for p in self.phrasings.get(i, ()) if not _PICTURED.search(p.text)] for i in intents}
+
+    def permits(self, medium: Medium, derived: bool = False) -> bool:
+        """Whether this split may hold a medium; ``derived``: it follows from another one that the split does hold."""
+        if isinstance(medium, Sound) and not medium.register:
+            return True  # an effect is one combination only
+        return medium.split in (DERIVED[self.split] if derived else (self.split,))
+
+    def find(self, draw: Callable[[], Medium], derived: bool = False) -> Medium:
+        """The first of 200 draws that this split may hold. Raises NoSuchMedium."""
+        for _ in range(200):
+            if self.permits(medium := draw(), derived):
+                return medium
+        raise NoSuchMedium(f"no {self.split} combination such as {medium}")
+
+    def changed(self, rng: random.Random, medium: Medium, values: dict[str, Sequence[str]]) -> Medium:
+        """A medium that differs from another in these parts, each with the values to choose from. Raises NoSuchMedium."""
+        for _ in range(200):
+            new = {part: rng.choice(choices) for part, choices in values.items()}
+            changed = medium._replace(**new)
+            if self.permits(changed) and all(getattr(medium, part) != value for part, value in new.items()):
+                return changed
+        raise NoSuchMedium(f"no {self.split} combination differs from {medium} in {', '.join(values)}")
+
+    def outside_shown(self, rng: random.Random, modality: str) -> Shown:
+        """A file from outside the world."""
+        folder = {"image": "images/", "audio": "sounds/", "video": "clips/"}[modality]
+        paths = [path for path in self.outside_paths if path.startswith(folder)]
+        return Shown(None, rng.choice(paths) if paths else "", modality)
+
+    def spoken(self, medium: Medium) -> str:
+        """The caption in good English: "an apple, spinning", "the sound of a helicopter"."""
+        match medium:
+            case Sound(name, ""):
+                return f"the sound of {self.instruments[name].indefinite}"
+            case Clip(concept, motion):
+                return f"{self.concepts[concept].indefinite}, {motion}"
+        return medium.caption
+
+    def no_sound_of(self, concept: Concept) -> str:
+        """What is said when a thing cannot be played."""
+        return f"I don't know what {concept.indefinite} sound{'' if concept.is_plural else 's'} like. "
+
+    def no_clip_of(self, concept: Concept) -> str:
+        """What is said when a thing cannot be filmed."""
+        return f"I can't film {concept.indefinite}: I can only draw {concept.it}. "
+
+    def is_are(self, medium: Medium) -> str:
+        """The verb for its spoken caption."""
+        return "are" if isinstance(medium, Clip) and self.concepts[medium.concept].is_plural else "is"
+
+    def this_is(self, medium: Medium) -> str:
+        """ "This is a low trumpet, rising scale." """
+        return f"{'These are' if self.is_are(medium) == 'are' else 'This is'} {self.spoken(medium)}."
+
+    def here_is(self, medium: Medium, start: str = "Here") -> str:
+        """ "Here is a small cat, flat style, red background." """
+        return f"{start} {self.is_are(medium)} {self.spoken(medium)}."
+
+    def make(
+        self,
+        intent: str,
+        rng: random.Random,
+        text: str,
+        *media: Medium,
+        shown: list[Part] | None = None,
+        on_table: bool = True,
+    ) -> Turn:
+        """The turn that grants a request: each medium announced, then made.
+
+        Args:
+            text: the request; `shown`: what is attached to it.
+            on_table: whether the last medium may be asked about and changed next.
+        """
+        assistant: list[Part] = []
+        for medium in media:
+            start = "And here" if assistant else f"{opening(text, rng)}Here"
+            assistant += [self.here_is(medium, start), Made(medium)]
+        return Turn(intent, with_shown(rng, shown, text), assistant, media[-1] if on_table else None)
+
+
+class MediaTurns(ABC):
+    """Makes turns about one kind of media.
+
+    Args:
+        setting: what they are made of.
+    """
+
+    describing: str  # the intent of a question for all that there is to say
+
+    def __init__(self, setting: Setting):
+        self.setting = setting
+
+    @abstractmethod
+    def sample(self, rng: random.Random, derived: bool = False, **fixed: str) -> Medium:
+        """A medium of this split; `derived`: it follows from another one; `fixed`: parts that are given."""
+
+    @abstractmethod
+    def ask_for(self, rng: random.Random) -> Turn:
+        """A wish for a medium."""
+
+    @abstractmethod
+    def ask(self, rng: random.Random, medium: Medium, shown: list[Part] | None = None) -> Turn:
+        """A question about a medium."""
+
+    @abstractmethod
+    def change(self, rng: random.Random, medium: Medium, shown: list[Part] | None = None) -> Turn:
+        """The medium on the table with one or two things changed, or none."""
+
+    @abstractmethod
+    def ask_without(self, rng: random.Random) -> Turn:
+        """A question about a medium where there is none."""
+
+    def show(self, rng: random.Random) -> Turn:
+        """A medium of the user's own, to be asked about or changed."""
+        medium = self.sample(rng)
+        shown: list[Part] = [Shown.of(medium)]
+        return self.change(rng, medium, shown) if rng.random() < 0.25 else self.ask(rng, medium, shown)
+
+    def describe(self, rng: random.Random) -> Turn:
+        """A medium of the user's own, to be described in full."""
+        medium = self.sample(rng)
+        text = roughen(rng.choice(self.setting.phrasings[self.describing]).text, rng)
+        shown: list[Part] = [Shown.of(medium)]
+        return Turn(self.describing, with_shown(rng, shown, text), [self.setting.this_is(medium)], medium)
+
+
+def choose(rng: random.Random, weights: dict[Any, float]) -> Any:
+    """A key, by its weight."""
+    return rng.choices(list(weights), list(weights.values()))[0]
+
+
+def opening(text: str, rng: random.Random) -> str:
+    """The answer's first words follow the request's manner."""
+    lower = text.lower()
+    if "please" in lower or "kind" in lower:
+        return rng.choice(OPENINGS_POLITE)
+    if lower.startswith(("can", "could", "would", "will", "may")) or text.endswith("?"):
+        return rng.choice(OPENINGS_ASKED)
+    return rng.choice(OPENINGS_PLAIN)
+
+
+def append(text: str, words: str, rng: random.Random) -> str:
+    """Adds words before the closing mark."""
+    body = text.rstrip(" .!?")
+    return f"{body}{rng.choice((', ', ' '))}{words}{text[len(body) :].strip()}"
+
+
+def with_shown(rng: random.Random, shown: list[Part] | None, text: str) -> list[Part]:
+    """The user's words before or behind what is attached."""
+    if not shown:
+        return [text]
+    return [*shown, text] if rng.random() < 0.75 else [text, *shown]

@@ -1,0 +1,191 @@
+"""The rows of the nano evaluation that ask for media or show them: every direction, every change, what lies outside."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+
+import torch
+
+from nextgpt.decoders import Audio
+from nextgpt.decoders.audioldm import log_mel_spectrogram
+from nextgpt.events import Reply
+from nextgpt.train.nano.dialogues.composer import combinations
+from nextgpt.train.nano.dialogues.turns import Shown, Turn
+from nextgpt.train.nano.evaluation.bench import (
+    MAIN,
+    Bench,
+    described,
+    expected_content,
+    expected_media,
+    made,
+    parts_of,
+    told,
+)
+from nextgpt.train.nano.evaluation.judges import UNKNOWN
+from nextgpt.train.nano.evaluation.scores import Sample, Score
+from nextgpt.train.nano.world.sounds import SAMPLING_RATE
+from nextgpt.train.nano.world.things import CAPTION, PLURALS, Medium, modality_of
+
+FIT_JUDGE = 0.97
+MADE_BARS = {
+    "image": {"concept": 0.95, "background": 0.97, "style": 0.90},
+    "audio": {"instrument": 0.90, "register": 0.95, "figure": 0.90},
+    "video": {"concept": 0.90, "motion": 0.95},
+}
+NAMED_BARS = {
+    "image": {"concept": 0.95, "background": 0.97, "style": 0.90},
+    "audio": {"instrument": 0.92, "register": 0.95, "figure": 0.92},
+    "video": {"concept": 0.92, "motion": 0.95},
+}
+CROSSING_BAR, CHANGE_BAR, HUMBLE_BAR, VOCODER_BAR = 0.85, 0.90, 0.95, 0.95
+# How the answers that were learned from admit that something lies outside the world.
+ADMITTING = re.compile(
+    r"can(?:'t|not)|(?:do|did)(?:n't| not)|know (?:no|nothing)|knew|only know|have (?:no|never)|(?:beyond|outside) m[ey]"
+    r"|not in my|isn't in my|for me\b|sorry|afraid|not something|nobody",
+    re.IGNORECASE,
+)
+OUTSIDE_TURNS = {
+    "image": ("image show_outside", "outside_draw", "outside_question"),
+    "audio": ("audio show_outside", "outside_play", "unplayable"),
+    "video": ("video show_outside", "outside_film", "outside_motion"),
+}
+
+
+def judge_itself(bench: Bench, modality: str) -> list[Score]:
+    """A judge on true media, and on media from outside the world."""
+    row = f"judge on true {PLURALS[modality]}"
+    rng = random.Random(bench.seed)
+    true = _true_media(bench, modality)
+    true = rng.sample(true, min(len(true), 4 * bench.count))
+    seen = bench.look(modality, [bench.render(medium) for medium in true])
+    pairs = [(parts_of(medium), reading) for medium, reading in zip(true, seen, strict=True)]
+    scores = [
+        Score(row, part, sum(expected[part] == found[part] for expected, found in pairs), len(pairs), FIT_JUDGE)
+        for part in NAMED_BARS[modality]
+    ]
+    shown = [bench.composer.setting.outside_shown(rng, modality) for _ in range(bench.count)]
+    strange = bench.look(modality, [bench.outside(each) for each in shown])
+    unknown = sum(reading[MAIN[modality]] == UNKNOWN for reading in strange)
+    return [*scores, Score(row, UNKNOWN, unknown, bench.count)]
+
+
+def _true_media(bench: Bench, modality: str) -> list[Medium]:
+    """Of this split; effects are left out."""
+    media = combinations(bench.composer.setting, modality)
+    return [medium for medium in media if medium.split == bench.split]
+
+
+def vocoder_alone(bench: Bench) -> list[Score]:
+    """The vocoder on the log-mel spectrograms of true sounds: whether the judge still knows the instrument."""
+    vocoder = bench.pipeline.decoders["audio"].pipeline.vocoder
+    sounds = _true_media(bench, "audio")
+    sounds = random.Random(bench.seed).sample(sounds, min(len(sounds), bench.count))
+    true = [bench.render(sound) for sound in sounds]
+    waveforms = torch.stack([torch.from_numpy(sound.array) for sound in true])
+    hop = math.prod(vocoder.config.upsample_rates)
+    mels = log_mel_spectrogram(waveforms, vocoder.config.sampling_rate, hop, vocoder.config.model_in_dim)[:, :-1]
+    with torch.no_grad():
+        again = vocoder(mels.to(vocoder.device, vocoder.dtype)).float().cpu().numpy()
+    heard = bench.look("audio", [Audio(waveform, SAMPLING_RATE) for waveform in again])
+    samples = [
+        Sample("vocoder alone", sound.caption, parts_of(sound), reading, "", [before, Audio(after, SAMPLING_RATE)])
+        for sound, reading, before, after in zip(sounds, heard, true, again, strict=True)
+    ]
+    return bench.score("vocoder alone", samples, {"instrument": VOCODER_BAR, "register": None, "figure": None})
+
+
+def text_to_media(bench: Bench, modality: str) -> list[Score]:
+    """Makes what is asked for in free phrasings."""
+    row = f"text → {modality}"
+    turns = [bench.turn(f"{modality} ask_for", rng) for rng in bench.questions(row)]
+    replies = bench.ask(row, [[{"role": "user", "content": told(turn)}] for turn in turns])
+    samples = [made_sample(bench, row, turn, reply) for turn, reply in zip(turns, replies, strict=True)]
+    return bench.score(row, samples, MADE_BARS[modality])
+
+
+def made_sample(bench: Bench, row: str, turn: Turn, reply: Reply) -> Sample:
+    """The last medium that a turn should make, beside what was made; what the user showed stands before both.
+
+    A sound that follows from what is shown may be one of those that do not ship: then nothing stands beside it.
+    """
+    expected = expected_media(turn)[-1]
+    modality = modality_of(expected)
+    shown = [bench.render(part.medium) for part in turn.user if isinstance(part, Shown) and part.medium]
+    true = [bench.render(expected)] if bench.holds(expected) else []
+    media = [*shown, *true, *made(modality, reply)[:1]]
+    return Sample(row, told(turn), parts_of(expected), bench.found(modality, reply), reply.text, media)
+
+
+def media_to_text(bench: Bench, modality: str) -> list[Score]:
+    """Describes held-out media."""
+    row = f"{modality} → text"
+    turns = [bench.turn(f"{modality} describe", rng) for rng in bench.questions(row)]
+    replies = bench.ask(row, [[{"role": "user", "content": bench.content(turn)}] for turn in turns])
+    samples = [
+        Sample(
+            *(row, told(turn), parts_of(turn.medium), described(modality, reply.text), reply.text),
+            [bench.render(turn.medium)],
+        )
+        for turn, reply in zip(turns, replies, strict=True)
+    ]
+    return bench.score(row, samples, NAMED_BARS[modality])
+
+
+def crossing(bench: Bench, start: str, end: str) -> list[Score]:
+    """From an attached medium of one kind to another kind, or to a changed one of the same kind: the main thing.
+
+    What is attached is of this split, save effects; what is to be made of another kind may be of any.
+    """
+    row = f"{start} → {end}"
+    if start != end and row not in bench.composer.crossings.crossings:
+        return [Score(row, note=f"left out: nothing in the world leads from {start} to {end}")]
+    turns = [
+        bench.change_shown(start, rng) if start == end else bench.composer.turn(row, rng) for rng in bench.questions(row)
+    ]
+    replies = bench.ask(row, [[{"role": "user", "content": bench.content(turn)}] for turn in turns])
+    samples = [made_sample(bench, row, turn, reply) for turn, reply in zip(turns, replies, strict=True)]
+    return bench.score(row, samples, {MAIN[end]: CROSSING_BAR})
+
+
+def second_turn(bench: Bench, modality: str) -> list[Score]:
+    """Makes one, then changes one thing or two of it: the change carried out and the rest kept."""
+    row = f"second turn, {modality}"
+    conversations, second = [], []
+    for rng in bench.questions(row):
+        first, change = bench.asked_and_changed(modality, rng)
+        second.append(change)
+        conversations.append(
+            [
+                {"role": "user", "content": told(first)},
+                {"role": "assistant", "content": expected_content(first)},
+                {"role": "user", "content": told(change)},
+            ]
+        )
+    replies = bench.ask(row, conversations)
+    samples = [made_sample(bench, row, turn, reply) for turn, reply in zip(second, replies, strict=True)]
+    for sample in samples:
+        right = all(sample.found.get(part) == value for part, value in sample.expected.items())
+        sample.expected["all"], sample.found["all"] = "right", "right" if right else "wrong"
+    return bench.score(row, samples, {"all": CHANGE_BAR})
+
+
+def outside_the_world(bench: Bench) -> list[Score]:
+    """Media, wishes and questions from outside the world: it says so."""
+    row = "outside the world"
+    asking = [kind for modality in bench.media for kind in OUTSIDE_TURNS[modality]]
+    turns = [bench.composer.turn(asking[n % len(asking)], rng) for n, rng in enumerate(bench.questions(row))]
+    replies = bench.ask(row, [[{"role": "user", "content": bench.content(turn)}] for turn in turns])
+    samples = []
+    for turn, reply in zip(turns, replies, strict=True):
+        says_so = {"says so": "yes" if humble(reply) else "no"}
+        shown = [bench.outside(part) for part in turn.user if isinstance(part, Shown)]
+        samples.append(Sample(row, told(turn), {"says so": "yes"}, says_so, reply.text, shown))
+    return bench.score(row, samples, {"says so": HUMBLE_BAR})
+
+
+def humble(reply: Reply) -> bool:
+    """Whether an answer makes nothing, names nothing, and admits it."""
+    makes = any(part["type"] != "text" for part in reply.message["content"])
+    return not makes and not CAPTION.search(reply.text) and bool(ADMITTING.search(reply.text))

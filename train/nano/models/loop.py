@@ -1,0 +1,228 @@
+"""The clock, the log and the checkpoints that the makers of the parts share. Knows no model and no data."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nextgpt.hardware import training_attention
+from nextgpt.train.nano.world.pictures import World
+
+logger = logging.getLogger(__name__)
+
+WARM_UP = 0.03  # of the time
+LOG_SECONDS = 5
+SAVE_SECONDS = 60
+WORK_SUFFIX = ".work"  # `<out>.work` keeps what does not ship: the log, the checkpoint, contact sheets
+LOG_FILE = "training_log.json"  # beside what a maker saves: its figures and its curve
+
+
+class Loop:
+    """One training run: iterating it goes on until the minutes are spent, over all starts together.
+
+    The learning rate of every parameter group rises at first and then falls linearly to zero with the time that is
+    left.
+
+    Args:
+        out: folder of the part that is made.
+        minutes: how long to train.
+        optimizer: its learning rates are the highest ones.
+        kept: name → what a checkpoint holds besides the optimizer; anything with `state_dict` and `load_state_dict`.
+            What an earlier checkpoint lacks begins anew, and so do groups added to the end of the optimizer since.
+        start_from: another run's checkpoint, of a smaller world, say: where there is none of this run, the tensors of its
+            modules that are as large as here are taken over.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        minutes: float,
+        optimizer: torch.optim.Optimizer,
+        kept: dict[str, Any],
+        start_from: Path | None = None,
+    ):
+        self.work = out.with_name(out.name + WORK_SUFFIX)
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = self.work / "checkpoint.pt"
+        self.minutes, self.optimizer = minutes, optimizer
+        self.kept = {"optimizer": optimizer, **kept}
+        self.highest = [group["lr"] for group in optimizer.param_groups]
+        self.step, self.samples, self.before = 0, 0, 0.0
+        self.curve: list[dict] = []
+        self._losses: dict[str, list[Tensor]] = defaultdict(list)
+        if self.checkpoint.exists():
+            self._load()
+        elif start_from is not None:
+            self._take_over(start_from)
+
+    @property
+    def seconds(self) -> float:
+        """Spent so far."""
+        return self.before + time.monotonic() - self.started
+
+    def __iter__(self) -> Iterator[int]:
+        device = self.optimizer.param_groups[0]["params"][0].device
+        with training_attention(device):
+            yield from self._steps()
+
+    def _steps(self) -> Iterator[int]:
+        self.started = self._logged = self._saved = time.monotonic()
+        self._logged_samples = self.samples
+        while (left := 1 - self.seconds / (60 * self.minutes)) > 0:
+            warm = min(1.0, (1 - left) / WARM_UP + 0.01)
+            for group, highest in zip(self.optimizer.param_groups, self.highest, strict=True):
+                group["lr"] = highest * warm * left
+            yield self.step
+            self.step += 1
+            if time.monotonic() - self._logged > LOG_SECONDS:
+                self._log()
+            if time.monotonic() - self._saved > SAVE_SECONDS:
+                self._save()
+        self._log()
+        self._save()
+
+    def record(self, samples: int, **losses: Tensor) -> None:
+        """Counts a step's samples and remembers its losses for the next line of the log."""
+        self.samples += samples
+        for name, loss in losses.items():
+            self._losses[name].append(loss.detach())
+
+    def _log(self) -> None:
+        if not self._losses:
+            return
+        row = {name: round(torch.stack(values).mean().item(), 5) for name, values in self._losses.items()}
+        now = time.monotonic()
+        speed = (self.samples - self._logged_samples) / (now - self._logged)
+        row = {"seconds": round(self.seconds), "step": self.step, **row, "samples_per_second": round(speed)}
+        self._logged, self._logged_samples = now, self.samples
+        self._losses.clear()
+        self.curve.append(row)
+        logger.info("  ".join(f"{name} {value}" for name, value in row.items()))
+
+    def _save(self) -> None:
+        state = {name: thing.state_dict() for name, thing in self.kept.items()}
+        counts = {"step": self.step, "samples": self.samples, "seconds": self.seconds, "curve": self.curve}
+        half_written = self.checkpoint.with_suffix(".tmp")
+        torch.save({"state": state, "counts": counts}, half_written)
+        half_written.replace(self.checkpoint)
+        self._saved = time.monotonic()
+
+    def _load(self) -> None:
+        found = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
+        state = found["state"]
+        groups = state["optimizer"]["param_groups"]
+        groups += self.optimizer.state_dict()["param_groups"][len(groups) :]
+        for name in sorted(self.kept.keys() - state.keys()):
+            logger.info("%s is not in %s: it begins anew", name, self.checkpoint)
+        for name in self.kept.keys() & state.keys():
+            self.kept[name].load_state_dict(state[name])
+        counts = found["counts"]
+        self.step, self.samples, self.before = counts["step"], counts["samples"], counts["seconds"]
+        self.curve = counts["curve"]
+        torch.manual_seed(self.step)
+        logger.info("goes on from %s at step %d", self.checkpoint, self.step)
+
+    def _take_over(self, checkpoint: Path) -> None:
+        found = torch.load(checkpoint, weights_only=True, map_location="cpu")["state"]
+        for name in (self.kept.keys() & found.keys()) - {"optimizer"}:
+            own = self.kept[name].state_dict()
+            fitting = {key: value for key, value in found[name].items() if key in own and value.shape == own[key].shape}
+            self.kept[name].load_state_dict(own | fitting)
+            logger.info("%s: %d of %d tensors are taken over from %s", name, len(fitting), len(own), checkpoint)
+
+    def write_figures(self, out: Path, **figures: Any) -> None:
+        """Writes `training_log.json`: the figures, and at most 100 rows of the curve."""
+        curve = self.curve[:: max(1, len(self.curve) // 100)]
+        log = {"figures": figures, "minutes": round(self.minutes, 2), "steps": self.step, "samples": self.samples}
+        log |= {"finished": time.strftime("%Y-%m-%d %H:%M:%S"), "torch": torch.__version__, "curve": curve}
+        (out / LOG_FILE).write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+        logger.info("%s", figures)
+
+
+def arguments(description: str, part: str, minutes: float, batch: int) -> argparse.ArgumentParser:
+    """The arguments that every maker has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--world", type=Path, default=Path("runs/nano/world"))
+    parser.add_argument("--out", type=Path, default=Path("runs/nano") / part)
+    parser.add_argument("--minutes", type=float, default=minutes, help="of training, earlier starts counted in")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch", type=int, help=f"default: {batch}, on a CPU {batch // 8}")
+    parser.add_argument("--compile", action="store_true", help="compile the network first (worth it on a GPU)")
+    parser.add_argument("--concepts", type=int, help="learn so many concepts only, to try the script out")
+    parser.add_argument("--start-from", type=Path, help="a checkpoint of a smaller world: what fits is taken over")
+    parser.set_defaults(default_batch=batch)
+    return parser
+
+
+def start(args: argparse.Namespace) -> tuple[World, torch.device]:
+    """Sets up logging, seed, device, batch size and output folder; opens the world."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    log = logging.FileHandler(_work(args.out) / "log.txt")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", handlers=[logging.StreamHandler(), log], force=True
+    )
+    found = torch.accelerator.current_accelerator(check_available=True)
+    device = torch.device(args.device if args.device != "auto" else found.type if found else "cpu")
+    args.batch = args.batch or (args.default_batch // 8 if device.type == "cpu" else args.default_batch)
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    return World(args.world), device
+
+
+def _work(out: Path) -> Path:
+    work = out.with_name(out.name + WORK_SUFFIX)
+    work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def adamw(modules: Iterable[nn.Module], learning_rate: float, weight_decay: float = 0.01) -> torch.optim.AdamW:
+    """AdamW over the modules' parameters; vectors (norms and biases) do not decay."""
+    return torch.optim.AdamW(parameter_groups(modules, weight_decay), lr=learning_rate, betas=(0.9, 0.99), fused=True)
+
+
+def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict]:
+    """The modules' parameters as an optimizer's groups: those that decay, and those that do not."""
+    parameters = [p for module in modules for p in module.parameters()]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One optimizer step, the gradients' norm held at 1."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    optimizer.step()
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Mixed precision in bfloat16."""
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def parameter_count(*modules: nn.Module) -> int:
+    """Parameters of the modules together."""
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def save_contact_sheet(rows: Iterable[Tensor], file: Path) -> None:
+    """Rows of pictures, each `[N, 3, H, W]` in 0..1, as one PNG; a row may be short."""
+    strips = [torch.cat(list(row), dim=2) for row in rows if len(row)]
+    width = max(strip.shape[2] for strip in strips)
+    sheet = torch.cat([F.pad(strip, (0, width - strip.shape[2])) for strip in strips], dim=1).clamp(0, 1)
+    pixels = sheet.float().mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file)

@@ -1,0 +1,1 @@
+"""The nano world: pictures, sounds, clips, their names and their split. Imports no model."""

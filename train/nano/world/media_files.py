@@ -1,0 +1,144 @@
+"""Writes the media of the nano dialogues: the world's pictures, sounds and clips, and some from outside the world.
+
+Knows where each file lies and what is in it; the dialogues only name the files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from nextgpt.decoders import Audio, Video
+from nextgpt.events import Media, save_media
+from nextgpt.train.nano.world.clips import FPS, MOTIONS, Clip, ClipRenderer, ClipWorld
+from nextgpt.train.nano.world.pictures import BACKGROUNDS, SIZES, Renderer, World, render_art
+from nextgpt.train.nano.world.sounds import SAMPLING_RATE, SoundWorld
+from nextgpt.train.nano.world.split import split_of_names
+from nextgpt.train.nano.world.things import Picture, path_of
+from nextgpt.train.nano.world.unknown_sounds import UnknownSounds
+
+logger = logging.getLogger(__name__)
+
+OUTSIDE_CLIPS = 1  # of each artwork from outside the world
+OUTSIDE_SOUNDS = 400  # at most
+
+
+def outside_pictures(world: Path, split: str) -> dict[str, tuple[int, str, str]]:
+    """Path → artwork's number, background and size, for the pictures of things from outside the world."""
+    count = len(World(world).outside)
+    rng, pictures = random.Random(0), {}
+    for number, _ in itertools.product(range(count), range(3)):
+        background, size = rng.choice(list(BACKGROUNDS)), rng.choice(list(SIZES))
+        if split_of_names("outside", str(number)) == split:
+            pictures[f"images/outside/{number}_{background}_{size}.png"] = (number, background, size)
+    return pictures
+
+
+def outside_clips(world: Path, split: str) -> dict[str, tuple[int, str]]:
+    """Path → artwork's number and motion, for the clips of things from outside the world."""
+    rng, clips = random.Random(0), {}
+    for number in World(world).outside_numbers(split):
+        for motion in rng.sample(list(MOTIONS), OUTSIDE_CLIPS):
+            clips[f"clips/outside/{number}_{motion.replace(' ', '_')}.mp4"] = (number, motion)
+    return clips
+
+
+def outside_sounds(world: Path, split: str) -> dict[str, int]:
+    """Path → index among the unknown sounds of the split, for the sounds from outside the world."""
+    count = min(OUTSIDE_SOUNDS, len(UnknownSounds(SoundWorld(world), split)))
+    return {f"sounds/outside/{split}_{index}.wav": index for index in range(count)}
+
+
+def outside_files(world: Path, split: str, media: Collection[str]) -> list[str]:
+    """The paths of all media from outside the world."""
+    paths = list(outside_pictures(world, split))
+    if "audio" in media:
+        paths += outside_sounds(world, split)
+    if "video" in media:
+        paths += outside_clips(world, split)
+    return paths
+
+
+# -- what is in the files -----------------------------------------------------------------------------------------
+
+
+def _pictures(world: World, split: str) -> Iterator[tuple[str, Image.Image]]:
+    renderer = Renderer(torch.from_numpy(world.art))
+    for rows in world.combinations(split).split(256):
+        for (c, s, b, z), pixels in zip(rows.tolist(), renderer(rows), strict=True):
+            picture = Picture(world.names[c], world.styles[s], world.backgrounds[b], world.sizes[z])
+            yield path_of(picture), Image.fromarray(pixels.mul(255).round().byte().permute(1, 2, 0).numpy())
+    for path, (number, background, size) in outside_pictures(world.folder, split).items():
+        yield path, Image.fromarray(render_art(world.outside[number], background, size))
+
+
+def _sounds(world: World, split: str) -> Iterator[tuple[str, Audio]]:
+    sounds = SoundWorld(world.folder)
+    for row in sounds.rows(split).tolist():
+        yield path_of(sounds.combinations[row]), Audio(sounds.waveform(sounds.combinations[row]), SAMPLING_RATE)
+    unknown = UnknownSounds(sounds, split)
+    for path, index in outside_sounds(world.folder, split).items():
+        yield path, Audio(unknown.waveform(index), SAMPLING_RATE)
+
+
+def _clips(world: World, split: str) -> Iterator[tuple[str, Video]]:
+    clips = ClipWorld(world)
+    renderer = ClipRenderer(world, Renderer(torch.from_numpy(world.art)))
+    for rows in clips.rows(split).split(32):
+        for (concept, motion), frames in zip(rows.tolist(), renderer(rows), strict=True):
+            yield path_of(Clip(world.names[concept], clips.motions[motion])), as_video(frames)
+    for path, (number, motion) in outside_clips(world.folder, split).items():
+        yield path, outside_clip(world, number, motion)
+
+
+def as_video(frames: torch.Tensor) -> Video:
+    """A clip `[3, 8, 64, 64]` in 0..1."""
+    return Video(frames.mul(255).round().byte().permute(1, 2, 3, 0).numpy(), FPS)
+
+
+def outside_clip(world: World, number: int, motion: str) -> Video:
+    """Artwork from outside the world, in motion."""
+    renderer = ClipRenderer(world, Renderer(torch.from_numpy(world.outside[number][None, None])), style=0)
+    return as_video(renderer(torch.tensor([[0, list(MOTIONS).index(motion)]]))[0])
+
+
+def save_exactly(video: Video, path: Path) -> None:
+    """Writes a clip as MP4 without loss; what `save_media` writes for people blurs such small pictures."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=int(video.fps), options={"qp": "0", "threads": "1"})
+        stream.height, stream.width = video.frames.shape[1:3]
+        stream.pix_fmt = "rgb24"
+        for frame in video.frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def write(medium: Media, path: Path) -> None:
+    """Writes a picture, a sound or a clip so that it is read again as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(medium, Video):
+        save_exactly(medium, path)
+    else:
+        save_media(medium, path)
+
+
+MAKERS = {"image": _pictures, "audio": _sounds, "video": _clips}
+
+
+def write_files(world: Path, out: Path, media: Collection[str]) -> None:
+    """Writes every picture (PNG), sound (16-bit WAV) and clip (MP4) of the training and development splits."""
+    built = World(world)
+    for modality, split in itertools.product(media, ("train", "dev")):
+        count = 0
+        for path, medium in MAKERS[modality](built, split):
+            write(medium, out / path)
+            count += 1
+        logger.info("%s, %s: %d files in %s", modality, split, count, out)

@@ -1,0 +1,326 @@
+"""Builds the world of sounds: General MIDI instruments and effects, in three registers and five figures.
+
+`python -m nextgpt.train.nano.world.sounds --out runs/nano/world` needs the soundfont FluidR3 GM (MIT; Debian's package
+`fluid-soundfont-gm`) and the wheel `tinysoundfont`. It knows notes, samples and licences, and nothing of models. The
+sounds and their English are kept by hand in `sounds.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import shutil
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nextgpt.train.nano.world.split import split_of_names
+
+logger = logging.getLogger(__name__)
+
+SOUNDS = Path(__file__).parent / "sounds.json"
+SOUNDFONT = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
+ATTRIBUTION = "- Sounds: MIT (FluidR3 GM, Frank Wen), rendered from Debian's package fluid-soundfont-gm."
+SAMPLING_RATE = 16_000
+SECONDS = 2.0
+SAMPLES = int(SAMPLING_RATE * SECONDS)
+PEAK = 0.8
+PERCUSSION_BANK = 128
+EFFECT_KEY = 60
+
+REGISTERS = {"low": 41, "middle": 60, "high": 79}  # MIDI key of the lowest note; figures span at most an octave
+MAJOR_SCALE = (0, 2, 4, 5, 7, 9, 11, 12)
+NOTE = 0.22  # seconds from one note to the next
+# Notes as (start, end, semitones above the lowest note); seconds.
+FIGURES: dict[str, list[tuple[float, float, int]]] = {
+    "single note": [(0.0, 1.5, 0)],
+    "rising scale": [(NOTE * n, NOTE * n + 0.21, step) for n, step in enumerate(MAJOR_SCALE)],
+    "falling scale": [(NOTE * n, NOTE * n + 0.21, step) for n, step in enumerate(reversed(MAJOR_SCALE))],
+    "chord": [(0.0, 1.5, step) for step in (0, 4, 7)],
+    "repeated note": [(NOTE * n, NOTE * n + 0.15, 0) for n in range(8)],
+}
+# What is learned from apart from the world's combinations, so that these are not learned by heart: `studies`.
+PHRASES = 8  # of loose notes, of each instrument in each register
+VARIATIONS = 4  # of each combination that may be learned from: in other keys, faster or slower, louder or softer
+MOST_KEYS = 3  # up or down
+TEMPO = (0.85, 1.15)
+MELODIC = range(112)  # programs of General MIDI; the world does not know most, but they play the same figures
+
+
+class Sound(NamedTuple):
+    """One combination of the world of sounds; effects have neither register nor figure."""
+
+    name: str
+    register: str = ""
+    figure: str = ""
+
+    @property
+    def caption(self) -> str:
+        """The canonical caption: "a low trumpet, rising scale"; of an effect "the sound of helicopter"."""
+        instrument = f"a {self.register} {self.name}" if self.register else f"the sound of {self.name}"
+        return f"{instrument}, {self.figure}" if self.figure else instrument
+
+    @property
+    def split(self) -> str:
+        """Its split; an effect is one combination only, which has to be learned."""
+        return split_of_names("sound", *self) if self.register else "train"
+
+
+def load_sounds() -> list[dict]:
+    """The sounds as they stand in `sounds.json`."""
+    return json.loads(SOUNDS.read_text(encoding="utf-8"))
+
+
+def combinations(sounds: list[dict]) -> list[Sound]:
+    """All sounds of the world, in a fixed order."""
+    found = []
+    for sound in sounds:
+        if sound["pitched"]:
+            found += [Sound(sound["name"], register, figure) for register in REGISTERS for figure in FIGURES]
+        else:
+            found.append(Sound(sound["name"]))
+    return found
+
+
+class SoundWorld:
+    """The built world of sounds.
+
+    Args:
+        folder: what `build` wrote.
+    """
+
+    registers = tuple(REGISTERS)
+    figures = tuple(FIGURES)
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.sounds = json.loads((self.folder / "sounds.json").read_text(encoding="utf-8"))
+        self.names = [sound["name"] for sound in self.sounds]
+        self.combinations = combinations(self.sounds)
+        pitched = [sound["name"] for sound in self.sounds if sound["pitched"]]
+        self.captioned = [*self.combinations, *(Sound(name, register) for name in pitched for register in REGISTERS)]
+
+    @cached_property
+    def waveforms(self) -> np.ndarray:
+        """int16 `[combination, 32000]`, in the order of `combinations`; silent where `copy` left them out."""
+        every = self.folder / "sounds.npy"
+        return np.load(every, mmap_mode="r") if every.is_file() else np.load(self.folder / "sounds.npz")["waveforms"]
+
+    @cached_property
+    def studies(self) -> np.ndarray:
+        """int16 `[study, 32000]`: what is learned from apart from the world's combinations (`studies`)."""
+        return np.load(self.folder / "studies.npy", mmap_mode="r")
+
+    @cached_property
+    def studied(self) -> list[Sound]:
+        """What each of the studies is."""
+        return [Sound(*row) for row in json.loads((self.folder / "studies.json").read_text(encoding="utf-8"))]
+
+    def variations(self, most: int | None = None) -> tuple[Tensor, Tensor]:
+        """The studies with a caption, varied combinations and phrases: what they are, as indices into `captioned` `[N]`,
+        and how they sound, float `[N, 32000]`.
+
+        Args:
+            most: only of so many of the sounds.
+        """
+        numbers = {sound: number for number, sound in enumerate(self.captioned) if sound.name in self.names[:most]}
+        kept = {study: numbers[sound] for study, sound in enumerate(self.studied) if sound in numbers}
+        return torch.tensor(list(kept.values()), dtype=torch.long), as_floats(self.studies[list(kept)])
+
+    def study_targets(self, missing: int) -> Tensor:
+        """What the studies are: instrument, register, figure `[N, 3]`; `missing` where there is none."""
+        return self._numbers(self.studied, missing)
+
+    def copy(self, folder: Path) -> None:
+        """Writes what an evaluation needs into a folder: of the sounds only the effects and what no part learned from."""
+        kept = [row for row, sound in enumerate(self.combinations) if sound.split != "train" or not sound.register]
+        waveforms = np.zeros(self.waveforms.shape, np.int16)
+        waveforms[kept] = self.waveforms[kept]
+        np.savez_compressed(folder / "sounds.npz", waveforms=waveforms)
+        shutil.copy(self.folder / "sounds.json", folder / "sounds.json")
+
+    def holds(self, sound: Sound) -> bool:
+        """Whether a sound is in this folder; the one inside the package holds what no part learned from."""
+        return bool(self.waveforms[self.combinations.index(sound)].any())
+
+    def waveform(self, sound: Sound) -> np.ndarray:
+        """One sound, float32 `[32000]` in -1..1.
+
+        Raises:
+            ValueError: it is not in this folder (see `holds`).
+        """
+        if not self.holds(sound):
+            raise ValueError(f"{self.folder} does not hold {sound.caption}: train/nano/world/sounds.py makes all of them")
+        return self.waveforms[self.combinations.index(sound)].astype(np.float32) / 32768
+
+    def rows(self, split: str, most: int | None = None) -> Tensor:
+        """The sounds of one split, as indices into `combinations`; of the first `most` names when that is given."""
+        names = set(self.names[:most])
+        return torch.tensor(
+            [row for row, sound in enumerate(self.combinations) if sound.split == split and sound.name in names]
+        )
+
+    def heard(self, rows: Tensor) -> Tensor:
+        """Waveforms, float32 `[N, 32000]` in -1..1 on the CPU, of sounds given as indices."""
+        return as_floats(self.waveforms[rows.cpu().numpy()])
+
+    def targets(self, rows: Tensor, missing: int) -> Tensor:
+        """What sounds are, as indices into `captioned`: instrument, register, figure `[N, 3]`; `missing` for none."""
+        return self._numbers(self.captioned, missing).to(rows.device)[rows]
+
+    def _numbers(self, sounds: list[Sound], missing: int) -> Tensor:
+        values = (self.names, self.registers, self.figures)
+        return torch.tensor(
+            [[known.index(name) if name else missing for known, name in zip(values, row, strict=True)] for row in sounds]
+        )
+
+
+def as_floats(waveforms: np.ndarray) -> Tensor:
+    """Waveforms int16 → float32 in -1..1."""
+    return torch.from_numpy(waveforms.astype(np.float32)) / 32768
+
+
+def new_phrase(rng: np.random.Generator) -> list[tuple[float, float, int]]:
+    """Notes of any length and pitch within an octave, some struck together, with rests between; the lowest is the first.
+
+    (Some instruments of the soundfont are silent far above it.)
+    """
+    notes, now = [], 0.0
+    while now < 0.9 * SECONDS:
+        length = math.exp(rng.uniform(math.log(0.08), math.log(1.2)))
+        steps = rng.choice(13, rng.choice([1, 1, 1, 2, 3]), replace=False) if notes else [0]
+        notes += [(now, now + length, int(step)) for step in steps]
+        now += length * rng.uniform(1.02, 1.6)
+    return notes
+
+
+def new_variation(rng: np.random.Generator, figure: str) -> tuple[int, list[tuple[float, float, int]]]:
+    """Keys up or down, and a figure's notes at another tempo."""
+    tempo = rng.uniform(*TEMPO)
+    notes = [(start * tempo, end * tempo, step) for start, end, step in FIGURES[figure]]
+    return int(rng.integers(-MOST_KEYS, MOST_KEYS + 1)), notes
+
+
+def studies(player: Player, sounds: list[dict], rng: np.random.Generator) -> Iterator[tuple[Sound, np.ndarray]]:
+    """What each study is, and how it sounds, float32 `[32000]`.
+
+    Phrases of loose notes have no figure; combinations of the training split in other keys are what they are; programs
+    that the world does not know have no name. Where the soundfont has no such note there is no study.
+    """
+    entries = {sound["name"]: sound for sound in sounds if sound["pitched"]}
+    strange = [
+        {"name": "", "program": program}
+        for program in MELODIC
+        if program not in {sound["program"] for sound in sounds if not sound.get("bank")}
+    ]
+    wanted = [(Sound(name, register), entry) for name, entry in entries.items() for register in REGISTERS] * PHRASES
+    learned = [sound for sound in combinations(sounds) if sound.register and sound.split == "train"]
+    wanted += [(sound, entries[sound.name]) for sound in learned] * VARIATIONS
+    wanted += [(Sound("", register, figure), entry) for entry in strange for register in REGISTERS for figure in FIGURES]
+    for sound, entry in tqdm(wanted, desc="studies"):
+        keys, notes = new_variation(rng, sound.figure) if sound.figure else (0, new_phrase(rng))
+        try:
+            yield sound, player.play(entry, REGISTERS[sound.register] + keys, notes, int(rng.integers(60, 128)))
+        except SilentError:
+            continue
+
+
+class SilentError(ValueError):
+    """The soundfont has no such notes."""
+
+
+class Player:
+    """Plays sounds through a soundfont.
+
+    Args:
+        soundfont: an .sf2 file with the General MIDI programs.
+    """
+
+    def __init__(self, soundfont: Path = SOUNDFONT):
+        import tinysoundfont
+
+        if not soundfont.is_file():
+            raise FileNotFoundError(
+                f"No soundfont at {soundfont}: install Debian's package fluid-soundfont-gm, or name another .sf2."
+            )
+        self.synth = tinysoundfont.Synth(samplerate=SAMPLING_RATE)
+        self.font = self.synth.sfload(str(soundfont))
+
+    def __call__(self, sound: dict, register: str = "", figure: str = "", velocity: int = 100) -> np.ndarray:
+        """Float32 `[32000]`, mono, its peak at 0.8.
+
+        Args:
+            sound: an entry of `sounds.json`.
+            velocity: how hard the notes are struck, 1..127.
+        """
+        lowest = REGISTERS[register] if register else sound.get("key", EFFECT_KEY)
+        return self.play(sound, lowest, FIGURES[figure] if figure else [(0.0, SECONDS, 0)], velocity)
+
+    def play(self, sound: dict, lowest: int, notes: list[tuple[float, float, int]], velocity: int = 100) -> np.ndarray:
+        """Float32 `[32000]`, mono, its peak at 0.8: notes as in `FIGURES`, above the MIDI key `lowest`."""
+        bank = sound.get("bank", 0)
+        self.synth.program_select(0, self.font, bank, sound["program"], bank == PERCUSSION_BANK)
+        changes = sorted([(start, 1, step) for start, _, step in notes] + [(end, 0, step) for _, end, step in notes])
+        pieces, done = [], 0
+        for time, strikes, step in changes:
+            now = min(int(time * SAMPLING_RATE), SAMPLES)
+            pieces.append(self._generate(now - done))
+            done = now
+            if strikes:
+                self.synth.noteon(0, lowest + step, velocity)
+            else:
+                self.synth.noteoff(0, lowest + step)
+        pieces.append(self._generate(SAMPLES - done))
+        self.synth.sounds_off()
+        self._generate(SAMPLING_RATE // 10)  # so that nothing rings on into the next sound
+        waveform = np.concatenate(pieces)
+        loudest = np.abs(waveform).max()
+        if loudest < 1e-4:
+            raise SilentError(f"The soundfont is silent for {sound['name']} from key {lowest}: use FluidR3 GM.")
+        return waveform * (PEAK / loudest)
+
+    def _generate(self, samples: int) -> np.ndarray:
+        if samples <= 0:
+            return np.zeros(0, np.float32)
+        stereo = np.frombuffer(self.synth.generate(samples), np.float32).reshape(-1, 2)
+        return stereo.mean(1)
+
+
+def build(out: Path, soundfont: Path) -> None:
+    """Renders all; writes `sounds.json`, `sounds.npy` and the studies, and the licence into `ATTRIBUTION.md`."""
+    player, sounds, rng = Player(soundfont), load_sounds(), np.random.default_rng(0)
+    entries = {sound["name"]: sound for sound in sounds}
+    waveforms = [player(entries[each.name], each.register, each.figure) for each in combinations(sounds)]
+    studied, played = zip(*studies(player, sounds, rng), strict=True)
+    out.mkdir(parents=True, exist_ok=True)
+    for file, each in (("sounds.npy", waveforms), ("studies.npy", played)):
+        np.save(out / file, (np.stack(each) * 32767).round().astype(np.int16))
+    (out / "studies.json").write_text(json.dumps(studied) + "\n", encoding="utf-8")
+    (out / "sounds.json").write_text(json.dumps(sounds, indent=1) + "\n", encoding="utf-8")
+    attribution = out / "ATTRIBUTION.md"
+    text = attribution.read_text(encoding="utf-8") if attribution.is_file() else "# Where the nano world comes from\n\n"
+    if ATTRIBUTION not in text:
+        attribution.write_text(f"{text}{ATTRIBUTION}\n", encoding="utf-8")
+    logger.info("%d sounds of %d instruments and effects in %s", len(waveforms), len(sounds), out)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/nano/world"))
+    parser.add_argument("--soundfont", type=Path, default=SOUNDFONT)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    build(args.out, args.soundfont)
+
+
+if __name__ == "__main__":
+    main()
