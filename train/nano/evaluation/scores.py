@@ -20,6 +20,7 @@ class Score:
     bar: float | None = None
     quantity: float | None = None  # instead of right and count; then `bar` is the most it may be
     unit: str = ""
+    more_is_better: bool = False  # then it is the least
     note: str = ""  # instead of a figure: why there is none
 
     @classmethod
@@ -47,7 +48,9 @@ class Score:
         """Whether the bar is reached; None where there is none."""
         if self.bar is None or self.note:
             return None
-        return self.share >= self.bar if self.quantity is None else self.quantity <= self.bar
+        if self.quantity is None:
+            return self.share >= self.bar
+        return self.quantity >= self.bar if self.more_is_better else self.quantity <= self.bar
 
 
 @dataclass
@@ -72,7 +75,7 @@ def table(scores: list[Score]) -> str:
         elif score.quantity is None:
             low, high = score.interval
             measured = f"{100 * score.share:.1f}% ({score.right} of {score.count})"
-            interval, bar = f"{100 * low:.1f} – {100 * high:.1f}%", f"{100 * score.bar:.0f}%" if score.bar else ""
+            interval, bar = f"{100 * low:.1f} – {100 * high:.1f}%", f"{100 * score.bar:.3g}%" if score.bar else ""
         else:
             measured, bar = f"{score.quantity:.2f} {score.unit}", f"{score.bar:g} {score.unit}"
         verdict = {None: "", True: "met", False: "missed"}[score.met]

@@ -1,0 +1,65 @@
+"""True media there and back through a decoder's frozen parts, without any denoising: what no denoiser can do better than."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nextgpt.decoders import Audio, Decoder, Video
+from nextgpt.decoders.audioldm import log_mel_spectrogram
+from nextgpt.events import Media
+
+BATCH = 16
+
+
+@torch.no_grad()
+def reconstruct(decoder: Decoder, media: Sequence[Media], autoencoder: bool = True) -> list[Media]:
+    """Media through the decoder's autoencoder and back; sounds through its vocoder too.
+
+    Args:
+        media: pictures, sounds or clips of the size that the decoder makes, by its modality.
+        autoencoder: without it sounds go through the vocoder alone.
+    """
+    again: list[Media] = []
+    for start in range(0, len(media), BATCH):
+        some = media[start : start + BATCH]
+        if decoder.modality == "audio":
+            again += _sounds(decoder.pipeline, some, autoencoder)
+        else:
+            again += [_clip_or_picture(decoder.pipeline.vae, medium) for medium in some]
+    return again
+
+
+def _clip_or_picture(vae: nn.Module, medium: Media) -> Media:
+    frames = np.asarray(medium.frames if isinstance(medium, Video) else medium)
+    pixels = torch.from_numpy(frames.copy()).view(-1, *frames.shape[-3:]).permute(0, 3, 1, 2)  # [T, 3, H, W]
+    decoded = _through(vae, pixels.float() / 127.5 - 1)
+    pixels = ((decoded + 1) * 127.5).clamp(0, 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return Video(pixels, medium.fps) if isinstance(medium, Video) else Image.fromarray(pixels[0])
+
+
+def _sounds(pipeline: object, sounds: Sequence[Audio], autoencoder: bool) -> list[Audio]:
+    vocoder, config = pipeline.vocoder, pipeline.vocoder.config
+    hop = math.prod(config.upsample_rates)
+    waveforms = torch.stack([torch.from_numpy(np.asarray(sound.array, np.float32)) for sound in sounds])
+    factor = pipeline.vae_scale_factor if autoencoder else 1
+    frames = math.ceil(math.ceil(waveforms.shape[1] / hop) / factor) * factor
+    padded = F.pad(waveforms, (0, frames * hop - waveforms.shape[1]))
+    mels = log_mel_spectrogram(padded, config.sampling_rate, hop, config.model_in_dim)[:, :frames]
+    if autoencoder:
+        mels = _through(pipeline.vae, mels[:, None])[:, 0]
+    again = vocoder(mels.to(vocoder.device, vocoder.dtype)).float().cpu()[:, : waveforms.shape[1]]
+    return [Audio(waveform.numpy(), config.sampling_rate) for waveform in again]
+
+
+def _through(vae: nn.Module, pixels: Tensor) -> Tensor:
+    """Pixels `[N, C, H, W]` in -1..1, or spectrograms, to latents and back: the mode, where there is a distribution."""
+    encoded = vae.encode(pixels.to(vae.device, vae.dtype))
+    latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+    return vae.decode(latents).sample.float().cpu()
