@@ -18,6 +18,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +26,14 @@ from torch import nn
 from nextgpt.signals import MODALITIES
 from nextgpt.train.nano.dialogues.phrasings import load_phrasings, normalise
 from nextgpt.train.nano.evaluation.bench import JUDGES, Bench, expected_content, kinds, told
+from nextgpt.train.nano.evaluation.people import (
+    CHANGE_BAR,
+    MIXTURE_BAR,
+    REFUSAL_BAR,
+    scenarios_about,
+    varied,
+    what_a_user_meets,
+)
 from nextgpt.train.nano.evaluation.rows import (
     crossing,
     judge_itself,
@@ -41,6 +50,15 @@ __all__ = ["ROWS", "Bench", "Sample", "Score", "ablate", "as_json", "table"]
 Row = Callable[[Bench], list[Score]]
 
 KIND_BAR = 0.99
+# Rows of scenarios as people type them, with their bars.
+ABOUT_BARS = {
+    "mixture": MIXTURE_BAR,
+    "correction": CHANGE_BAR,
+    "change": CHANGE_BAR,
+    "new subject": CHANGE_BAR,
+    "refusal": REFUSAL_BAR,
+    "limited": REFUSAL_BAR,
+}
 TIMES = {"text": 1.5, "image": 3.0, "audio": 4.0, "video": 8.0}  # seconds at most
 REQUESTS = {
     "text": "What can you do?",
@@ -164,7 +182,7 @@ def loading(bench: Bench) -> list[Score]:
     ]
 
 
-def needing(row: Callable[..., list[Score]], *modalities: str, name: str, **arguments: str) -> Row:
+def needing(row: Callable[..., list[Score]], *modalities: str, name: str, **arguments: Any) -> Row:
     """A row that is measured where these kinds of media can be; else one line that says why not."""
 
     def measured(bench: Bench) -> list[Score]:
@@ -189,6 +207,10 @@ def _rows() -> dict[str, Row]:
     for each in MODALITIES:
         name = "second-turn" if each == "image" else f"second-turn-{each}"
         rows[name] = needing(second_turn, each, name=f"second turn, {each}", modality=each)
+    for about, bar in ABOUT_BARS.items():
+        rows[about.replace(" ", "-")] = needing(scenarios_about, *MODALITIES, name=about, about=about, bar=bar)
+    rows["user"] = needing(what_a_user_meets, *MODALITIES, name="what a user meets")
+    rows["spelling"] = needing(varied, *MODALITIES, name="spelling")
     return rows | {"outside": outside_the_world, "time": speed, "load": loading}
 
 

@@ -1,0 +1,56 @@
+"""Answers in natural English are read as a person reads them: on answers that were labelled by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nextgpt.parts import preset_folder
+from nextgpt.train.nano.evaluation.answers import AnswerParser
+from nextgpt.train.nano.world.things import load_concepts, load_instruments
+
+LABELLED = Path(__file__).parents[2] / "fixtures" / "nano" / "labelled_answers.jsonl"
+
+
+@pytest.fixture(scope="module")
+def parser():
+    world = preset_folder("nano") / "world"
+    concepts = load_concepts(world)
+    return AnswerParser.of_world(concepts, load_instruments(world, concepts))
+
+
+def read(parser: AnswerParser, check: dict, answer: str) -> bool:
+    """Whether an answer passes a check, as the evaluation applies it."""
+    right = "names" not in check or parser.says(answer, check["names"])
+    right &= all(parser.tells(answer, part, value) for part, value in check.get("tells", {}).items())
+    right &= "yes" not in check or parser.affirms(answer) is check["yes"]
+    right &= "refuses" not in check or parser.refuses(answer)
+    return right and ("abilities" not in check or parser.abilities(answer))
+
+
+def test_at_most_one_of_a_hundred_labelled_answers_is_misread(parser):
+    rows = [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) >= 300 and sum(not row["right"] for row in rows) >= len(rows) / 3
+    misread = [row for row in rows if read(parser, row["check"], row["answer"]) is not row["right"]]
+    assert len(misread) <= len(rows) / 100, "\n".join(f"{row['check']}: {row['answer']}" for row in misread)
+
+
+@pytest.mark.parametrize(
+    ("answer", "names"),
+    [
+        ("This is a small cat, flat style, red background.", ["cat"]),
+        ("Here is a large lion, 3d style, white background. And here is the sound of a helicopter.", ["lion", "helicopter"]),
+        ("These are cherries, spinning.", ["cherries"]),
+        ("This is a low electric piano, repeated note.", ["electric piano"]),
+    ],
+)
+def test_what_the_shipped_model_says_is_read_too(parser, answer, names):
+    assert parser.says(answer, names)
+    assert not parser.says(answer, ["banana"])
+
+
+def test_a_contradiction_claims_nothing_that_counts(parser):
+    assert not parser.says("It's a cat. No wait, it's a dog.", ["cat"])
+    assert not parser.tells("On blue. The background is red.", "background", "blue")
+    assert parser.affirms("Yes and no.") is None
+    assert not parser.refuses("I can't tell what this is. It's definitely a cat.")
