@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.decoders import describe_shapes
 from nextgpt.decoders.sources import read_json
 from nextgpt.errors import ModelLoadError
 from nextgpt.modeling_nextgpt import NextGPTModel
@@ -120,9 +121,9 @@ def _model_counts(model: NextGPTModel) -> list[PartCount]:
         counts.append(_trained("LoRA", f"r={config.lora['r']} on {', '.join(config.lora['target_modules'])}", lora))
     rows = f"embedding and head rows of {model.vocabulary.num_signals} signal tokens"
     counts.append(_trained("signal rows", rows, model.signal_rows.parameters()))
-    for modality, (queries, width) in config.conditioning_shapes.items():
-        described = f"transformer, {config.signal_tokens[modality]} signal tokens → {queries} × {width}"
-        projection = model.output_projections[modality]
+    for modality, projection in model.output_projections.items():
+        shapes = describe_shapes(projection.shapes.values())
+        described = f"transformer, {config.signal_tokens[modality]} signal tokens → {shapes}"
         counts.append(_trained(f"{modality} output projection", described, projection.parameters()))
     return counts
 

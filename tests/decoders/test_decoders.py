@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from nextgpt.decoders import DECODERS, Audio, GenerationCancelled, Video, conditioning_shape, load_decoder
+from nextgpt.decoders import DECODERS, Audio, GenerationCancelled, TensorSpec, Video, conditioning_spec, load_decoder
 from nextgpt.decoders.audioldm import log_mel_spectrogram
 from tiny_decoders import save_tiny_audioldm, save_tiny_stable_diffusion, save_tiny_text_to_video
 
@@ -64,6 +64,15 @@ def assert_different(a, b) -> None:
     assert np.abs(values(a) - values(b)).max() > 5e-3
 
 
+def random_conditioning(decoder, count: int = 1) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(count, *spec.shape, generator=generator) for name, spec in decoder.conditioning_spec.items()}
+
+
+def rows(conditioning: dict, which: list[int]) -> dict:
+    return {name: tensor[which] for name, tensor in conditioning.items()}
+
+
 def count_calls(module) -> list:
     calls = []
     module.register_forward_hook(lambda *_: calls.append(1))
@@ -78,12 +87,11 @@ def test_encode_equals_the_pipelines_own_embedding(kind, folders, decoders):
     pipeline = getattr(diffusers, DECODERS[kind].pipeline_class).from_pretrained(folders[kind])
     if kind == "audioldm":
         inputs = pipeline.tokenizer(CAPTIONS, padding="max_length", max_length=77, return_tensors="pt")
-        expected = F.normalize(pipeline.text_encoder(**inputs).text_embeds, dim=-1)[:, None]
+        expected = F.normalize(pipeline.text_encoder(**inputs).text_embeds, dim=-1)
     else:
         expected, _ = pipeline.encode_prompt(CAPTIONS, "cpu", 1, False)
     embeddings = decoders[kind].encode(CAPTIONS)
-    assert embeddings.shape == (3, *decoders[kind].conditioning_shape)
-    torch.testing.assert_close(embeddings, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(embeddings, {"prompt_embeds": expected}, atol=1e-6, rtol=0)
 
 
 @every_kind
@@ -92,7 +100,8 @@ def test_captions_that_are_too_long_are_told_of_once_and_not_repeated(kind, fold
     diffusers_logger = logging.getLogger("diffusers")
     diffusers_logger.addHandler(caplog.handler)  # diffusers does not pass its messages on to the root logger
     try:
-        assert torch.equal(*decoder.encode([long, long + "a cat"]))
+        for one, other in decoder.encode([long, long + "a cat"]).values():
+            assert torch.equal(one, other)
         decoder.encode([long])
     finally:
         diffusers_logger.removeHandler(caplog.handler)
@@ -125,7 +134,7 @@ def test_a_batch_equals_its_items_made_alone(kind, decoders):
     conditioning = decoder.encode(CAPTIONS)
     batch = decoder.generate(conditioning, seeds=[7, 8, 7], num_inference_steps=2)
     alone = [
-        decoder.generate(conditioning[i : i + 1], seeds=[seed], num_inference_steps=2)[0] for i, seed in enumerate([7, 8, 7])
+        decoder.generate(rows(conditioning, [i]), seeds=[seed], num_inference_steps=2)[0] for i, seed in enumerate([7, 8, 7])
     ]
     assert_same(batch, alone)
 
@@ -133,8 +142,8 @@ def test_a_batch_equals_its_items_made_alone(kind, decoders):
 @every_kind
 def test_the_seed_and_the_conditioning_both_decide(kind, decoders):
     decoder = decoders[kind]
-    shape = decoder.conditioning_shape
-    one, other = torch.randn(2, 1, *shape, generator=torch.Generator().manual_seed(0))
+    both = random_conditioning(decoder, 2)
+    one, other = rows(both, [0]), rows(both, [1])
     first, again, other_seed, other_conditioning = (
         decoder.generate(conditioning, seeds=[seed], num_inference_steps=2, guidance_scale=30.0)[0]
         for conditioning, seed in [(one, 1), (one, 1), (one, 2), (other, 1)]
@@ -158,7 +167,7 @@ def test_the_text_encoder_sees_only_the_empty_prompt_at_inference(kind, folders,
 
     monkeypatch.setattr(text_encoder_class, "forward", forward_of_the_empty_prompt)
     decoder = load_decoder(kind, folders[kind])
-    conditioning = torch.randn(2, *decoder.conditioning_shape)
+    conditioning = random_conditioning(decoder, 2)
     for _ in range(2):
         decoder.generate(conditioning, seeds=[1, 2], num_inference_steps=1)
     assert len(calls) == 1  # cached
@@ -200,7 +209,7 @@ def test_steps_are_reported_up_to_the_total(kind, scheduler, own_folder):
     decoder.pipeline.scheduler = getattr(diffusers, scheduler).from_config(template, skip_prk_steps=True)
     steps = []
     decoder.generate(
-        torch.randn(1, *decoder.conditioning_shape),
+        random_conditioning(decoder),
         seeds=[0],
         num_inference_steps=3,
         on_step=lambda step, total, preview: steps.append((step, total)),
@@ -213,7 +222,7 @@ def test_steps_are_reported_up_to_the_total(kind, scheduler, own_folder):
 def test_cancel_stops_within_one_step_and_leaves_the_decoder_usable(kind, folders):
     decoder = load_decoder(kind, folders[kind])
     unet_calls = count_calls(decoder.pipeline.unet)
-    conditioning = torch.randn(1, *decoder.conditioning_shape)
+    conditioning = random_conditioning(decoder)
     options = {"seeds": [5], "num_inference_steps": 4}
     expected = decoder.generate(conditioning, **options)
     cancel = threading.Event()
@@ -255,7 +264,7 @@ def test_the_pipeline_loads_once_on_first_use_and_threads_do_not_mix(kind, folde
     monkeypatch.setattr(pipeline_class, "from_pretrained", counted)
     decoder = load_decoder(kind, folders[kind])
     assert not loads
-    conditioning = torch.randn(1, *decoder.conditioning_shape)
+    conditioning = random_conditioning(decoder)
 
     def make(seed: int):
         return decoder.generate(conditioning, seeds=[seed], num_inference_steps=2 + seed)[0]
@@ -279,19 +288,19 @@ def test_frozen_even_when_loaded_in_inference_mode(kind, folders):
 
 
 @pytest.mark.parametrize("width", [768, 1024])
-def test_conditioning_shape_follows_the_configuration_alone(width, tmp_path):
+def test_conditioning_spec_follows_the_configuration_alone(width, tmp_path):
     save_tiny_stable_diffusion(tmp_path, width=width)
     for weights in tmp_path.rglob("*.safetensors"):
         weights.unlink()
-    assert conditioning_shape("stable-diffusion", tmp_path) == (77, width)
-    assert conditioning_shape("text-to-video", tmp_path) == (77, width)
+    assert conditioning_spec("stable-diffusion", tmp_path) == {"prompt_embeds": TensorSpec((77, width))}
+    assert conditioning_spec("text-to-video", tmp_path) == {"prompt_embeds": TensorSpec((77, width))}
 
 
-def test_conditioning_shape_of_audioldm_is_one_embedding(folders):
-    assert conditioning_shape("audioldm", folders["audioldm"]) == (1, 16)
+def test_conditioning_spec_of_audioldm_is_one_vector(folders):
+    assert conditioning_spec("audioldm", folders["audioldm"]) == {"prompt_embeds": TensorSpec((16,))}
 
 
-def test_a_hub_repository_gives_its_shape_without_its_weights(folders, monkeypatch):
+def test_a_hub_repository_gives_its_shapes_without_its_weights(folders, monkeypatch):
     asked = []
 
     def download(repo_id, filename, revision=None):
@@ -299,7 +308,7 @@ def test_a_hub_repository_gives_its_shape_without_its_weights(folders, monkeypat
         return folders["stable-diffusion"] / filename
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert conditioning_shape("stable-diffusion", "someone/model", "abc") == (77, 32)
+    assert conditioning_spec("stable-diffusion", "someone/model", "abc") == {"prompt_embeds": TensorSpec((77, 32))}
     assert asked == [
         ("someone/model", "text_encoder/config.json", "abc"),
         ("someone/model", "tokenizer/tokenizer_config.json", "abc"),
@@ -313,7 +322,7 @@ def test_half_precision_weights_load(kind, folders, decoders, own_folder):
     pipeline.save_pretrained(folder)
     decoder = load_decoder(kind, folder)
     embeddings = decoder.encode(CAPTIONS)
-    assert embeddings.dtype == torch.float32
+    assert {tensor.dtype for tensor in embeddings.values()} == {torch.float32}
     torch.testing.assert_close(embeddings, decoders[kind].encode(CAPTIONS), atol=0.05, rtol=0.05)
     assert decoder.generate(embeddings, seeds=[1, 2, 3], num_inference_steps=1)
 
@@ -334,7 +343,7 @@ def test_the_denoising_loss_is_that_of_the_schedule(prediction_type, tmp_path):
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     alphas = (1 - betas).cumprod(0)[timesteps].view(2, 1, 1, 1)
     noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
-    prediction = decoder.pipeline.unet(noisy, timesteps, encoder_hidden_states=conditioning).sample
+    prediction = decoder.pipeline.unet(noisy, timesteps, encoder_hidden_states=conditioning["prompt_embeds"]).sample
     velocity = alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
     expected = F.mse_loss(prediction, noise if prediction_type == "epsilon" else velocity)
     torch.testing.assert_close(loss, expected)
@@ -347,11 +356,12 @@ def test_the_denoising_loss_teaches_the_conditioning_and_nothing_else(kind, deco
     media = decoder.generate(conditioning, seeds=[1, 2, 3], num_inference_steps=1)
     latents = decoder.encode_media(media)
     assert len(latents) == 3 and latents.isfinite().all()
-    conditioning.requires_grad_(True)
+    for tensor in conditioning.values():
+        tensor.requires_grad_(True)
     loss = decoder.denoising_loss(conditioning, latents)
     assert loss.shape == () and loss.dtype == torch.float32
     loss.backward()
-    assert conditioning.grad.abs().sum() > 0
+    assert all(tensor.grad.abs().sum() > 0 for tensor in conditioning.values())
     assert all(parameter.grad is None for parameter in decoder.pipeline.unet.parameters())
 
 
@@ -432,7 +442,7 @@ def test_a_part_may_lie_in_another_pipelines_folder(own_folder, decoders):
     folder = own_folder("text-to-video")
     shutil.move(folder / "vae", folder.parent / "of_pictures")
     (folder / "shared_components.json").write_text('{"vae": "../of_pictures"}', encoding="utf-8")
-    noise = torch.randn(1, *decoders["text-to-video"].conditioning_shape)
+    noise = random_conditioning(decoders["text-to-video"])
     made = [each.generate(noise, seeds=[0]) for each in (load_decoder("text-to-video", folder), decoders["text-to-video"])]
     assert_same(*made)
     shutil.rmtree(folder.parent / "of_pictures")
@@ -483,19 +493,40 @@ def test_the_safety_checker_is_neither_needed_nor_loaded(own_folder):
         ("stable-diffusion", {"duration": 3}, "no option 'duration'.*height, width"),
         ("stable-diffusion", {"num_inference_steps": 0}, "num_inference_steps must be a whole number above 0, got 0"),
         ("stable-diffusion", {"seeds": [1, 2]}, "2 seeds for 1 rows"),
-        ("stable-diffusion", {"height": 33}, "height.*divisible by 8"),
-        ("audioldm", {"duration": 0.001}, "duration=0.001 seconds is too short.*at least 0.016"),
+        ("stable-diffusion", {"height": 33}, "height must be a multiple of 8, at least 8, got 33"),
+        ("audioldm", {"duration": 0.001}, "duration must be at least 0.016, got 0.001"),
         ("text-to-video", {"num_frames": 1.5}, "num_frames must be a whole number"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(kind, arguments, message, decoders):
-    conditioning = torch.randn(1, *decoders[kind].conditioning_shape)
+    conditioning = random_conditioning(decoders[kind])
     with pytest.raises(ValueError, match=message):
         decoders[kind].generate(conditioning, **{"seeds": [0], **arguments})
 
 
-def test_conditioning_of_another_decoder_is_refused_with_both_shapes(decoders):
-    with pytest.raises(ValueError, match=r"\[N, 77, 32\], got \[1, 77, 768\]"):
-        decoders["stable-diffusion"].generate(torch.randn(1, 77, 768), seeds=[0])
-    with pytest.raises(ValueError, match=r"\[N, 1, 16\], got \[1, 16\]"):
-        decoders["audioldm"].denoising_loss(torch.randn(1, 16), torch.randn(1, 4, 32, 8))
+@pytest.mark.parametrize(
+    ("kind", "conditioning", "message"),
+    [
+        (
+            "stable-diffusion",
+            {"prompt_embeds": torch.randn(1, 77, 768)},
+            r"'prompt_embeds' of shape \[N, 77, 32\], got \[1, 77, 768\]",
+        ),
+        ("audioldm", {"prompt_embeds": torch.randn(1, 1, 16)}, r"'prompt_embeds' of shape \[N, 16\], got \[1, 1, 16\]"),
+        ("audioldm", {}, r"'audioldm' at .* lacks 'prompt_embeds': it takes prompt_embeds \[N, 16\]"),
+        (
+            "audioldm",
+            {"prompt_embeds": torch.randn(1, 16), "pooled_prompt_embeds": torch.randn(1, 16)},
+            "has no conditioning 'pooled_prompt_embeds': it takes prompt_embeds",
+        ),
+        ("audioldm", torch.randn(1, 16), "takes a dictionary of named tensors .*got a Tensor"),
+    ],
+)
+def test_conditioning_that_does_not_fit_is_named_in_one_line(kind, conditioning, message, decoders):
+    for use in (
+        lambda: decoders[kind].generate(conditioning, seeds=[0]),
+        lambda: decoders[kind].denoising_loss(conditioning, torch.randn(1, 4, 16, 16)),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            use()
+        assert "\n" not in str(caught.value)
