@@ -11,8 +11,12 @@ from nextgpt.decoders.base import Decoder, GenerationCancelled
 from nextgpt.decoders.conditioning import Conditioning, ConditioningSpec, TensorSpec, describe_shapes, projected_shapes
 from nextgpt.decoders.media import Audio, Video
 from nextgpt.decoders.options import Size
+from nextgpt.decoders.stable_audio import StableAudioDecoder
 from nextgpt.decoders.stable_diffusion import StableDiffusionDecoder
+from nextgpt.decoders.stable_diffusion_3 import StableDiffusion3Decoder
+from nextgpt.decoders.stable_diffusion_xl import StableDiffusionXLDecoder
 from nextgpt.decoders.text_to_video import TextToVideoDecoder
+from nextgpt.decoders.wan import WanDecoder
 
 __all__ = [
     "DECODERS",
@@ -35,8 +39,12 @@ DECODERS: dict[str, type[Decoder]] = {
     decoder.kind: decoder
     for decoder in (
         StableDiffusionDecoder,
+        StableDiffusionXLDecoder,
+        StableDiffusion3Decoder,
         AudioLDMDecoder,
+        StableAudioDecoder,
         TextToVideoDecoder,
+        WanDecoder,
     )
 }
 

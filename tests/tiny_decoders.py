@@ -141,6 +141,7 @@ def save_tiny_stable_diffusion_xl(folder: str | Path) -> Path:
 def save_tiny_stable_diffusion_3(folder: str | Path, encoders: int = 3) -> Path:
     """A Stable Diffusion 3 of 32 x 32 pixels with its first `encoders` text encoders.
 
+    With one of them it has an autoencoder without a shift, as older models have.
     Conditioning: 333 x 24 and 20; of one text encoder alone 77 x 24 and 8.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -165,7 +166,10 @@ def save_tiny_stable_diffusion_3(folder: str | Path, encoders: int = 3) -> Path:
         pos_embed_max_size=16,
     )
     pipeline = StableDiffusion3Pipeline(
-        vae=_vae(), transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), **parts
+        vae=_vae(shift_factor=None if encoders == 1 else 0.1),
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        **parts,
     )
     return _save(pipeline, folder)
 
@@ -248,6 +252,17 @@ def save_tiny_wan(folder: str | Path) -> Path:
     return folder
 
 
+TINY_DECODERS = {
+    "stable-diffusion": save_tiny_stable_diffusion,
+    "stable-diffusion-xl": save_tiny_stable_diffusion_xl,
+    "stable-diffusion-3": save_tiny_stable_diffusion_3,
+    "audioldm": save_tiny_audioldm,
+    "stable-audio": save_tiny_stable_audio,
+    "text-to-video": save_tiny_text_to_video,
+    "wan": save_tiny_wan,
+}
+
+
 def _save(pipeline, folder: str | Path) -> Path:
     pipeline.save_pretrained(folder, safe_serialization=True)
     return Path(folder)
@@ -263,7 +278,7 @@ def _schedule(prediction_type: str = "epsilon") -> dict:
     }
 
 
-def _vae(channels: int = 3):
+def _vae(channels: int = 3, **options):
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -274,4 +289,5 @@ def _vae(channels: int = 3):
         norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
+        **options,
     )
