@@ -8,7 +8,14 @@ import torch
 
 from nextgpt.decoders.audioldm import AudioLDMDecoder
 from nextgpt.decoders.base import Decoder, GenerationCancelled
-from nextgpt.decoders.conditioning import Conditioning, ConditioningSpec, TensorSpec, describe_shapes, projected_shapes
+from nextgpt.decoders.conditioning import (
+    Conditioning,
+    ConditioningSpec,
+    TensorSpec,
+    check_conditioning,
+    describe_shapes,
+    projected_shapes,
+)
 from nextgpt.decoders.media import Audio, Video
 from nextgpt.decoders.options import Size
 from nextgpt.decoders.stable_audio import StableAudioDecoder
@@ -28,6 +35,7 @@ __all__ = [
     "Size",
     "TensorSpec",
     "Video",
+    "check_conditioning",
     "conditioning_spec",
     "describe_shapes",
     "load_decoder",

@@ -26,6 +26,7 @@ from nextgpt.decoders.conditioning import (
 from nextgpt.decoders.objectives import training_objective
 from nextgpt.decoders.options import Size, check_option
 from nextgpt.decoders.sources import (
+    PartConfig,
     check_components,
     local_folder,
     part_patterns,
@@ -341,8 +342,8 @@ class Decoder:
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
         return pipeline
 
-    def _config(self, component: str) -> dict:
-        return read_config(self.source, component, self.revision)
+    def _config(self, part: str) -> PartConfig:
+        return PartConfig(read_config(self.source, part, self.revision), f"{self.source}: {part}/config.json")
 
     def files_of(self, patterns: tuple[str, ...]) -> tuple[str, ...]:
         """`text_encoder_files` or `autoencoder_files`, parts that lie in another pipeline's folder included."""
@@ -377,7 +378,8 @@ class Decoder:
                 raise ValueError(where + problem)
 
     def _check_conditioning(self, conditioning: Conditioning) -> None:
-        check_conditioning(self.conditioning_spec, conditioning, f"'{self.kind}' at {self.source}")
+        advice = "The output projection must be made for this decoder."
+        check_conditioning(self.conditioning_spec, conditioning, f"The decoder '{self.kind}' at {self.source}", advice)
 
 
 @contextmanager

@@ -61,30 +61,29 @@ def add_constants(spec: ConditioningSpec, conditioning: Conditioning) -> Conditi
     return constants | conditioning
 
 
-def check_conditioning(spec: ConditioningSpec, conditioning: Conditioning, decoder: str) -> None:
+def check_conditioning(spec: ConditioningSpec, conditioning: Conditioning, taker: str, advice: str) -> None:
     """Checks names and shapes; constants may be absent.
 
     Args:
-        decoder: what to call the decoder, as `'stable-diffusion' at /models/sd`.
+        taker: who takes it, as `The decoder 'stable-diffusion' at /models/sd`.
+        advice: what to do, at the end of the message.
 
     Raises:
         ValueError: names the first tensor that is missing, unknown or of another shape.
     """
-    advice = "The output projection must be made for this decoder."
     takes = ", ".join(f"{name} {_batch_shape(tensor.shape)}" for name, tensor in spec.items())
     if not isinstance(conditioning, dict):
         found = type(conditioning).__name__
-        raise ValueError(f"The decoder {decoder} takes a dictionary of named tensors ({takes}), got a {found}. {advice}")
+        raise ValueError(f"{taker} takes a dictionary of named tensors ({takes}), got a {found}. {advice}")
     if missing := [name for name, tensor in spec.items() if tensor.is_projected and name not in conditioning]:
-        raise ValueError(f"The conditioning of the decoder {decoder} lacks '{missing[0]}': it takes {takes}. {advice}")
+        raise ValueError(f"{taker} takes '{missing[0]}', which is missing: it takes {takes}. {advice}")
     if strange := [name for name in conditioning if name not in spec]:
-        raise ValueError(f"The decoder {decoder} has no conditioning '{strange[0]}': it takes {takes}. {advice}")
+        raise ValueError(f"{taker} takes no '{strange[0]}': it takes {takes}. {advice}")
     rows = len(next(iter(conditioning.values())))
     for name, tensor in conditioning.items():
         if tuple(tensor.shape[1:]) != spec[name].shape or tensor.ndim == 0:
             raise ValueError(
-                f"The decoder {decoder} takes '{name}' of shape {_batch_shape(spec[name].shape)}, got "
-                f"{list(tensor.shape)}. {advice}"
+                f"{taker} takes '{name}' of shape {_batch_shape(spec[name].shape)}, got {list(tensor.shape)}. {advice}"
             )
         if len(tensor) != rows:
             raise ValueError(

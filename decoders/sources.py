@@ -1,5 +1,6 @@
 """Where a decoder's files are: a local folder or a Hub repository. Knows files and JSON; does not know models."""
 
+import inspect
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,6 +44,27 @@ def read_config(source: str, component: str, revision: str | None = None, filena
     if elsewhere is not None:
         return read_json(str(elsewhere), filename)
     return read_json(source, f"{component}/{filename}", revision)
+
+
+class PartConfig(dict):
+    """A part's configuration, in which a key that an older file does not name has the default of its class in diffusers.
+
+    Raises:
+        ValueError: at a key that neither has.
+    """
+
+    def __init__(self, values: dict, where: str):
+        super().__init__(values)
+        self.where = where
+
+    def __missing__(self, key: str) -> Any:
+        import diffusers
+
+        part_class = getattr(diffusers, self.get("_class_name", ""), None)
+        default = inspect.signature(part_class).parameters.get(key) if part_class else None
+        if default is None or default.default is inspect.Parameter.empty:
+            raise ValueError(f"{self.where} does not say its '{key}'. Restore it from where it came.")
+        return default.default
 
 
 def required_size(config: dict, key: str, source: str) -> int:

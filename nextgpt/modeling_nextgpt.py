@@ -28,6 +28,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import ModelOutput
 
+from nextgpt import decoders as decoder_room
 from nextgpt import encoders as encoder_room
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, UserInputError
@@ -413,6 +414,7 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
             losses["text"] = self._text_loss(hidden_states, labels)
         for modality, targets in (conditioning_targets or {}).items():
             conditioning = self._conditioning(modality, input_ids, hidden_states, embeddings)
+            self._check_targets(modality, conditioning, targets)
             for name, tensor in conditioning.items():
                 losses[f"conditioning/{modality}/{name}"] = F.mse_loss(tensor.float(), targets[name].float())
             if media_latents and modality in media_latents:
@@ -487,6 +489,17 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
         mask, size = self.signal_mask(input_ids, modality), len(self.vocabulary.runs[modality])
         shape = (-1, size, hidden_states.shape[-1])
         return self.project(modality, hidden_states[mask].view(shape), embeddings[mask].view(shape))
+
+    def _check_targets(self, modality: str, conditioning: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
+        spec = {name: decoder_room.TensorSpec(tuple(tensor.shape[1:])) for name, tensor in conditioning.items()}
+        advice = "Give as conditioning_targets what the decoder of this model encodes, one row for each signal run."
+        try:
+            decoder_room.check_conditioning(spec, targets, f"The {modality} output projection", advice)
+        except ValueError as error:
+            raise UserInputError(str(error)) from None
+        runs, rows = (len(next(iter(each.values()))) for each in (conditioning, targets))
+        if runs != rows:
+            raise UserInputError(f"the batch has {runs} {modality} signal runs, conditioning_targets {rows} rows. {advice}")
 
 
 def _first_column(mask: Tensor) -> int:

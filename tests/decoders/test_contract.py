@@ -1,5 +1,7 @@
 """The contract of decoders: what they declare from configuration files alone, and what they refuse."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from media_values import random_conditioning
 from nextgpt.decoders import DECODERS, Decoder, Size, TensorSpec, conditioning_spec, load_decoder, register_decoder
 from nextgpt.train.hashes import FileHashes
-from tiny_decoders import TINY_DECODERS, save_tiny_stable_diffusion, save_tiny_stable_diffusion_3
+from tiny_decoders import TINY_DECODERS, save_tiny_audioldm, save_tiny_stable_diffusion, save_tiny_stable_diffusion_3
 
 every_kind = pytest.mark.parametrize("kind", TINY_DECODERS)
 pytestmark = pytest.mark.usefixtures("one_thread")  # layers this small lose more to threads than they gain
@@ -130,6 +132,21 @@ def test_files_that_lie_in_another_pipelines_folder_count_too(own_folder, tmp_pa
 # Sizes
 
 
+def test_a_key_that_an_older_file_lacks_has_the_default_of_its_class(own_folder, decoders):
+    """Wan's published autoencoder does not name its factors."""
+    folder = own_folder("wan")
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    for key in ("scale_factor_temporal", "scale_factor_spatial"):
+        del config[key]
+    (folder / "vae" / "config.json").write_text(json.dumps(config))
+    assert load_decoder("wan", folder).sizes == decoders["wan"].sizes
+    folder = folder.with_name("audio")
+    save_tiny_audioldm(folder)
+    (folder / "vocoder" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="vocoder/config.json does not say its 'upsample_rates'"):
+        load_decoder("audioldm", folder).check_options({"duration": 1.0})
+
+
 def test_sizes_are_what_the_pipeline_can_make(decoders):
     assert decoders["stable-diffusion"].sizes["height"] == Size(least=8, step=8, default=32)
     assert decoders["stable-diffusion-3"].sizes["width"] == Size(least=4, step=4, most=64, default=32)
@@ -214,16 +231,16 @@ def test_arguments_that_do_not_fit_are_named(kind, arguments, message, decoders)
             r"'prompt_embeds' of shape \[N, 77, 32\], got \[1, 77, 768\]",
         ),
         ("audioldm", {"prompt_embeds": torch.randn(1, 1, 16)}, r"'prompt_embeds' of shape \[N, 16\], got \[1, 1, 16\]"),
-        ("audioldm", {}, r"'audioldm' at .* lacks 'prompt_embeds': it takes prompt_embeds \[N, 16\]"),
+        ("audioldm", {}, r"'audioldm' at .* takes 'prompt_embeds', which is missing: it takes prompt_embeds \[N, 16\]"),
         (
             "audioldm",
             {"prompt_embeds": torch.randn(1, 16), "pooled_prompt_embeds": torch.randn(1, 16)},
-            "has no conditioning 'pooled_prompt_embeds': it takes prompt_embeds",
+            "takes no 'pooled_prompt_embeds': it takes prompt_embeds",
         ),
         (
             "stable-diffusion-xl",
             {"prompt_embeds": torch.randn(1, 77, 24)},
-            r"lacks 'pooled_prompt_embeds': it takes prompt_embeds \[N, 77, 24\], pooled_prompt_embeds \[N, 12\]",
+            r"'pooled_prompt_embeds', which is missing: .*prompt_embeds \[N, 77, 24\], pooled_prompt_embeds \[N, 12\]",
         ),
         (
             "stable-diffusion-xl",

@@ -123,6 +123,20 @@ def gradients(model, batch, targets) -> dict[str, torch.Tensor]:
     return {"loss": loss.detach()} | {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+def test_targets_that_do_not_fit_are_named(llama):
+    model, processor = llama
+    batch = processor(DIALOGUE, add_generation_prompt=False, return_labels=True)
+    good = torch.zeros(1, *model.config.conditioning_shapes["image"]["prompt_embeds"])
+    for targets, told in (
+        ({}, "The image output projection takes 'prompt_embeds', which is missing"),
+        ({"prompt_embeds": good, "pooled_prompt_embeds": good}, "takes no 'pooled_prompt_embeds'"),
+        ({"prompt_embeds": good[:, :1]}, r"'prompt_embeds' of shape \[N, 77, 32\], got \[1, 1, 32\]"),
+        ({"prompt_embeds": good.repeat(2, 1, 1)}, "has 1 image signal runs, conditioning_targets 2 rows"),
+    ):
+        with pytest.raises(UserInputError, match=told):
+            model(**batch, conditioning_targets={"image": targets})
+
+
 def test_placeholders_never_score_and_signals_do(llama):
     model, processor = llama
     logits = model(**processor(DIALOGUE[:1])).logits
