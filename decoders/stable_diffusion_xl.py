@@ -1,8 +1,12 @@
 """Pictures by Stable Diffusion XL."""
 
+from collections.abc import Callable
+
 import torch
+from PIL import Image
 
 from nextgpt.decoders.conditioning import Conditioning, ConditioningSpec, TensorSpec
+from nextgpt.decoders.latents import decode_latents
 from nextgpt.decoders.pictures import PictureDecoder
 from nextgpt.decoders.sources import read_config, read_text_length, required_size
 
@@ -29,6 +33,19 @@ class StableDiffusionXLDecoder(PictureDecoder):
         width = sum(required_size(config, "hidden_size", source) for config in (first, second))
         pooled = required_size(second, "projection_dim", source)
         return {"prompt_embeds": TensorSpec((length, width)), "pooled_prompt_embeds": TensorSpec((pooled,))}
+
+    def _read_weights(self):
+        pipeline = super()._read_weights()
+        if pipeline.vae.dtype == torch.float16 and pipeline.vae.config.force_upcast:
+            pipeline.vae.to(torch.float32)  # it overflows in half precision
+        return pipeline
+
+    def _run(
+        self, pipeline, after_step: Callable[[int, torch.Tensor], None], options: dict, arguments: dict
+    ) -> list[Image.Image]:
+        # The pipeline would change the autoencoder's precision back and forth, under the feet of other threads.
+        latents = super()._run(pipeline, after_step, options | {"output_type": "latent"}, arguments)
+        return pipeline.image_processor.postprocess(decode_latents(pipeline.vae, latents), output_type="pil")
 
     def _encode(self, pipeline, captions: list[str]) -> Conditioning:
         embeds, _, pooled, _ = pipeline.encode_prompt(captions, device=self.device, do_classifier_free_guidance=False)

@@ -170,6 +170,17 @@ def test_guidance_of_xl_goes_against_what_its_folder_says(decoders, own_folder):
     assert_different(*made)
 
 
+def test_the_autoencoder_of_xl_stays_in_full_precision(folders, decoders):
+    """In half precision the published one overflows: pictures and previews are black."""
+    half = load_decoder("stable-diffusion-xl", folders["stable-diffusion-xl"], dtype=torch.float16)
+    conditioning, previews = half.encode(CAPTIONS[:1]), []
+    options = {"seeds": [0], "num_inference_steps": 1, "on_step": lambda step, total, preview: previews.extend(preview())}
+    [made] = half.generate(conditioning, **options)
+    assert half.pipeline.unet.dtype == torch.float16
+    assert half.pipeline.vae.dtype == half.encode_media([made]).dtype == torch.float32
+    assert_same([made], previews)
+
+
 # Steps and cancellation
 
 

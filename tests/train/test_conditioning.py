@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from nextgpt import NextGPTPipeline
 from nextgpt.decoders import load_decoder
+from nextgpt.doctor import Finding, examine
 from nextgpt.errors import UserInputError
 from nextgpt.modeling_nextgpt import NextGPTModel
 from nextgpt.train.feature_cache import FeatureCache
@@ -92,17 +93,40 @@ def test_a_weight_for_a_tensor_that_the_decoder_lacks_is_refused(toy_world, tmp_
         run_stage("align_decoders", config_for(toy_world, "align_decoders", tmp_path, **options))
 
 
-def test_a_checkpoint_for_another_decoder_is_refused_by_the_tensors_name(toy_world, trained, tmp_path) -> None:
+@pytest.fixture
+def moved(toy_world, trained, tmp_path):
+    """A copy of the trained model and of its parts, to be changed."""
     folder = shutil.copytree(trained, tmp_path / "model")
     shutil.copytree(toy_world / "parts", tmp_path / "parts")
-    file = tmp_path / "model" / "config.json"
+    file = folder / "config.json"
     config = json.loads(file.read_text())
     for part in (config["language_model"], config["encoder"], config["decoders"]["image"]):
         part["source"] = str(tmp_path / "parts" / part["source"].rpartition("/")[-1])
     file.write_text(json.dumps(config))
-    (tmp_path / "parts" / "image_decoder" / "words" / "config.json").write_text(json.dumps({"rows": ROWS + 1}))
+    return folder
+
+
+def take_more_rows(folder) -> None:
+    (folder / "words" / "config.json").write_text(json.dumps({"rows": ROWS + 1}))
+
+
+def test_a_checkpoint_for_another_decoder_is_refused_by_the_tensors_name(moved) -> None:
+    take_more_rows(moved.parent / "parts" / "image_decoder")
     with pytest.raises(OSError, match=r"output_projections.image.query_embs has shape \[1, 3, 16\].*needs \[1, 4, 16\]"):
-        NextGPTModel.from_pretrained(folder)
+        NextGPTModel.from_pretrained(moved)
+
+
+def test_the_doctor_compares_every_tensor_with_the_decoders_own_files(moved) -> None:
+    def told() -> Finding:
+        return next(finding for finding in examine(str(moved)) if finding.what == "image conditioning")
+
+    assert told() == Finding(True, "image conditioning", "3 × 4 and 1 × 3")
+    decoder = moved.parent / "parts" / "image_decoder"
+    config = json.loads((moved / "config.json").read_text())
+    config["decoders"]["image"]["config"] = str(shutil.copytree(decoder, moved.parent / "as it was"))
+    (moved / "config.json").write_text(json.dumps(config))
+    take_more_rows(decoder)
+    assert not told().works and "3 × 4 and 1 × 3, but the decoder" in told().detail and "4 × 4 and 1 × 3" in told().detail
 
 
 def test_the_cache_keeps_the_tensors_of_a_caption_by_name(tmp_path) -> None:
