@@ -69,6 +69,11 @@ class WanDecoder(Decoder):
             )
         return super()._objective_kind()
 
+    def _read_weights(self):
+        pipeline = super()._read_weights()
+        pipeline.vae.to(torch.float32)  # as diffusers' example of the pipeline loads it; the transformer may be in half
+        return pipeline
+
     def _encode(self, pipeline, captions: list[str]) -> Conditioning:
         length = self.conditioning_spec["prompt_embeds"].queries
         options = {"do_classifier_free_guidance": False, "max_sequence_length": length, "device": self.device}

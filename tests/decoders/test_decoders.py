@@ -181,6 +181,21 @@ def test_the_autoencoder_of_xl_stays_in_full_precision(folders, decoders):
     assert_same([made], previews)
 
 
+def test_the_autoencoder_of_wan_stays_in_full_precision(folders):
+    half = load_decoder("wan", folders["wan"], dtype=torch.bfloat16)
+    [made] = half.generate(half.encode(CAPTIONS[:1]), seeds=[0], num_inference_steps=1)
+    assert (half.pipeline.transformer.dtype, half.pipeline.vae.dtype) == (torch.bfloat16, torch.float32)
+    assert half.denoising_loss(half.encode(CAPTIONS[:1]), half.encode_media([made])).isfinite()
+
+
+@pytest.mark.parametrize("kind", ["stable-diffusion-3", "stable-audio"])
+def test_half_precision_makes_media_and_losses(kind, folders):
+    half = load_decoder(kind, folders[kind], dtype=torch.bfloat16)
+    conditioning = half.encode(CAPTIONS[:1])
+    made = half.generate(conditioning, seeds=[0], num_inference_steps=1)
+    assert half.denoising_loss(conditioning, half.encode_media(made)).isfinite()
+
+
 # Steps and cancellation
 
 
