@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +30,7 @@ from nextgpt.decoders.sources import (
     PartConfig,
     check_components,
     local_folder,
+    part_class,
     part_patterns,
     read_config,
     read_json,
@@ -324,10 +326,7 @@ class Decoder:
         options = {"use_safetensors": True, "local_files_only": True}
         try:
             with _without_deprecation_notice():
-                parts = {
-                    name: getattr(diffusers, self._index[name][1]).from_pretrained(path, torch_dtype=self.dtype, **options)
-                    for name, path in shared.items()
-                }
+                parts = {name: self._read_part(name, path) for name, path in shared.items()}
                 given = absent | self.load_options | parts
                 return pipeline_class.from_pretrained(folder, dtype=self.dtype, **options, **given)
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
@@ -335,6 +334,12 @@ class Decoder:
                 f"Could not load the decoder '{self.kind}' from {folder}: {' '.join(str(error).split())}. "
                 "Restore its files and try again."
             ) from error
+
+    def _read_part(self, name: str, folder: Path) -> Any:
+        """A part that lies in another pipeline's folder: a model, or what has no weights, such as a tokenizer."""
+        kind = part_class(*self._index[name])
+        options = {"dtype": self.dtype, "use_safetensors": True} if issubclass(kind, torch.nn.Module) else {}
+        return kind.from_pretrained(folder, local_files_only=True, **options)
 
     def _pipeline_for_one_call(self):
         """The same frozen modules with a scheduler of its own: pipelines and schedulers keep state during a call."""

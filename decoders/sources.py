@@ -1,5 +1,6 @@
 """Where a decoder's files are: a local folder or a Hub repository. Knows files and JSON; does not know models."""
 
+import importlib
 import inspect
 import json
 from collections.abc import Iterable
@@ -128,6 +129,15 @@ def shared_components(folder: Path) -> dict[str, Path]:
     if not (folder / SHARED_FILE).is_file():
         return {}
     return {name: (folder / where).resolve() for name, where in read_json(str(folder), SHARED_FILE).items()}
+
+
+def part_class(library: str, name: str) -> type:
+    """The class of a part, by its entry in `model_index.json`."""
+    import diffusers
+
+    if hasattr(diffusers.pipelines, library):  # a model that is made for one pipeline
+        library = f"diffusers.pipelines.{library}"
+    return getattr(importlib.import_module(library), name)
 
 
 def check_components(folder: Path, index: dict, unused: set[str], elsewhere: dict[str, Path]) -> None:

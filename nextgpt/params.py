@@ -6,7 +6,6 @@ needed where the configuration files are local. It counts; how the table is prin
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections import Counter
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders import DECODERS, describe_shapes
-from nextgpt.decoders.sources import read_json, shared_components
+from nextgpt.decoders.sources import part_class, read_json, shared_components
 from nextgpt.errors import ModelLoadError
 from nextgpt.modeling_nextgpt import NextGPTModel
 
@@ -150,11 +149,7 @@ def _decoder_count(config: NextGPTConfig, modality: str) -> PartCount:
 
 def _meta_component(library: str, class_name: str, location: str, subfolder: str, revision: str | None) -> nn.Module | None:
     """A component of a pipeline on the meta device; None for schedulers and tokenizers, which have no parameters."""
-    import diffusers
-
-    if hasattr(diffusers.pipelines, library):  # a model that is made for one pipeline
-        library = f"diffusers.pipelines.{library}"
-    component_class = getattr(importlib.import_module(library), class_name)
+    component_class = part_class(library, class_name)
     if not issubclass(component_class, nn.Module):
         return None
     where = {"subfolder": subfolder, "revision": revision}
