@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +73,6 @@ def image_pixels(images: Sequence[Image.Image], height: int, width: int) -> torc
     return processor.preprocess([image.convert("RGB") for image in images], resize_mode="crop", height=height, width=width)
 
 
-def encode_images(pipeline, images: Sequence[Image.Image], height: int, width: int) -> torch.Tensor:
+def encode_images(pipeline: Any, images: Sequence[Image.Image], height: int, width: int) -> torch.Tensor:
     """Latents `[N, channels, h, w]` of pictures, scaled and centre-cropped to a size."""
     return encode_pixels(pipeline.vae, image_pixels(images, height, width))
