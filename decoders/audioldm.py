@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from nextgpt.decoders.base import Decoder
 from nextgpt.decoders.conditioning import Conditioning, ConditioningSpec, TensorSpec
-from nextgpt.decoders.latents import encode_pixels
+from nextgpt.decoders.latents import encode_pixels, scale_factor
 from nextgpt.decoders.media import Audio, fit_waveform
 from nextgpt.decoders.options import Size
 from nextgpt.decoders.sources import read_config, required_size
@@ -38,8 +38,7 @@ class AudioLDMDecoder(Decoder):
         return {"prompt_embeds": TensorSpec((required_size(config, "projection_dim", source),))}
 
     def _read_sizes(self) -> dict[str, Size]:
-        vocoder, vae = self._config("vocoder"), self._config("vae")
-        factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        vocoder, factor = self._config("vocoder"), scale_factor(self._config("vae"))
         seconds = factor * math.prod(vocoder["upsample_rates"]) / vocoder["sampling_rate"]  # of a row of latents
         sample_size = self._config("unet")["sample_size"]
         return {"duration": Size(least=seconds, default=sample_size * seconds)}

@@ -160,7 +160,9 @@ class Decoder:
 
         Read from configuration files alone. An option that is not named here takes every number above 0.
         """
-        return self._read_sizes()
+        sizes = self._read_sizes()
+        self._check_values(self.generation_defaults, sizes, where=f"{self.source}: as a default, ")
+        return sizes
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> Conditioning:
@@ -330,10 +332,9 @@ class Decoder:
                 given = absent | self.load_options | parts
                 return pipeline_class.from_pretrained(folder, dtype=self.dtype, **options, **given)
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-            raise OSError(
-                f"Could not load the decoder '{self.kind}' from {folder}: {' '.join(str(error).split())}. "
-                "Restore its files and try again."
-            ) from error
+            what = f"Could not load the decoder '{self.kind}' from {folder}: {' '.join(str(error).split())}"
+            remedy = "Install the package" if isinstance(error, ImportError) else "Restore its files"
+            raise OSError(f"{what}. {remedy} and try again.") from error
 
     def _read_part(self, name: str, folder: Path) -> Any:
         """A part that lies in another pipeline's folder: a model, or what has no weights, such as a tokenizer."""
@@ -361,7 +362,7 @@ class Decoder:
         if folder is None or not (folder / DEFAULTS_FILE).exists():
             return {}
         defaults = read_json(self.source, DEFAULTS_FILE)
-        self.check_options(defaults, where=f"{folder / DEFAULTS_FILE}: ")
+        self._check_values(defaults, {}, where=f"{folder / DEFAULTS_FILE}: ")  # their sizes are checked when they are used
         return defaults
 
     def _options(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -369,17 +370,20 @@ class Decoder:
         self.check_options(given)
         return {**self.generation_defaults, **{name: value for name, value in given.items() if value is not None}}
 
-    def check_options(self, options: dict[str, Any], where: str = "") -> None:
+    def check_options(self, options: dict[str, Any]) -> None:
         """Checks options of `generate` without loading anything; None stands for the default.
 
         Raises:
             ValueError: an option is unknown, or has a value that the decoder cannot make.
         """
+        self._check_values(options, self.sizes)
+
+    def _check_values(self, options: dict[str, Any], sizes: dict[str, Size], where: str = "") -> None:
         for name, value in options.items():
             if name not in self.defaults:
                 known = ", ".join(self.defaults)
                 raise ValueError(f"{where}the decoder '{self.kind}' has no option '{name}'. It has: {known}.")
-            if problem := check_option(name, value, self.sizes.get(name)):
+            if problem := check_option(name, value, sizes.get(name)):
                 raise ValueError(where + problem)
 
     def _check_conditioning(self, conditioning: Conditioning) -> None:

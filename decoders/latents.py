@@ -5,6 +5,11 @@ from typing import Any
 import torch
 
 
+def scale_factor(config: dict) -> int:
+    """Pixels (or rows and columns of a spectrogram) for each latent, by the configuration of an `AutoencoderKL`."""
+    return 2 ** (len(config["block_out_channels"]) - 1)
+
+
 def encode_pixels(vae: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     """The mode of the latents of `pixels` (in [-1, 1], or a spectrogram or waveform), scaled as the denoiser sees them."""
     latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()

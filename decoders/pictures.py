@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from nextgpt.decoders.base import Decoder, Preview
-from nextgpt.decoders.latents import decode_latents, encode_pixels
+from nextgpt.decoders.latents import decode_latents, encode_pixels, scale_factor
 from nextgpt.decoders.options import Size, multiples
 
 PREVIEW_LATENTS = 32  # a preview decodes at most so many latents a side: 256 pixels, a quarter of the work at 512
@@ -25,7 +25,7 @@ class PictureDecoder(Decoder):
 
     def _read_sizes(self) -> dict[str, Size]:
         config = self._config(self.denoiser)
-        factor = 2 ** (len(self._config("vae")["block_out_channels"]) - 1)  # pixels for each latent
+        factor = scale_factor(self._config("vae"))
         step, most = self._side(factor, config)
         sides = config["sample_size"]
         height, width = (sides, sides) if isinstance(sides, int) else sides

@@ -43,6 +43,8 @@ def read_config(source: str, component: str, revision: str | None = None, filena
     folder = local_folder(source)
     elsewhere = shared_components(folder).get(component) if folder else None
     if elsewhere is not None:
+        if not elsewhere.is_dir():
+            raise OSError(f"The decoder folder {folder} lacks its part '{component}': {SHARED_FILE} names {elsewhere}.")
         return read_json(str(elsewhere), filename)
     return read_json(source, f"{component}/{filename}", revision)
 

@@ -1,5 +1,6 @@
 """Sounds by Stable Audio."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -46,12 +47,9 @@ class StableAudioDecoder(Decoder):
 
     def _read_sizes(self) -> dict[str, Size]:
         vae = self._config("vae")
-        second = vae["sampling_rate"]
-        hop = 1
-        for ratio in vae["downsampling_ratios"]:
-            hop *= ratio
-        longest = self._config("transformer")["sample_size"] * hop / second
-        return {"duration": Size(least=hop / second, most=longest, default=longest)}
+        seconds = math.prod(vae["downsampling_ratios"]) / vae["sampling_rate"]  # of a latent
+        longest = self._config("transformer")["sample_size"] * seconds
+        return {"duration": Size(least=seconds, most=longest, default=longest)}
 
     def _encode(self, pipeline, captions: list[str]) -> Conditioning:
         return {"prompt_embeds": pipeline.encode_prompt(captions, self.device, False)}

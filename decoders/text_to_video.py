@@ -1,5 +1,6 @@
 """Clips by Zeroscope and its like."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from PIL import Image
 
 from nextgpt.decoders.base import Decoder
+from nextgpt.decoders.latents import scale_factor
 from nextgpt.decoders.media import Video, check_equal_lengths
 from nextgpt.decoders.options import Size, multiples
 from nextgpt.decoders.pictures import encode_images
@@ -33,7 +35,8 @@ class TextToVideoDecoder(Decoder):
     }
 
     def _read_sizes(self) -> dict[str, Size]:
-        return {"height": multiples(8), "width": multiples(8), "num_frames": multiples(1)}  # the pipeline's own check
+        step = math.lcm(8, scale_factor(self._config("vae")))  # the pipeline takes multiples of 8, whatever the autoencoder
+        return {"height": multiples(step), "width": multiples(step), "num_frames": multiples(1)}
 
     def _run(self, pipeline, after_step: Callable[[int, torch.Tensor], None], options: dict, arguments: dict) -> list[Video]:
         fps = options.pop("fps")

@@ -198,6 +198,16 @@ def test_defaults_come_from_the_folders_file(own_folder):
     assert steps == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_a_default_that_cannot_be_made_is_refused_when_sizes_are_asked_for(own_folder):
+    folder = own_folder("stable-diffusion-3")
+    (folder / "generation_defaults.json").write_text('{"width": 20}')
+    assert load_decoder("stable-diffusion-3", folder).sizes["width"].fits(20)
+    (folder / "generation_defaults.json").write_text('{"width": 21}')
+    decoder = load_decoder("stable-diffusion-3", folder)
+    with pytest.raises(ValueError, match="as a default, width must be a multiple of 4, from 4 to 64, got 21"):
+        decoder.check_options({})
+
+
 # Mistakes
 
 

@@ -1,5 +1,6 @@
 """Loading a decoder: when, from where, and what is said of damaged or foreign folders."""
 
+import importlib.util
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -178,3 +179,17 @@ def test_the_safety_checker_is_neither_needed_nor_loaded(own_folder):
     index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
     (folder / "model_index.json").write_text(json.dumps(index))
     assert load_decoder("stable-diffusion", folder).pipeline.safety_checker is None
+
+
+def test_a_scheduler_that_needs_an_absent_package_names_it(own_folder):
+    """Stable Audio's published folder names it; diffusers holds a stand-in for it where torchsde is not installed."""
+    if importlib.util.find_spec("torchsde"):
+        pytest.skip("torchsde is installed")
+    folder = own_folder("stable-audio")
+    for file in (folder / "model_index.json", folder / "scheduler" / "scheduler_config.json"):
+        file.write_text(file.read_text().replace("EDMDPMSolverMultistepScheduler", "CosineDPMSolverMultistepScheduler"))
+    decoder = load_decoder("stable-audio", folder)
+    decoder.check_trainable()
+    with pytest.raises(OSError, match="'stable-audio' from .*requires the torchsde library.*Install the package") as caught:
+        decoder.encode(["x"])
+    assert "\n" not in str(caught.value)
