@@ -1,27 +1,75 @@
 """Frozen diffusion decoders: conditioning in, media out; captions in, training targets out.
 
-Knows diffusers. Does not know the assistant, its language model or its signal tokens. A new decoder is one small file
-with a `Decoder` subclass, and one line in `DECODERS`.
+Conditioning is a dictionary of named tensors (see `conditioning`). A new decoder is one small file with a `Decoder` subclass
+and one line in `DECODERS`; a program that brings its own calls `register_decoder`.
 """
 
 import torch
 
 from nextgpt.decoders.audioldm import AudioLDMDecoder
 from nextgpt.decoders.base import Decoder, GenerationCancelled
+from nextgpt.decoders.conditioning import (
+    Conditioning,
+    ConditioningSpec,
+    TensorSpec,
+    check_conditioning,
+    describe_shapes,
+    projected_shapes,
+)
 from nextgpt.decoders.media import Audio, Video
+from nextgpt.decoders.options import Size
+from nextgpt.decoders.stable_audio import StableAudioDecoder
 from nextgpt.decoders.stable_diffusion import StableDiffusionDecoder
+from nextgpt.decoders.stable_diffusion_3 import StableDiffusion3Decoder
+from nextgpt.decoders.stable_diffusion_xl import StableDiffusionXLDecoder
 from nextgpt.decoders.text_to_video import TextToVideoDecoder
+from nextgpt.decoders.wan import WanDecoder
 
-__all__ = ["DECODERS", "Audio", "Decoder", "GenerationCancelled", "Video", "conditioning_shape", "load_decoder"]
+__all__ = [
+    "DECODERS",
+    "Audio",
+    "Conditioning",
+    "ConditioningSpec",
+    "Decoder",
+    "GenerationCancelled",
+    "Size",
+    "TensorSpec",
+    "Video",
+    "check_conditioning",
+    "conditioning_spec",
+    "describe_shapes",
+    "load_decoder",
+    "projected_shapes",
+    "register_decoder",
+]
 
 DECODERS: dict[str, type[Decoder]] = {
     decoder.kind: decoder
     for decoder in (
         StableDiffusionDecoder,
+        StableDiffusionXLDecoder,
+        StableDiffusion3Decoder,
         AudioLDMDecoder,
+        StableAudioDecoder,
         TextToVideoDecoder,
+        WanDecoder,
     )
 }
+
+
+def register_decoder(decoder: type[Decoder]) -> type[Decoder]:
+    """Adds a decoder of one's own; may stand above its class as a decorator.
+
+    Raises:
+        ValueError: its kind is taken by another class.
+    """
+    taken = DECODERS.setdefault(decoder.kind, decoder)
+    if taken is not decoder:
+        raise ValueError(
+            f"The decoder kind '{decoder.kind}' of {decoder.__module__}.{decoder.__name__} is taken by "
+            f"{taken.__module__}.{taken.__name__}. Choose another kind."
+        )
+    return decoder
 
 
 def load_decoder(
@@ -41,12 +89,12 @@ def load_decoder(
     return _decoder_class(kind)(source, revision=revision, device=device, dtype=dtype)
 
 
-def conditioning_shape(kind: str, source: str, revision: str | None = None) -> tuple[int, int]:
-    """(queries, width) of the conditioning that the decoder takes, read from configuration files alone.
+def conditioning_spec(kind: str, source: str, revision: str | None = None) -> ConditioningSpec:
+    """The named tensors that a decoder takes, read from configuration files alone.
 
-    `text_encoder/config.json` is enough for AudioLDM; the others also need `tokenizer/tokenizer_config.json`.
+    `text_encoder/config.json` is enough for AudioLDM; others need a few more (see each decoder's `read_conditioning_spec`).
     """
-    return _decoder_class(kind).read_conditioning_shape(str(source), revision)
+    return _decoder_class(kind).read_conditioning_spec(str(source), revision)
 
 
 def _decoder_class(kind: str) -> type[Decoder]:

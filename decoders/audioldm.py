@@ -1,26 +1,29 @@
-"""Sounds by AudioLDM. Knows CLAP's conditioning and the vocoder's spectrogram; all else is in base.py."""
+"""Sounds by AudioLDM: CLAP's embedding in, the vocoder's spectrogram out."""
 
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nextgpt.decoders.base import Decoder, encode_pixels, required_size
-from nextgpt.decoders.media import Audio
-from nextgpt.decoders.sources import read_json
+from nextgpt.decoders.base import Decoder
+from nextgpt.decoders.conditioning import Conditioning, ConditioningSpec, TensorSpec
+from nextgpt.decoders.latents import encode_pixels, scale_factor
+from nextgpt.decoders.media import Audio, fit_waveform
+from nextgpt.decoders.options import Size
+from nextgpt.decoders.sources import read_config, required_size
 
 
 class AudioLDMDecoder(Decoder):
-    """Conditioning: the CLAP text embedding on the unit sphere, 1 × 512. Only its direction counts, not its length.
+    """Conditioning: `prompt_embeds`, the CLAP text embedding on the unit sphere, 512. Only its direction counts.
 
-    The pipeline takes it without the query axis, [N, 512], and gives it to the UNet as class labels.
+    The pipeline gives it to the UNet as class labels.
     """
 
     kind = "audioldm"
     modality = "audio"
     pipeline_class = "AudioLDMPipeline"
+    autoencoder_files = (*Decoder.autoencoder_files, "vocoder/config.json")
     defaults = {"num_inference_steps": 50, "guidance_scale": 2.5, "duration": None}
 
     def _read_weights(self):
@@ -29,27 +32,34 @@ class AudioLDMDecoder(Decoder):
         return super()._read_weights()
 
     @classmethod
-    def read_conditioning_shape(cls, source: str, revision: str | None = None) -> tuple[int, int]:
-        """One query, as wide as CLAP's shared text and audio space."""
-        return 1, required_size(read_json(source, "text_encoder/config.json", revision), "projection_dim", source)
+    def read_conditioning_spec(cls, source: str, revision: str | None = None) -> ConditioningSpec:
+        """One vector, as wide as CLAP's shared text and audio space."""
+        config = read_config(source, "text_encoder", revision)
+        return {"prompt_embeds": TensorSpec((required_size(config, "projection_dim", source),))}
 
-    def _encode(self, pipeline, captions: list[str]) -> torch.Tensor:
+    def _read_sizes(self) -> dict[str, Size]:
+        vocoder, factor = self._config("vocoder"), scale_factor(self._config("vae"))
+        seconds = factor * math.prod(vocoder["upsample_rates"]) / vocoder["sampling_rate"]  # of a row of latents
+        sample_size = self._config("unet")["sample_size"]
+        return {"duration": Size(least=seconds, default=sample_size * seconds)}
+
+    def _encode(self, pipeline, captions: list[str]) -> Conditioning:
         # The pipeline has no public way to encode only; this method L2-normalises as AudioLDM was trained.
-        return pipeline._encode_prompt(captions, self.device, 1, False)[:, None]
+        return {"prompt_embeds": pipeline._encode_prompt(captions, self.device, 1, False)}
 
-    def _prompt_embeds(self, conditioning: torch.Tensor) -> torch.Tensor:
-        return F.normalize(conditioning[:, 0].float(), dim=-1).to(self.device, self.dtype)
+    def _prepare(self, conditioning: Conditioning) -> Conditioning:
+        embeds = F.normalize(conditioning["prompt_embeds"].float(), dim=-1)
+        return super()._prepare({"prompt_embeds": embeds})
 
-    def _denoise(self, unet, noisy: torch.Tensor, timesteps: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
-        return unet(noisy, timesteps, encoder_hidden_states=None, class_labels=prompt_embeds).sample
+    def _denoise(self, pipeline, noisy: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        labels = conditioning["prompt_embeds"]
+        return pipeline.unet(noisy, timesteps, encoder_hidden_states=None, class_labels=labels).sample
 
     def _run(self, pipeline, after_step: Callable[[int, torch.Tensor], None], options: dict, arguments: dict) -> list[Audio]:
-        duration = options.pop("duration")
-        _check_duration(pipeline, duration)
         waveforms = pipeline(
             **arguments,
+            audio_length_in_s=options.pop("duration"),
             **options,
-            audio_length_in_s=duration,
             callback=lambda index, _, latents: after_step(index, latents),
         ).audios  # [N, samples]
         return [Audio(waveform, pipeline.vocoder.config.sampling_rate) for waveform in waveforms]
@@ -59,11 +69,10 @@ class AudioLDMDecoder(Decoder):
         hop_length = math.prod(vocoder.upsample_rates)
         frames = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
         if options["duration"] is not None:
-            _check_duration(pipeline, options["duration"])
             frames = int(options["duration"] * vocoder.sampling_rate / hop_length)
             frames = math.ceil(frames / pipeline.vae_scale_factor) * pipeline.vae_scale_factor
-        waveforms = [_fit(audio, vocoder.sampling_rate, frames * hop_length) for audio in media]
-        spectrograms = log_mel_spectrogram(torch.stack(waveforms), vocoder.sampling_rate, hop_length, vocoder.model_in_dim)
+        waveforms = torch.stack([fit_waveform(audio, vocoder.sampling_rate, frames * hop_length) for audio in media])
+        spectrograms = log_mel_spectrogram(waveforms, vocoder.sampling_rate, hop_length, vocoder.model_in_dim)
         return encode_pixels(pipeline.vae, spectrograms[:, None, :frames])
 
 
@@ -91,19 +100,3 @@ def log_mel_spectrogram(waveforms: torch.Tensor, sampling_rate: int, hop_length:
         mel_scale="slaney",
     ).to(waveforms.device)
     return transform(waveforms).clamp(min=1e-5).log().transpose(1, 2)
-
-
-def _fit(audio: Audio, sampling_rate: int, samples: int) -> torch.Tensor:
-    """`audio` at `sampling_rate`, cut or padded with silence to exactly `samples`."""
-    from torchaudio.functional import resample
-
-    waveform = torch.from_numpy(np.asarray(audio.array, dtype=np.float32))
-    waveform = resample(waveform, audio.sampling_rate, sampling_rate)[:samples]
-    return F.pad(waveform, (0, samples - len(waveform)))
-
-
-def _check_duration(pipeline, duration: float | None) -> None:
-    vocoder = pipeline.vocoder.config
-    shortest = pipeline.vae_scale_factor * math.prod(vocoder.upsample_rates) / vocoder.sampling_rate
-    if duration is not None and duration < shortest:
-        raise ValueError(f"duration={duration} seconds is too short for this decoder: give at least {shortest:g}.")

@@ -1,7 +1,6 @@
 """All that frozen diffusion decoders share: loading, guidance, seeds, steps, cancellation and the denoising loss.
 
-Knows diffusers pipelines by what they have in common. Does not know any one pipeline (see its own file), nor where
-the conditioning comes from.
+What one pipeline needs beyond this stands in its own file. Where the conditioning comes from is the caller's business.
 """
 
 import copy
@@ -10,18 +9,40 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from nextgpt.decoders.sources import check_components, local_folder, read_json, shared_components, unreachable
+from nextgpt.decoders.conditioning import (
+    Conditioning,
+    ConditioningSpec,
+    TensorSpec,
+    add_constants,
+    check_conditioning,
+)
+from nextgpt.decoders.objectives import training_objective
+from nextgpt.decoders.options import Size, check_option
+from nextgpt.decoders.sources import (
+    PartConfig,
+    check_components,
+    local_folder,
+    part_class,
+    part_patterns,
+    read_config,
+    read_json,
+    read_text_length,
+    required_size,
+    shared_components,
+    unreachable,
+)
 
 logger = logging.getLogger(__name__)
 
 DEFAULTS_FILE = "generation_defaults.json"
-INTEGER_OPTIONS = {"num_inference_steps", "height", "width", "num_frames"}
 
 Preview = Callable[[], list[Image.Image]]
 OnStep = Callable[[int, int, Preview | None], None]
@@ -38,11 +59,18 @@ class Decoder:
     text encoder and a UNet with cross-attention; a subclass overrides what differs.
 
     The pipeline loads on first use, once, and stays. Every method may be called from several threads.
+
+    Attributes:
+        conditioning_spec: tensor's name → its shape, and whether a model has to make it; read from configuration files.
     """
 
     kind: ClassVar[str]
     modality: ClassVar[str]  # "image", "audio" or "video"
     pipeline_class: ClassVar[str]  # its public name in diffusers
+    denoiser: ClassVar[str] = "unet"  # what the pipeline calls the frozen model that denoises
+    # What decides on `encode`, and on `encode_media`: patterns of files in the decoder's folder.
+    text_encoder_files: ClassVar[tuple[str, ...]] = ("text_encoder/*", "tokenizer/*")
+    autoencoder_files: ClassVar[tuple[str, ...]] = ("*.json", "vae/*", "unet/config.json")
     load_options: ClassVar[dict[str, Any]] = {}  # given to the pipeline's from_pretrained
     defaults: ClassVar[dict[str, Any]]  # of every option that `generate` takes; None: what the weights were made for
 
@@ -68,14 +96,14 @@ class Decoder:
         """
         self.source, self.revision = str(source), revision
         self.device, self.dtype = torch.device(device), dtype
-        self.conditioning_shape = self.read_conditioning_shape(self.source, revision)
-        self.generation_defaults = {**self.defaults, **self._read_defaults()}
         self._index = read_json(self.source, "model_index.json", revision)
         if self._index.get("_class_name") != self.pipeline_class:
             raise ValueError(
                 f"{self.source} holds a {self._index.get('_class_name')}, but the decoder '{self.kind}' is made for a "
                 f"{self.pipeline_class}. Name another kind or another source."
             )
+        self.conditioning_spec = self.read_conditioning_spec(self.source, revision)
+        self.generation_defaults = {**self.defaults, **self._read_defaults()}
         self._pipeline = None
         self._lock = threading.Lock()
         self._told_of_cuts = False
@@ -83,29 +111,35 @@ class Decoder:
     # What a subclass may override --------------------------------------------------------------------------------
 
     @classmethod
-    def read_conditioning_shape(cls, source: str, revision: str | None = None) -> tuple[int, int]:
-        """(queries, width) of the conditioning, from configuration files alone; here: CLIP's last hidden state."""
-        config = read_json(source, "text_encoder/config.json", revision)
-        tokenizer_config = read_json(source, "tokenizer/tokenizer_config.json", revision)
-        length = required_size(config, "max_position_embeddings", source)
-        padded_length = required_size(tokenizer_config, "model_max_length", source)
-        if length != padded_length:
-            raise ValueError(
-                f"{source}: its tokenizer pads to model_max_length={padded_length} tokens, but its text encoder has "
-                f"max_position_embeddings={length}. Correct tokenizer/tokenizer_config.json."
-            )
-        return length, required_size(config, "hidden_size", source)
+    def read_conditioning_spec(cls, source: str, revision: str | None = None) -> ConditioningSpec:
+        """What the decoder takes, from configuration files alone; here: `prompt_embeds`, CLIP's last hidden state."""
+        config = read_config(source, "text_encoder", revision)
+        length = read_text_length(source, config, revision)
+        return {"prompt_embeds": TensorSpec((length, required_size(config, "hidden_size", source)))}
 
-    def _encode(self, pipeline, captions: list[str]) -> torch.Tensor:
-        """The pipeline's own embedding of `captions`: [N, Q, W]."""
-        return pipeline.encode_prompt(captions, self.device, 1, False)[0]
+    def _read_sizes(self) -> dict[str, Size]:
+        """Size option → the values that it may have, from configuration files alone."""
+        return {}
 
-    def _prompt_embeds(self, conditioning: torch.Tensor) -> torch.Tensor:
-        """Conditioning [N, Q, W] in the form that the pipeline takes as `prompt_embeds`."""
-        return conditioning.to(self.device, self.dtype)
+    def _encode(self, pipeline, captions: list[str]) -> Conditioning:
+        """The pipeline's own embedding of `captions`: every projected tensor of the conditioning."""
+        return {"prompt_embeds": pipeline.encode_prompt(captions, self.device, 1, False)[0]}
 
-    def _denoise(self, unet, noisy: torch.Tensor, timesteps: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
-        return unet(noisy, timesteps, encoder_hidden_states=prompt_embeds).sample
+    def _cuts(self, pipeline, captions: list[str]) -> bool:
+        """Whether `_encode` leaves out the end of a caption; for where the pipeline does not say so itself."""
+        return False
+
+    def _encode_empty(self, pipeline) -> Conditioning | None:
+        """The conditioning of one empty prompt, for guidance; None where the pipeline makes its own."""
+        return self._encode(pipeline, [""])
+
+    def _prepare(self, conditioning: Conditioning) -> Conditioning:
+        """The conditioning in the form that the pipeline takes."""
+        return {name: tensor.to(self.device, self.dtype) for name, tensor in conditioning.items()}
+
+    def _denoise(self, pipeline, noisy: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """What the denoiser predicts, in training; `conditioning` as `_prepare` gives it."""
+        return pipeline.unet(noisy, timesteps, encoder_hidden_states=conditioning["prompt_embeds"]).sample
 
     def _preview(self, pipeline, latents: torch.Tensor) -> Preview | None:
         return None
@@ -115,26 +149,41 @@ class Decoder:
         raise NotImplementedError
 
     def _encode_media(self, pipeline, media: Sequence, options: dict) -> torch.Tensor:
-        """Latents of `media`, scaled as the UNet sees them."""
+        """Latents of `media`, scaled as the denoiser sees them."""
         raise NotImplementedError
 
     # The public face ---------------------------------------------------------------------------------------------
 
+    @cached_property
+    def sizes(self) -> dict[str, Size]:
+        """Size option (`height`, `num_frames`, `duration` …) → the values that the decoder can make.
+
+        Read from configuration files alone. An option that is not named here takes every number above 0.
+        """
+        sizes = self._read_sizes()
+        self._check_values(self.generation_defaults, sizes, where=f"{self.source}: as a default, ")
+        return sizes
+
     @torch.no_grad()
-    def encode(self, captions: list[str]) -> torch.Tensor:
-        """The frozen text encoder's embedding of each caption, the training target of the conditioning: [N, Q, W]."""
-        pipeline = self.pipeline
+    def encode(self, captions: list[str]) -> Conditioning:
+        """What the frozen text encoders say of each caption, the training target of the conditioning.
+
+        Returns:
+            Name → [N, *shape], for every projected tensor of `conditioning_spec`.
+        """
+        pipeline, captions = self.pipeline, list(captions)
         with self._lock, _holding_back(type(pipeline).__module__, "truncated") as cut:  # it would repeat every caption
-            embeddings = self._encode(pipeline, list(captions))  # locked: fast tokenizers refuse two callers at once
-        if cut and not self._told_of_cuts:
+            conditioning = self._encode(pipeline, captions)  # locked: fast tokenizers refuse two callers at once
+            was_cut = bool(cut) or self._cuts(pipeline, captions)
+        if was_cut and not self._told_of_cuts:
             self._told_of_cuts = True
             limit = pipeline.tokenizer.model_max_length
             logger.warning("Of captions longer than %d tokens, the decoder '%s' reads the beginning", limit, self.kind)
-        return embeddings
+        return conditioning
 
     def generate(
         self,
-        conditioning: torch.Tensor,
+        conditioning: Conditioning,
         *,
         seeds: Sequence[int],
         num_inference_steps: int | None = None,
@@ -146,7 +195,7 @@ class Decoder:
         """Make one media item per row of `conditioning`. An item depends on its own row and seed, not on the batch.
 
         Args:
-            conditioning: [N, Q, W] with (Q, W) = `conditioning_shape`.
+            conditioning: name → [N, *shape], as `conditioning_spec` has it; constants may be absent.
             seeds: N integers. The noise is drawn on the CPU, so a seed means the same on every device.
             guidance_scale: classifier-free guidance against the empty prompt; 1 turns it off.
             on_step: called after every step with (steps done, steps in all, preview); `preview()` shows how the items
@@ -165,8 +214,9 @@ class Decoder:
         """
         options = self._options({"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, **size})
         self._check_conditioning(conditioning)
-        if len(seeds) != len(conditioning):
-            raise ValueError(f"Got {len(seeds)} seeds for {len(conditioning)} rows of conditioning: give one for each.")
+        count = len(next(iter(conditioning.values())))
+        if len(seeds) != count:
+            raise ValueError(f"Got {len(seeds)} seeds for {count} rows of conditioning: give one for each.")
         _stop_if(cancel)
         pipeline = self._pipeline_for_one_call()
 
@@ -178,11 +228,11 @@ class Decoder:
                 _stop_if(cancel)
 
         _stop_if(cancel)  # it may have been set while the weights were loading
-        arguments = {
-            "prompt_embeds": self._prompt_embeds(conditioning),
-            "negative_prompt_embeds": self._prompt_embeds(self._empty_prompt.expand(len(conditioning), -1, -1)),
-            "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
-        }
+        arguments = self._prepare(add_constants(self.conditioning_spec, conditioning))
+        if self._empty is not None:
+            empty = {name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in self._empty.items()}
+            arguments |= {f"negative_{name}": tensor for name, tensor in self._prepare(empty).items()}
+        arguments["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
         with torch.no_grad():
             return self._run(pipeline, after_step, options, arguments)
 
@@ -196,47 +246,41 @@ class Decoder:
             **size: as for `generate`; media of other sizes are scaled and cropped, or cut and padded, to it.
 
         Returns:
-            [N, channels, ...], multiplied by the autoencoder's scaling factor.
+            [N, channels, ...], scaled as the denoiser sees them.
         """
         return self._encode_media(self.pipeline, media, self._options(size))
 
-    def denoising_loss(
-        self, conditioning: torch.Tensor, latents: torch.Tensor, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
-        """The diffusion model's own training loss at uniformly drawn timesteps (Ho et al. 2020, simplified objective).
+    def check_trainable(self) -> None:
+        """Raises ValueError where there is no denoising loss for the decoder; reads its configuration alone."""
+        self._objective_kind()
 
-        Gradients flow through the frozen UNet into `conditioning`, and nowhere else.
+    def _objective_kind(self) -> Callable:
+        config = read_config(self.source, "scheduler", self.revision, filename="scheduler_config.json")
+        return training_objective(config, where=f"The decoder '{self.kind}' at {self.source}: ")
+
+    def denoising_loss(
+        self, conditioning: Conditioning, latents: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """The diffusion model's own training loss, as its scheduler's configuration has it (see `objectives`).
+
+        Gradients flow through the frozen denoiser into `conditioning`, and nowhere else.
 
         Args:
-            conditioning: [N, Q, W].
+            conditioning: as for `generate`.
             latents: [N, channels, ...] of `encode_media`.
 
         Returns:
-            A scalar in float32: the mean squared error of what the UNet predicts, be it the noise, the velocity
-            (Salimans and Ho 2022) or the sample, as the scheduler's configuration says.
-        """
-        from diffusers.utils.torch_utils import randn_tensor
+            A scalar in float32: the mean squared error of what the denoiser predicts.
 
+        Raises:
+            ValueError: the scheduler has no training objective here.
+        """
         self._check_conditioning(conditioning)
-        pipeline, schedule = self.pipeline, self._training_schedule
-        latents = latents.to(self.device, self.dtype)
-        noise = randn_tensor(latents.shape, generator=generator, device=self.device, dtype=self.dtype)
-        timesteps = torch.randint(
-            schedule.config.num_train_timesteps,
-            (len(latents),),
-            generator=generator,
-            device=generator.device if generator else None,
-        ).to(self.device)
-        noisy = schedule.add_noise(latents, noise, timesteps)
-        prediction = self._denoise(pipeline.unet, noisy, timesteps, self._prompt_embeds(conditioning))
-        match schedule.config.prediction_type:
-            case "epsilon":
-                target = noise
-            case "v_prediction":
-                target = schedule.get_velocity(latents, noise, timesteps)
-            case _:  # "sample", the only other that diffusers knows
-                target = latents
-        return F.mse_loss(prediction.float(), target.float())
+        pipeline = self.pipeline
+        noised = self._objective(latents.to(self.device, self.dtype), generator)
+        conditioning = self._prepare(add_constants(self.conditioning_spec, conditioning))
+        prediction = self._denoise(pipeline, noised.latents, noised.timesteps, conditioning)
+        return F.mse_loss(prediction.float(), noised.target.float())
 
     # Loading -----------------------------------------------------------------------------------------------------
 
@@ -249,9 +293,11 @@ class Decoder:
                     self._pipeline = self._load()
         return self._pipeline
 
-    def _load(self):
-        from diffusers import DDPMScheduler
+    @cached_property
+    def _objective(self) -> Callable:
+        return self._objective_kind()(self.pipeline.scheduler)
 
+    def _load(self):
         logger.info("Loading the decoder '%s' from %s", self.kind, self.source)
         with torch.inference_mode(False), torch.no_grad():  # weights loaded in inference mode could not pass gradients
             pipeline = self._read_weights().to(self.device)
@@ -259,9 +305,8 @@ class Decoder:
             for component in pipeline.components.values():
                 if isinstance(component, torch.nn.Module):
                     component.requires_grad_(False).eval()
-            self._empty_prompt = self._encode(pipeline, [""])
-        # Sampling schedulers differ in what they offer; this one can noise and knows every prediction type.
-        self._training_schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+            empty = self._encode_empty(pipeline)
+            self._empty = empty and add_constants(self.conditioning_spec, empty)
         return pipeline
 
     def _read_weights(self):
@@ -278,24 +323,37 @@ class Decoder:
                 raise OSError(unreachable(self.source, self.revision, "safetensors weights", error)) from error
         shared = shared_components(folder)
         check_components(folder, self._index, unused=set(self.load_options), elsewhere=shared)
+        # Parts that were saved as absent: not every pipeline loads without being told so.
+        absent = {name: None for name, entry in self._index.items() if isinstance(entry, list) and entry[-1] is None}
         options = {"use_safetensors": True, "local_files_only": True}
         try:
             with _without_deprecation_notice():
-                parts = {
-                    name: getattr(diffusers, self._index[name][1]).from_pretrained(path, torch_dtype=self.dtype, **options)
-                    for name, path in shared.items()
-                }
-                return pipeline_class.from_pretrained(folder, dtype=self.dtype, **options, **self.load_options, **parts)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise OSError(
-                f"Could not load the decoder '{self.kind}' from {folder}: {error}. Restore its files and try again."
-            ) from error
+                parts = {name: self._read_part(name, path) for name, path in shared.items()}
+                given = absent | self.load_options | parts
+                return pipeline_class.from_pretrained(folder, dtype=self.dtype, **options, **given)
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+            what = f"Could not load the decoder '{self.kind}' from {folder}: {' '.join(str(error).split())}"
+            remedy = "Install the package" if isinstance(error, ImportError) else "Restore its files"
+            raise OSError(f"{what}. {remedy} and try again.") from error
+
+    def _read_part(self, name: str, folder: Path) -> Any:
+        """A part that lies in another pipeline's folder: a model, or what has no weights, such as a tokenizer."""
+        kind = part_class(*self._index[name])
+        options = {"dtype": self.dtype, "use_safetensors": True} if issubclass(kind, torch.nn.Module) else {}
+        return kind.from_pretrained(folder, local_files_only=True, **options)
 
     def _pipeline_for_one_call(self):
         """The same frozen modules with a scheduler of its own: pipelines and schedulers keep state during a call."""
         pipeline = copy.copy(self.pipeline)
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
         return pipeline
+
+    def _config(self, part: str) -> PartConfig:
+        return PartConfig(read_config(self.source, part, self.revision), f"{self.source}: {part}/config.json")
+
+    def files_of(self, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        """`text_encoder_files` or `autoencoder_files`, parts that lie in another pipeline's folder included."""
+        return part_patterns(self.source, patterns)
 
     # Options and checks ------------------------------------------------------------------------------------------
 
@@ -304,46 +362,33 @@ class Decoder:
         if folder is None or not (folder / DEFAULTS_FILE).exists():
             return {}
         defaults = read_json(self.source, DEFAULTS_FILE)
-        self._check_options(defaults, where=f"{folder / DEFAULTS_FILE}: ")
+        self._check_values(defaults, {}, where=f"{folder / DEFAULTS_FILE}: ")  # their sizes are checked when they are used
         return defaults
 
     def _options(self, given: dict[str, Any]) -> dict[str, Any]:
         """`given`, with the default for all that is None or absent."""
-        self._check_options(given)
+        self.check_options(given)
         return {**self.generation_defaults, **{name: value for name, value in given.items() if value is not None}}
 
-    def _check_options(self, options: dict[str, Any], where: str = "") -> None:
+    def check_options(self, options: dict[str, Any]) -> None:
+        """Checks options of `generate` without loading anything; None stands for the default.
+
+        Raises:
+            ValueError: an option is unknown, or has a value that the decoder cannot make.
+        """
+        self._check_values(options, self.sizes)
+
+    def _check_values(self, options: dict[str, Any], sizes: dict[str, Size], where: str = "") -> None:
         for name, value in options.items():
             if name not in self.defaults:
                 known = ", ".join(self.defaults)
                 raise ValueError(f"{where}the decoder '{self.kind}' has no option '{name}'. It has: {known}.")
-            expected = int if name in INTEGER_OPTIONS else (int, float)
-            if value is not None and (not isinstance(value, expected) or value <= 0):
-                number = "whole number" if expected is int else "number"
-                raise ValueError(f"{where}{name} must be a {number} above 0, got {value!r}.")
+            if problem := check_option(name, value, sizes.get(name)):
+                raise ValueError(where + problem)
 
-    def _check_conditioning(self, conditioning: torch.Tensor) -> None:
-        if conditioning.ndim != 3 or tuple(conditioning.shape[1:]) != self.conditioning_shape:
-            queries, width = self.conditioning_shape
-            raise ValueError(
-                f"The decoder '{self.kind}' at {self.source} takes conditioning of shape [N, {queries}, {width}], got "
-                f"{list(conditioning.shape)}. The output projection must be made for this decoder."
-            )
-
-
-def required_size(config: dict, key: str, source: str) -> int:
-    """`config[key]`, which must be a whole number above 0."""
-    value = config.get(key)
-    if not isinstance(value, int) or value <= 0:
-        raise ValueError(f"{source}: expected a whole number above 0 for '{key}' in its configuration, got {value!r}.")
-    return value
-
-
-def picture_size(pipeline: Any, options: dict) -> dict[str, int]:
-    """`height` and `width` in pixels, each the one that the UNet was trained for where `options` say None."""
-    size = pipeline.unet.config.sample_size
-    height, width = (side * pipeline.vae_scale_factor for side in ((size, size) if isinstance(size, int) else size))
-    return {"height": options["height"] or height, "width": options["width"] or width}
+    def _check_conditioning(self, conditioning: Conditioning) -> None:
+        advice = "The output projection must be made for this decoder."
+        check_conditioning(self.conditioning_spec, conditioning, f"The decoder '{self.kind}' at {self.source}", advice)
 
 
 @contextmanager
@@ -363,23 +408,6 @@ def _holding_back(name: str, word: str) -> Iterator[list[str]]:
         yield held
     finally:
         library.removeFilter(passes)
-
-
-def encode_images(pipeline: Any, images: Sequence[Image.Image], options: dict) -> torch.Tensor:
-    """Latents [N, channels, h, w] of pictures, scaled and centre-cropped to the size in `options`."""
-    from diffusers.image_processor import VaeImageProcessor
-
-    processor = VaeImageProcessor(vae_scale_factor=pipeline.vae_scale_factor)
-    pixels = processor.preprocess(
-        [image.convert("RGB") for image in images], resize_mode="crop", **picture_size(pipeline, options)
-    )
-    return encode_pixels(pipeline.vae, pixels)
-
-
-def encode_pixels(vae: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """The mode of the latents of `pixels` (in [-1, 1], or a spectrogram), scaled as the UNet sees them."""
-    latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
-    return latents * vae.config.scaling_factor
 
 
 def _stop_if(cancel: threading.Event | None) -> None:

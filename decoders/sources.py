@@ -1,7 +1,11 @@
 """Where a decoder's files are: a local folder or a Hub repository. Knows files and JSON; does not know models."""
 
+import importlib
+import inspect
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 SHARED_FILE = "shared_components.json"
 
@@ -34,6 +38,64 @@ def read_json(source: str, filename: str, revision: str | None = None) -> dict:
     return content
 
 
+def read_config(source: str, component: str, revision: str | None = None, filename: str = "config.json") -> dict:
+    """One JSON file of a part of the pipeline, wherever `SHARED_FILE` says that the part lies; errors as of `read_json`."""
+    folder = local_folder(source)
+    elsewhere = shared_components(folder).get(component) if folder else None
+    if elsewhere is not None:
+        if not elsewhere.is_dir():
+            raise OSError(f"The decoder folder {folder} lacks its part '{component}': {SHARED_FILE} names {elsewhere}.")
+        return read_json(str(elsewhere), filename)
+    return read_json(source, f"{component}/{filename}", revision)
+
+
+class PartConfig(dict):
+    """A part's configuration, in which a key that an older file does not name has the default of its class in diffusers.
+
+    Raises:
+        ValueError: at a key that neither has.
+    """
+
+    def __init__(self, values: dict, where: str):
+        super().__init__(values)
+        self.where = where
+
+    def __missing__(self, key: str) -> Any:
+        import diffusers
+
+        part_class = getattr(diffusers, self.get("_class_name", ""), None)
+        default = inspect.signature(part_class).parameters.get(key) if part_class else None
+        if default is None or default.default is inspect.Parameter.empty:
+            raise ValueError(f"{self.where} does not say its '{key}'. Restore it from where it came.")
+        return default.default
+
+
+def required_size(config: dict, key: str, source: str) -> int:
+    """`config[key]`, which must be a whole number above 0."""
+    value = config.get(key)
+    if not isinstance(value, int) or value <= 0:
+        raise ValueError(f"{source}: expected a whole number above 0 for '{key}' in its configuration, got {value!r}.")
+    return value
+
+
+def read_text_length(source: str, config: dict, revision: str | None, tokenizer: str = "tokenizer") -> int:
+    """Tokens that a CLIP text encoder of this configuration reads, which its tokenizer pads to."""
+    length = required_size(config, "max_position_embeddings", source)
+    tokenizer_config = read_config(source, tokenizer, revision, filename="tokenizer_config.json")
+    padded_length = required_size(tokenizer_config, "model_max_length", source)
+    if length != padded_length:
+        raise ValueError(
+            f"{source}: its tokenizer pads to model_max_length={padded_length} tokens, but its text encoder has "
+            f"max_position_embeddings={length}. Correct {tokenizer}/tokenizer_config.json."
+        )
+    return length
+
+
+def exceed(tokenizer: Any, captions: list[str], length: int) -> bool:
+    """Whether one of the captions has more tokens than `length`."""
+    return any(len(ids) > length for ids in tokenizer(captions, truncation=True, max_length=length + 1).input_ids)
+
+
 def _download(source: str, filename: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
@@ -54,11 +116,30 @@ def unreachable(source: str, revision: str | None, wanted: str, error: Exception
     )
 
 
+def part_patterns(source: str, patterns: Iterable[str]) -> tuple[str, ...]:
+    """Patterns such as `vae/*`, with the part's folder as `SHARED_FILE` names it: `../image_decoder/vae/*`."""
+    folder = local_folder(source)
+    if folder is None or not (folder / SHARED_FILE).is_file():
+        return tuple(patterns)
+    where = read_json(source, SHARED_FILE)
+    parts = (pattern.partition("/") for pattern in patterns)
+    return tuple(f"{where.get(name, name)}{slash}{rest}" if slash else name for name, slash, rest in parts)
+
+
 def shared_components(folder: Path) -> dict[str, Path]:
     """The parts that `SHARED_FILE` says lie in another pipeline's folder: part name → its folder; none without it."""
     if not (folder / SHARED_FILE).is_file():
         return {}
     return {name: (folder / where).resolve() for name, where in read_json(str(folder), SHARED_FILE).items()}
+
+
+def part_class(library: str, name: str) -> type:
+    """The class of a part, by its entry in `model_index.json`."""
+    import diffusers
+
+    if hasattr(diffusers.pipelines, library):  # a model that is made for one pipeline
+        library = f"diffusers.pipelines.{library}"
+    return getattr(importlib.import_module(library), name)
 
 
 def check_components(folder: Path, index: dict, unused: set[str], elsewhere: dict[str, Path]) -> None:

@@ -1,47 +1,12 @@
-"""Pictures by Stable Diffusion 1.x and 2.x. Knows how diffusers' pipeline is called; all else is in base.py."""
+"""Pictures by Stable Diffusion 1.x and 2.x."""
 
-from collections.abc import Callable, Sequence
-
-import torch
-import torch.nn.functional as F
-from PIL import Image
-
-from nextgpt.decoders.base import Decoder, Preview, encode_images, picture_size
-
-PREVIEW_LATENTS = 32  # a preview decodes at most so many latents a side: 256 pixels, a quarter of the work at 512
+from nextgpt.decoders.pictures import PictureDecoder
 
 
-class StableDiffusionDecoder(Decoder):
-    """Conditioning: the CLIP text encoder's last hidden state, 77 × 768 (1.x) or 77 × 1024 (2.x)."""
+class StableDiffusionDecoder(PictureDecoder):
+    """Conditioning: `prompt_embeds`, the CLIP text encoder's last hidden state, 77 × 768 (1.x) or 77 × 1024 (2.x)."""
 
     kind = "stable-diffusion"
-    modality = "image"
     pipeline_class = "StableDiffusionPipeline"
     load_options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     defaults = {"num_inference_steps": 50, "guidance_scale": 7.5, "height": None, "width": None}
-
-    def _run(
-        self, pipeline, after_step: Callable[[int, torch.Tensor], None], options: dict, arguments: dict
-    ) -> list[Image.Image]:
-        def on_step_end(pipeline, index, timestep, tensors):
-            # This callback comes at every evaluation of the UNet; second-order schedulers make two a step.
-            after_step(index // pipeline.scheduler.order, tensors["latents"])
-            return {}
-
-        # Given only one of height and width, the pipeline would drop it: both are always given.
-        options |= picture_size(pipeline, options)
-        return pipeline(**arguments, **options, callback_on_step_end=on_step_end).images
-
-    @torch.no_grad()
-    def _decode_small(self, pipeline, latents: torch.Tensor) -> list[Image.Image]:
-        height, width = latents.shape[-2:]
-        shrink = min(1.0, PREVIEW_LATENTS / max(height, width))
-        small = F.interpolate(latents, size=(max(1, int(height * shrink)), max(1, int(width * shrink))), mode="area")
-        pixels = pipeline.vae.decode(small / pipeline.vae.config.scaling_factor).sample
-        return pipeline.image_processor.postprocess(pixels, output_type="pil")
-
-    def _preview(self, pipeline, latents: torch.Tensor) -> Preview:
-        return lambda: self._decode_small(pipeline, latents)
-
-    def _encode_media(self, pipeline, media: Sequence[Image.Image], options: dict) -> torch.Tensor:
-        return encode_images(pipeline, media, options)

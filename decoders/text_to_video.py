@@ -1,17 +1,21 @@
-"""Clips by Zeroscope and its like. Knows how diffusers' pipeline is called; all else is in base.py."""
+"""Clips by Zeroscope and its like."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 
-from nextgpt.decoders.base import Decoder, encode_images
-from nextgpt.decoders.media import Video
+from nextgpt.decoders.base import Decoder
+from nextgpt.decoders.latents import scale_factor
+from nextgpt.decoders.media import Video, check_equal_lengths
+from nextgpt.decoders.options import Size, multiples
+from nextgpt.decoders.pictures import encode_images
 
 
 class TextToVideoDecoder(Decoder):
-    """Conditioning: the CLIP text encoder's last hidden state, 77 × 1024 for Zeroscope.
+    """Conditioning: `prompt_embeds`, the CLIP text encoder's last hidden state, 77 × 1024 for Zeroscope.
 
     The pipeline hands the scheduler all frames of a batch as one, with one generator for each item: only schedulers
     that draw no noise of their own (DDIM, DPM-Solver++, ...) serve batches.
@@ -30,14 +34,18 @@ class TextToVideoDecoder(Decoder):
         "fps": 8,
     }
 
+    def _read_sizes(self) -> dict[str, Size]:
+        step = math.lcm(8, scale_factor(self._config("vae")))  # the pipeline takes multiples of 8, whatever the autoencoder
+        return {"height": multiples(step), "width": multiples(step), "num_frames": multiples(1)}
+
     def _run(self, pipeline, after_step: Callable[[int, torch.Tensor], None], options: dict, arguments: dict) -> list[Video]:
         fps = options.pop("fps")
         clips = pipeline(**arguments, **options, callback=lambda index, _, latents: after_step(index, latents)).frames
         return [Video(np.rint(clip * 255).astype(np.uint8), fps) for clip in clips]  # clips: [N, T, H, W, 3] in [0, 1]
 
     def _encode_media(self, pipeline, media: Sequence[Video], options: dict) -> torch.Tensor:
-        lengths = {len(video.frames) for video in media}
-        if len(lengths) > 1:
-            raise ValueError(f"Clips of {sorted(lengths)} frames do not fit in one batch: give each the same number.")
-        latents = [encode_images(pipeline, [Image.fromarray(frame) for frame in video.frames], options) for video in media]
-        return torch.stack(latents).transpose(1, 2)  # [N, T, channels, h, w] -> [N, channels, T, h, w]
+        check_equal_lengths(media)
+        size = {name: options[name] for name in ("height", "width")}
+        clips = [[Image.fromarray(frame) for frame in video.frames] for video in media]
+        latents = torch.stack([encode_images(pipeline, clip, **size) for clip in clips])
+        return latents.transpose(1, 2)  # [N, T, channels, h, w] -> [N, channels, T, h, w]

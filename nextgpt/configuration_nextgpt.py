@@ -25,6 +25,12 @@ LOSS_DEFAULTS = {"text": 1.0, "conditioning": 1.0, "denoising": 1.0}
 LOSS_PARTS = (*LOSS_DEFAULTS, *(f"{kind}/{modality}" for kind in ("conditioning", "denoising") for modality in MODALITIES))
 
 
+def without_tensor(part: str) -> str:
+    """A part of the loss without its last name, where that is a tensor's: `conditioning/image/prompt_embeds`."""
+    modality, _, tensor = part.rpartition("/")
+    return modality if tensor and modality.startswith("conditioning/") else part
+
+
 class NextGPTConfig(PreTrainedConfig):
     """Configuration of [`NextGPTModel`].
 
@@ -37,7 +43,8 @@ class NextGPTConfig(PreTrainedConfig):
         output_projection: size of the output projections' transformer.
         lora: fields of peft's `LoraConfig`, or `False` for none.
         loss_weights: weight of each part of the training loss, as `{"conditioning": 1.0, "conditioning/audio": 50.0}`; a
-            modality's own weight stands for that of its kind.
+            modality's own weight stands for that of its kind, and that of one tensor of its conditioning
+            (`conditioning/image/pooled_prompt_embeds`) for its modality's.
         token_offset: id of the first added token; by default the LLM's vocabulary size.
         trained_groups: which of the trained parts a stage has trained so far; None where no one wrote it down.
         text_config, encoder_config: given in place of `language_model` and `encoder` to build randomly initialised
@@ -138,8 +145,26 @@ class NextGPTConfig(PreTrainedConfig):
         return [spec for spec in (self.language_model, self.encoder, *self.decoders.values()) if spec]
 
     def loss_weight(self, part: str) -> float:
-        """The weight of a part of the loss: `text`, `conditioning/<modality>` or `denoising/<modality>`."""
-        return self.loss_weights.get(part, self.loss_weights[part.split("/")[0]])
+        """The weight of a part of the loss: `text`, `conditioning/<modality>/<tensor>` or `denoising/<modality>`.
+
+        The nearest name that has a weight counts: the part's own, then its modality's, then its kind's.
+        """
+        while part not in self.loss_weights and "/" in part:
+            part = part.rpartition("/")[0]
+        return self.loss_weights[part]
+
+    def check_loss_weights(self) -> None:
+        """Raises ValueError where a weight is given to a tensor that the decoder does not take."""
+        named = [part.split("/") for part in self.loss_weights if part.count("/") == 2]
+        shapes = self.conditioning_shapes if named else {}
+        for kind, modality, tensor in named:
+            tensors = shapes.get(modality, {})
+            if kind != "conditioning" or tensor not in tensors:
+                known = ", ".join(tensors) or "none"
+                raise ValueError(
+                    f"loss_weights names {kind}/{modality}/{tensor}: the conditioning of this model's {modality} decoder "
+                    f"has the tensors {known}"
+                )
 
     def part(self, name: str) -> FrozenPart:
         """A frozen part by name: `language_model`, `encoder`, or an output modality for its decoder.
@@ -178,14 +203,16 @@ class NextGPTConfig(PreTrainedConfig):
         return self._encoder_config
 
     @property
-    def conditioning_shapes(self) -> dict[str, tuple[int, int]]:
-        """Output modality → (queries, width), read off the decoders' configuration files."""
+    def conditioning_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Output modality → tensor's name → its shape for one item, of all that is projected from signal states.
+
+        Read off the decoders' configuration files.
+        """
         shapes = {}
         for modality in self.signal_tokens:
             part = self.part(modality)
-            shapes[modality] = decoder_room.conditioning_shape(
-                part.kind, part.config_location(self.base_folder), part.revision
-            )
+            spec = decoder_room.conditioning_spec(part.kind, part.config_location(self.base_folder), part.revision)
+            shapes[modality] = decoder_room.projected_shapes(spec)
         return shapes
 
     @property

@@ -246,28 +246,39 @@ def _conditioning(config: NextGPTConfig, folder: Path) -> Iterator[Finding]:
         if _attempt(lambda part=part: part.is_available(config.base_folder)) != (True, True):
             yield Finding(None, f"{modality} conditioning", "the decoder is not here, so its width is not known")
             continue
-        works, shape = _attempt(lambda where=where: decoder_room.conditioning_shape(*where))
+        works, spec = _attempt(lambda where=where: decoder_room.conditioning_spec(*where))
         if not works:
-            yield Finding(False, f"{modality} conditioning", str(shape))
+            yield Finding(False, f"{modality} conditioning", str(spec))
             continue
-        found = _projection_shape(folder, modality)
-        if found is None:
+        found = _projection_shapes(folder, modality)
+        if not found:
             yield Finding(None, f"{modality} conditioning", "no trained projection to compare with")
             continue
-        detail = f"{found[0]} × {found[1]}"
-        if found != shape:
-            detail += f", but the decoder {part.source} takes {shape[0]} × {shape[1]}: name the decoder it was trained for"
-        yield Finding(found == shape, f"{modality} conditioning", detail)
+        first, *further = ((name, tensor) for name, tensor in spec.items() if tensor.is_projected)
+        takes = {"": first[1], **dict(further)}
+        takes = {name: (tensor.queries, tensor.width) for name, tensor in takes.items()}
+        detail = decoder_room.describe_shapes(found.values())
+        if found != takes:
+            shapes = decoder_room.describe_shapes(takes.values())
+            detail += f", but the decoder {part.source} takes {shapes}: name the decoder it was trained for"
+        yield Finding(found == takes, f"{modality} conditioning", detail)
 
 
-def _projection_shape(folder: Path, modality: str) -> tuple[int, int] | None:
-    prefix = f"output_projections.{modality}"
+def _projection_shapes(folder: Path, modality: str) -> dict[str, tuple[int, int]]:
+    """(queries, width) of each tensor that the trained projection makes, by name; the first one goes by an empty name."""
+    prefix = f"output_projections.{modality}."
+    shapes = {}
     try:
         with safe_open(folder / TRAINED_FILE, "pt") as content:
-            queries = content.get_slice(f"{prefix}.query_embs").get_shape()[1]
-            return queries, content.get_slice(f"{prefix}.model.weight").get_shape()[0]
+            for key in content.keys():
+                if key.startswith(prefix) and key.endswith("query_embs"):
+                    head = key.removesuffix("query_embs")
+                    width = content.get_slice(f"{head}model.weight").get_shape()[0]
+                    name = head.removeprefix(prefix).removeprefix("heads.").rstrip(".")
+                    shapes[name] = (content.get_slice(key).get_shape()[1], width)
     except (OSError, SafetensorError):
-        return None
+        return {}
+    return dict(sorted(shapes.items()))
 
 
 def _tokens(config: NextGPTConfig, folder: Path) -> Finding:

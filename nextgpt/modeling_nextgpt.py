@@ -28,6 +28,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import ModelOutput
 
+from nextgpt import decoders as decoder_room
 from nextgpt import encoders as encoder_room
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, UserInputError
@@ -49,7 +50,7 @@ class NextGPTOutput(ModelOutput):
 
     Args:
         loss: weighted sum of `losses`; present when something to learn from was given.
-        losses: name → unweighted part: `text`, `conditioning/<modality>`, `denoising/<modality>`.
+        losses: name → unweighted part: `text`, `conditioning/<modality>/<tensor>`, `denoising/<modality>`.
         logits: `[batch, kept positions, vocab_size]`; absent when `labels` are given (only labelled positions are
             computed then).
         past_key_values: the LLM's cache.
@@ -95,8 +96,8 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
         self.input_projection = nn.Linear(self.encoder.embed_dim, hidden_size)
         self.output_projections = nn.ModuleDict(
             {
-                modality: OutputProjection(hidden_size, width, queries, **config.output_projection)
-                for modality, (queries, width) in config.conditioning_shapes.items()
+                modality: OutputProjection(hidden_size, shapes, **config.output_projection)
+                for modality, shapes in config.conditioning_shapes.items()
             }
         )
         self.signal_rows = SignalRows(self.vocabulary.num_signals, hidden_size)
@@ -351,8 +352,8 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
         ids = torch.arange(self.vocabulary.num_signals, device=logits.device) + self.vocabulary.offset
         return logits.index_copy(-1, ids, signal_logits)
 
-    def project(self, modality: str, hidden_states: Tensor, token_embeddings: Tensor) -> Tensor:
-        """One modality's signal states, `[N, signal_tokens, hidden]` each → conditioning `[N, queries, width]`."""
+    def project(self, modality: str, hidden_states: Tensor, token_embeddings: Tensor) -> dict[str, Tensor]:
+        """One modality's signal states, `[N, signal_tokens, hidden]` each → its decoder's conditioning, by name."""
         return self.output_projections[modality](hidden_states, token_embeddings)
 
     # ------------------------------------------------------------------ forward
@@ -368,7 +369,7 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
         audio_values: Tensor | None = None,
         video_values: Tensor | None = None,
         labels: Tensor | None = None,
-        conditioning_targets: dict[str, Tensor] | None = None,
+        conditioning_targets: dict[str, dict[str, Tensor]] | None = None,
         media_latents: dict[str, Tensor] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
@@ -383,8 +384,8 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
             media_features: `[media, embed_dim]` in row-major order of the placeholders; in place of the raw
                 `<modality>_values` (`[media of that modality, …]`, what the processor makes).
             labels: `[batch, length]`, -100 where nothing is learned.
-            conditioning_targets: output modality → `[runs, queries, width]`, one per signal run of the batch in
-                row-major order: what the frozen text encoder says of the caption.
+            conditioning_targets: output modality → tensor's name → `[runs, *shape]`, one per signal run of the batch in
+                row-major order: what the frozen text encoders say of the caption.
             media_latents: output modality → `[runs, …]`, true latents for the decoders' own denoising loss.
             logits_to_keep: logits of the last so many positions only (0: all).
             signal_recorder: called with the signal states of this pass (see `nextgpt.generation`).
@@ -413,7 +414,9 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
             losses["text"] = self._text_loss(hidden_states, labels)
         for modality, targets in (conditioning_targets or {}).items():
             conditioning = self._conditioning(modality, input_ids, hidden_states, embeddings)
-            losses[f"conditioning/{modality}"] = F.mse_loss(conditioning.float(), targets.float())
+            self._check_targets(modality, conditioning, targets)
+            for name, tensor in conditioning.items():
+                losses[f"conditioning/{modality}/{name}"] = F.mse_loss(tensor.float(), targets[name].float())
             if media_latents and modality in media_latents:
                 losses[f"denoising/{modality}"] = self.decoders[modality].denoising_loss(
                     conditioning, media_latents[modality]
@@ -479,11 +482,24 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
             return hidden_states.sum() * 0.0
         return F.cross_entropy(self.compute_logits(hidden_states[learned]).float(), targets[learned])
 
-    def _conditioning(self, modality: str, input_ids: Tensor, hidden_states: Tensor, embeddings: Tensor) -> Tensor:
-        """Projects every complete run of one modality in the batch: `[runs, queries, width]`."""
+    def _conditioning(
+        self, modality: str, input_ids: Tensor, hidden_states: Tensor, embeddings: Tensor
+    ) -> dict[str, Tensor]:
+        """Projects every complete run of one modality in the batch: tensor's name → `[runs, *shape]`."""
         mask, size = self.signal_mask(input_ids, modality), len(self.vocabulary.runs[modality])
         shape = (-1, size, hidden_states.shape[-1])
         return self.project(modality, hidden_states[mask].view(shape), embeddings[mask].view(shape))
+
+    def _check_targets(self, modality: str, conditioning: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
+        spec = {name: decoder_room.TensorSpec(tuple(tensor.shape[1:])) for name, tensor in conditioning.items()}
+        advice = "Give as conditioning_targets what the decoder of this model encodes, one row for each signal run."
+        try:
+            decoder_room.check_conditioning(spec, targets, f"The {modality} output projection", advice)
+        except ValueError as error:
+            raise UserInputError(str(error)) from None
+        runs, rows = (len(next(iter(each.values()))) for each in (conditioning, targets))
+        if runs != rows:
+            raise UserInputError(f"the batch has {runs} {modality} signal runs, conditioning_targets {rows} rows. {advice}")
 
 
 def _first_column(mask: Tensor) -> int:

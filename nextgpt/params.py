@@ -6,18 +6,19 @@ needed where the configuration files are local. It counts; how the table is prin
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
-from nextgpt.decoders.sources import read_json
+from nextgpt.decoders import DECODERS, describe_shapes
+from nextgpt.decoders.sources import part_class, read_json, shared_components
 from nextgpt.errors import ModelLoadError
 from nextgpt.modeling_nextgpt import NextGPTModel
 
@@ -120,21 +121,25 @@ def _model_counts(model: NextGPTModel) -> list[PartCount]:
         counts.append(_trained("LoRA", f"r={config.lora['r']} on {', '.join(config.lora['target_modules'])}", lora))
     rows = f"embedding and head rows of {model.vocabulary.num_signals} signal tokens"
     counts.append(_trained("signal rows", rows, model.signal_rows.parameters()))
-    for modality, (queries, width) in config.conditioning_shapes.items():
-        described = f"transformer, {config.signal_tokens[modality]} signal tokens → {queries} × {width}"
-        projection = model.output_projections[modality]
+    for modality, projection in model.output_projections.items():
+        shapes = describe_shapes(projection.shapes.values())
+        described = f"transformer, {config.signal_tokens[modality]} signal tokens → {shapes}"
         counts.append(_trained(f"{modality} output projection", described, projection.parameters()))
     return counts
 
 
 def _decoder_count(config: NextGPTConfig, modality: str) -> PartCount:
-    """A frozen diffusers pipeline: every model that its `model_index.json` names."""
-    location, revision = config.part(modality).config_location(config.base_folder), config.part(modality).revision
+    """A frozen diffusers pipeline: every model that its `model_index.json` names and the decoder loads.
+
+    What it shares with another pipeline is counted there.
+    """
+    part = config.part(modality)
+    location, revision = part.config_location(config.base_folder), part.revision
     components = read_json(location, "model_index.json", revision)
+    left_out = {*DECODERS[part.kind].load_options, *shared_components(Path(location))}
     breakdown = {}
     for name, entry in components.items():
-        # Only what the two libraries build: a published index also names the safety checker, which is not loaded.
-        if not isinstance(entry, list) or entry[0] not in ("diffusers", "transformers"):
+        if name in left_out or not isinstance(entry, list) or entry[-1] is None:
             continue
         module = _meta_component(*entry, location, name, revision)
         if module is not None:
@@ -144,7 +149,7 @@ def _decoder_count(config: NextGPTConfig, modality: str) -> PartCount:
 
 def _meta_component(library: str, class_name: str, location: str, subfolder: str, revision: str | None) -> nn.Module | None:
     """A component of a pipeline on the meta device; None for schedulers and tokenizers, which have no parameters."""
-    component_class = getattr(importlib.import_module(library), class_name)
+    component_class = part_class(library, class_name)
     if not issubclass(component_class, nn.Module):
         return None
     where = {"subfolder": subfolder, "revision": revision}

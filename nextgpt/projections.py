@@ -13,26 +13,28 @@ class OutputProjection(nn.Module):
     """Reads one run of signal tokens out into the conditioning of a diffusion model (NExT-GPT, section 3; after GILL).
 
     `Linear(in → d)` on the sum of the signal tokens' last hidden states and input embeddings, an encoder-decoder
-    transformer (pre-norm, no dropout) read out through learned queries, then `Linear(d → out)`. Parameter names follow
-    the original checkpoints.
+    transformer (pre-norm, no dropout) read out through learned queries, then `Linear(d → width)`. Where the conditioning
+    has several tensors, one transformer reads all of them out: each has its own queries and its own last layer. The
+    first one's parameter names follow the original checkpoints (`query_embs`, `model`); those of a further one are
+    `heads.<name>.query_embs` and `heads.<name>.model`.
 
     Args:
         in_features: hidden size of the LLM.
-        out_features: width of the decoder's conditioning.
-        num_queries: length of the decoder's conditioning (77 for Stable Diffusion, 1 for AudioLDM).
+        shapes: tensor's name → its shape for one item: `(queries, width)`, or `(width,)` for a single vector.
         hidden_size, num_layers, num_heads: size of the transformer; the feed-forward is 4 × `hidden_size`.
     """
 
     def __init__(
         self,
         in_features: int,
-        out_features: int,
-        num_queries: int,
+        shapes: dict[str, tuple[int, ...]],
         hidden_size: int = 512,
         num_layers: int = 4,
         num_heads: int = 4,
     ):
         super().__init__()
+        self.shapes = dict(shapes)
+        self.first, *further = self.shapes
         self.fc = nn.Linear(in_features, hidden_size)
         layer = {"dim_feedforward": 4 * hidden_size, "dropout": 0.0, "norm_first": True, "batch_first": True}
         self.tfm = nn.Transformer(
@@ -48,14 +50,34 @@ class OutputProjection(nn.Module):
             ),
             **layer,
         )
-        self.model = nn.Linear(hidden_size, out_features)
-        self.query_embs = nn.Parameter(torch.randn(1, num_queries, hidden_size))
+        self.model = nn.Linear(hidden_size, self.shapes[self.first][-1])
+        self.query_embs = nn.Parameter(torch.randn(1, _queries(self.shapes[self.first]), hidden_size))
+        self.heads = nn.ModuleDict({name: _Head(hidden_size, self.shapes[name]) for name in further})
 
-    def forward(self, hidden_states: Tensor, token_embeddings: Tensor) -> Tensor:
-        """Both `[N, signal_tokens, in_features]` → conditioning `[N, num_queries, out_features]`."""
+    def forward(self, hidden_states: Tensor, token_embeddings: Tensor) -> dict[str, Tensor]:
+        """Both `[N, signal_tokens, in_features]` → tensor's name → `[N, *shape]`."""
         signals = self.fc((hidden_states + token_embeddings).to(self.fc.weight.dtype))  # [N, signal_tokens, d]
-        queries = self.query_embs.expand(len(signals), -1, -1)  # [N, num_queries, d]
-        return self.model(self.tfm(signals, queries))
+        queries = [self.query_embs, *(head.query_embs for head in self.heads.values())]
+        states = self.tfm(signals, torch.cat(queries, dim=1).expand(len(signals), -1, -1))  # [N, all queries, d]
+        layers = [self.model, *(head.model for head in self.heads.values())]
+        parts = states.split([each.shape[1] for each in queries], dim=1)
+        return {
+            name: layer(part).view(len(signals), *shape)
+            for (name, shape), layer, part in zip(self.shapes.items(), layers, parts, strict=True)
+        }
+
+
+class _Head(nn.Module):
+    """Queries and last layer of one tensor."""
+
+    def __init__(self, hidden_size: int, shape: tuple[int, ...]):
+        super().__init__()
+        self.model = nn.Linear(hidden_size, shape[-1])
+        self.query_embs = nn.Parameter(torch.randn(1, _queries(shape), hidden_size))
+
+
+def _queries(shape: tuple[int, ...]) -> int:
+    return shape[0] if len(shape) > 1 else 1
 
 
 class SignalRows(nn.Module):

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import torch
 
-SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
-ROBERTA_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+from tiny_text_encoders import tiny_clap_text, tiny_clip, tiny_t5
 
 
 def save_tiny_stable_diffusion(
@@ -15,7 +14,7 @@ def save_tiny_stable_diffusion(
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     torch.manual_seed(0)
-    tokenizer, text_encoder = _clip(width, text_length)
+    tokenizer, text_encoder = tiny_clip(width, text_length)
     unet = UNet2DConditionModel(
         sample_size=16,
         block_out_channels=(16, 32),
@@ -44,7 +43,7 @@ def save_tiny_text_to_video(folder: str | Path, width: int = 32, text_length: in
     from diffusers import DDIMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
 
     torch.manual_seed(0)
-    tokenizer, text_encoder = _clip(width, text_length)
+    tokenizer, text_encoder = tiny_clip(width, text_length)
     unet = UNet3DConditionModel(
         sample_size=16,
         block_out_channels=(8, 16),
@@ -67,19 +66,10 @@ def save_tiny_text_to_video(folder: str | Path, width: int = 32, text_length: in
 def save_tiny_audioldm(folder: str | Path, width: int = 16) -> Path:
     """An AudioLDM of half a second at 4 kHz; conditioning: 1 x `width`."""
     from diffusers import AudioLDMPipeline, DDIMScheduler, UNet2DConditionModel
-    from transformers import ClapTextConfig, ClapTextModelWithProjection, SpeechT5HifiGan, SpeechT5HifiGanConfig
+    from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
     torch.manual_seed(0)
-    tokenizer = _roberta_tokenizer()
-    text_config = ClapTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        projection_dim=width,
-        max_position_embeddings=tokenizer.model_max_length + 2,
-    )
+    tokenizer, text_encoder = tiny_clap_text(width)
     unet = UNet2DConditionModel(
         sample_size=32,
         block_out_channels=(16, 32),
@@ -106,13 +96,171 @@ def save_tiny_audioldm(folder: str | Path, width: int = 16) -> Path:
     )
     pipeline = AudioLDMPipeline(
         vae=_vae(channels=1),
-        text_encoder=ClapTextModelWithProjection(text_config),
+        text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
         scheduler=DDIMScheduler(**_schedule(), set_alpha_to_one=False, steps_offset=1),
         vocoder=SpeechT5HifiGan(vocoder_config),
     )
     return _save(pipeline, folder)
+
+
+def save_tiny_stable_diffusion_xl(folder: str | Path) -> Path:
+    """A Stable Diffusion XL of 32 x 32 pixels; conditioning: 77 x 24 and 12."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    (tokenizer, text_encoder), (tokenizer_2, text_encoder_2) = tiny_clip(8, layers=2), tiny_clip(16, projection=12, layers=2)
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        cross_attention_dim=24,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=12 + 6 * 4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    pipeline = StableDiffusionXLPipeline(
+        vae=_vae(),
+        text_encoder=text_encoder,
+        text_encoder_2=text_encoder_2,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        add_watermarker=False,
+    )
+    return _save(pipeline, folder)
+
+
+def save_tiny_stable_diffusion_3(folder: str | Path, encoders: int = 3) -> Path:
+    """A Stable Diffusion 3 of 32 x 32 pixels with its first `encoders` text encoders.
+
+    With one of them it has an autoencoder without a shift, as older models have.
+    Conditioning: 333 x 24 and 20; of one text encoder alone 77 x 24 and 8.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    torch.manual_seed(0)
+    made = (tiny_clip(8, projection=8, layers=2), tiny_clip(16, projection=12, layers=2), tiny_t5(24, 77))
+    parts = {}
+    for index, number in enumerate(("", "_2", "_3")):
+        tokenizer, text_encoder = made[index] if index < encoders else (None, None)
+        parts |= {f"tokenizer{number}": tokenizer, f"text_encoder{number}": text_encoder}
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_projection_dim=16,
+        joint_attention_dim=24,
+        pooled_projection_dim=8 if encoders == 1 else 20,
+        pos_embed_max_size=16,
+    )
+    pipeline = StableDiffusion3Pipeline(
+        vae=_vae(shift_factor=None if encoders == 1 else 0.1),
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        **parts,
+    )
+    return _save(pipeline, folder)
+
+
+def save_tiny_stable_audio(folder: str | Path) -> Path:
+    """A Stable Audio of half a second in stereo at 1 kHz; conditioning: 77 x 16.
+
+    Its scheduler is the one that needs no further package.
+    """
+    from diffusers import (
+        AutoencoderOobleck,
+        EDMDPMSolverMultistepScheduler,
+        StableAudioDiTModel,
+        StableAudioPipeline,
+        StableAudioProjectionModel,
+    )
+
+    torch.manual_seed(0)
+    tokenizer, text_encoder = tiny_t5(16, 77)
+    transformer = StableAudioDiTModel(
+        sample_size=32,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        num_key_value_attention_heads=2,
+        cross_attention_dim=16,
+        cross_attention_input_dim=16,
+        time_proj_dim=8,
+        global_states_input_dim=32,
+    )
+    vae = AutoencoderOobleck(
+        encoder_hidden_size=8,
+        downsampling_ratios=[4, 4],
+        channel_multiples=[1, 2],
+        decoder_channels=8,
+        decoder_input_channels=4,
+        audio_channels=2,
+        sampling_rate=1000,
+    )
+    pipeline = StableAudioPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        projection_model=StableAudioProjectionModel(16, 16, min_value=0, max_value=32),
+        tokenizer=tokenizer,
+        transformer=transformer,
+        scheduler=EDMDPMSolverMultistepScheduler(
+            sigma_min=0.3, sigma_max=50, sigma_data=1.0, sigma_schedule="exponential", prediction_type="v_prediction"
+        ),
+    )
+    return _save(pipeline, folder)
+
+
+def save_tiny_wan(folder: str | Path) -> Path:
+    """A Wan; conditioning: 77 x 16. Its folder's generation_defaults.json says 5 frames of 32 x 32 pixels."""
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+
+    torch.manual_seed(0)
+    tokenizer, text_encoder = tiny_t5(16, 77, multilingual=True)
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=16,
+        out_channels=16,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=16,
+        num_layers=1,
+        rope_max_seq_len=32,
+    )
+    vae = AutoencoderKLWan(base_dim=3, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    pipeline = WanPipeline(
+        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, transformer=transformer, scheduler=scheduler
+    )
+    folder = _save(pipeline, folder)
+    (folder / "generation_defaults.json").write_text('{"height": 32, "width": 32, "num_frames": 5, "fps": 4}')
+    return folder
+
+
+TINY_DECODERS = {
+    "stable-diffusion": save_tiny_stable_diffusion,
+    "stable-diffusion-xl": save_tiny_stable_diffusion_xl,
+    "stable-diffusion-3": save_tiny_stable_diffusion_3,
+    "audioldm": save_tiny_audioldm,
+    "stable-audio": save_tiny_stable_audio,
+    "text-to-video": save_tiny_text_to_video,
+    "wan": save_tiny_wan,
+}
 
 
 def _save(pipeline, folder: str | Path) -> Path:
@@ -130,7 +278,7 @@ def _schedule(prediction_type: str = "epsilon") -> dict:
     }
 
 
-def _vae(channels: int = 3):
+def _vae(channels: int = 3, **options):
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -141,46 +289,5 @@ def _vae(channels: int = 3):
         norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
+        **options,
     )
-
-
-def tiny_clip_tokenizer(text_length: int):
-    """A character-level CLIP tokenizer."""
-    from transformers import CLIPTokenizer
-
-    alphabet = _byte_alphabet()
-    tokens = [*alphabet, *(f"{character}</w>" for character in alphabet), *SPECIAL]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=text_length)
-
-
-def _clip(width: int, text_length: int):
-    """Its tokenizer and a one-layer text encoder."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    tokenizer = tiny_clip_tokenizer(text_length)
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=text_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return tokenizer, CLIPTextModel(config)
-
-
-def _roberta_tokenizer():
-    from transformers import RobertaTokenizer
-
-    vocab = {token: index for index, token in enumerate([*ROBERTA_SPECIAL, *_byte_alphabet()])}
-    return RobertaTokenizer(vocab=vocab, merges=[], model_max_length=77)
-
-
-def _byte_alphabet() -> list[str]:
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    return sorted(ByteLevel.alphabet())

@@ -13,7 +13,7 @@ import torch
 import yaml
 from transformers import TrainingArguments
 
-from nextgpt.configuration_nextgpt import LOSS_PARTS
+from nextgpt.configuration_nextgpt import LOSS_PARTS, without_tensor
 from nextgpt.errors import UserInputError
 from nextgpt.train.data import ON_BAD_ITEM
 
@@ -55,7 +55,7 @@ class TrainingConfig:
         tokenizing_workers: processes that tokenize the data at the start; worth it above some 20,000 conversations.
         dtype: of the frozen weights; the trained ones are always fp32.
         loss_weights: weight of each part of the loss: `text`, `conditioning`, `denoising`, or of one modality's part
-            (`conditioning/audio`).
+            (`conditioning/audio`), or of one tensor's (`conditioning/image/pooled_prompt_embeds`).
         denoising: add the decoders' own denoising loss; the assistant's media then need a `path` beside the `caption`.
         resume: `auto` goes on from the last checkpoint in `output_dir`, if there is one; a folder names one; `false`
             starts anew.
@@ -98,7 +98,8 @@ class TrainingConfig:
             raise UserInputError(f"on_bad_item is {self.on_bad_item!r}, expected one of {', '.join(ON_BAD_ITEM)}")
         if self.data_weights is not None:
             self._check_weights()
-        _refuse_unknown(self.loss_weights, LOSS_PARTS, "loss_weights: ")
+        # Which tensors a decoder has is known with the model (`NextGPTConfig.check_loss_weights`).
+        _refuse_unknown(map(without_tensor, self.loss_weights), LOSS_PARTS, "loss_weights: ")
         try:
             self.loss_weights = {name: float(weight) for name, weight in self.loss_weights.items()}
         except (TypeError, ValueError):

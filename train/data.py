@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 from transformers.utils.logging import tqdm
 
 from nextgpt.errors import UserInputError
@@ -64,8 +64,8 @@ class OutputMedia(NamedTuple):
 class FeatureRows(Protocol):
     """Where the frozen features of items (paths, captions) are had from."""
 
-    def rows(self, items: list) -> list[Tensor]:
-        """One tensor for each item, on the CPU."""
+    def rows(self, items: list) -> list[Tensor | dict[str, Tensor]]:
+        """One tensor, or tensors by name, for each item, on the CPU."""
 
 
 @dataclass
@@ -74,7 +74,7 @@ class TrainingFeatures:
 
     Args:
         inputs: input modality → embeddings `[embed_dim]` of media files, by path.
-        targets: output modality → conditioning `[queries, width]` of captions.
+        targets: output modality → conditioning of captions, tensors by name.
         latents: output modality → latents of media files, by path, for the denoising loss.
     """
 
@@ -419,7 +419,7 @@ class ChatCollator:
             for modality, table in tables.items():
                 items = [getattr(media, column) for media in outputs if media.modality == modality]
                 if items:
-                    stacked[modality] = torch.stack(table.rows(items))
+                    stacked[modality] = default_collate(table.rows(items))
             if stacked:
                 batch[name] = stacked
         return batch

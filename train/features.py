@@ -1,30 +1,18 @@
-"""What the frozen parts say of a data set, computed once and kept on disk. Trains nothing.
-
-A cache folder holds one folder per frozen part and kind of feature, named by a hash of the part's files: another part
-never finds this one's features. In it are safetensors shards of `keys` (SHA-256 of an item's content) and `features`,
-an index of them that is made anew when it is lost, and `part.json`, which says what computed them. Shards are written
-beside and renamed: an interrupted run loses no more than the work of a minute, and several processes may write at once.
-"""
+"""What the frozen parts say of a data set, computed once and kept on disk (see `feature_cache`). Trains nothing."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import os
 import sqlite3
 import time
-import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
@@ -35,132 +23,17 @@ from nextgpt.hardware import is_out_of_memory
 from nextgpt.media import load_media
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.data import CHUNK, ChatDataset, InputMedia, OutputMedia, TrainingFeatures
-from nextgpt.train.hashes import LOCK_SECONDS, FileHashes
+from nextgpt.train.feature_cache import Feature, FeatureCache
+from nextgpt.train.hashes import FileHashes
 
 logger = logging.getLogger(__name__)
 
 Item = str | Path  # a caption or a media file
-Computed = dict[Item, Tensor | NextGPTError]
+Computed = dict[Item, Feature | NextGPTError]
 
-CACHE_VERSION = "2"  # raised when the same files come to mean other features
-PART_FILE = "part.json"
-INDEX_FILE = "index.sqlite"
 SHARD_BYTES = 64_000_000
 SHARD_SECONDS = 60  # at most so much work is lost when the process is killed
-OPEN_SHARDS = 128
 ENCODER_FILES = ("*.json", "*.safetensors", "*.bin", "*.pth")
-TEXT_ENCODER_FILES = ("text_encoder/*", "tokenizer/*")
-AUTOENCODER_FILES = ("*.json", "vae/*", "unet/config.json", "vocoder/config.json")
-
-
-class FeatureCache:
-    """The features of one kind from one frozen part, on disk, by the hash of the item's content.
-
-    Args:
-        root: folder of all caches.
-        kind: e.g. `image-float32`, `captions-stable-diffusion`.
-        part: what computes the features; every value counts but `source`, since a folder may move.
-        accept_stale: make a new cache, though there is one of this kind from another part.
-
-    Raises:
-        UserInputError: the folder holds features of this kind that another part computed, and none of this one.
-    """
-
-    def __init__(self, root: str | Path, kind: str, part: dict[str, Any], *, accept_stale: bool = False):
-        counting = {name: value for name, value in part.items() if name != "source"}
-        identity = hashlib.sha256(json.dumps([CACHE_VERSION, counting], sort_keys=True).encode()).hexdigest()[:16]
-        self.folder = Path(root) / f"{kind}-{identity}"
-        if not self.folder.is_dir() and not accept_stale:
-            _refuse_stale(self.folder, kind, part)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / PART_FILE).is_file():
-            (self.folder / PART_FILE).write_text(json.dumps(part, indent=2) + "\n", encoding="utf-8")
-        with closing(self._connect()) as database, database:
-            database.execute("CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, shard TEXT, row INTEGER)")
-            database.execute("CREATE TABLE IF NOT EXISTS shards (name TEXT PRIMARY KEY)")
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Takes into the index what other processes wrote, and out of it what was deleted."""
-        present = {file.name for file in self.folder.glob("*.safetensors")}
-        with closing(self._connect()) as database:
-            known = {name for (name,) in database.execute("SELECT name FROM shards")}
-        for name in known - present:
-            with closing(self._connect()) as database, database:
-                database.execute("DELETE FROM rows WHERE shard=?", (name,))
-                database.execute("DELETE FROM shards WHERE name=?", (name,))
-        for name in sorted(present - known):
-            self._index(name, _keys(self.folder / name))
-
-    def missing(self, keys: Sequence[bytes]) -> list[bytes]:
-        """Those of the keys that have no feature yet, each once."""
-        with closing(self._connect()) as database:
-            known = {key for key in keys if database.execute("SELECT 1 FROM rows WHERE key=?", (key,)).fetchone()}
-        return [key for key in dict.fromkeys(keys) if key not in known]
-
-    def add(self, features: dict[bytes, Tensor]) -> None:
-        """Writes one shard of features of equal shape."""
-        keys = torch.frombuffer(bytearray(b"".join(features)), dtype=torch.uint8).view(len(features), -1)
-        name = f"{uuid.uuid4().hex}.safetensors"
-        save_file({"keys": keys, "features": torch.stack(list(features.values()))}, self.folder / f"{name}.tmp")
-        os.replace(self.folder / f"{name}.tmp", self.folder / name)
-        self._index(name, list(features))
-
-    def rows(self, keys: Sequence[bytes]) -> list[Tensor]:
-        """The feature of each key; KeyError for one that has none."""
-        database = _reader(self.folder / INDEX_FILE, os.getpid())
-        found = []
-        for key in keys:
-            row = database.execute("SELECT shard, row FROM rows WHERE key=?", (key,)).fetchone()
-            if row is None:
-                raise KeyError(key.hex())
-            found.append(_shard(self.folder / row[0], os.getpid())[row[1]].clone())
-        return found
-
-    def _index(self, name: str, keys: Iterable[bytes]) -> None:
-        with closing(self._connect()) as database, database:
-            database.executemany(
-                "INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", ((key, name, row) for row, key in enumerate(keys))
-            )
-            database.execute("INSERT OR REPLACE INTO shards VALUES (?)", (name,))
-
-    def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.folder / INDEX_FILE, timeout=LOCK_SECONDS)
-
-
-def _refuse_stale(folder: Path, kind: str, part: dict[str, Any]) -> None:
-    for other in folder.parent.glob(f"{kind}-*"):
-        if other.name.removeprefix(f"{kind}-").isalnum() and any(other.glob("*.safetensors")):
-            found = json.loads((other / PART_FILE).read_text(encoding="utf-8"))
-            changed = [name for name in part if part[name] != found.get(name)]
-            differences = ", ".join(f"{name} {found.get(name)} there, {part[name]} here" for name in changed)
-            raise UserInputError(
-                f"{other} is stale: another frozen part computed it ({differences}). Delete it, name another folder "
-                "(features=…), or make the new features with `nextgpt data cache`"
-            )
-
-
-@lru_cache(maxsize=32)
-def _reader(file: Path, process: int) -> sqlite3.Connection:
-    """A connection for reading that stays open; each process has its own, also after a fork."""
-    return sqlite3.connect(f"file:{file.absolute()}?mode=ro", uri=True, timeout=LOCK_SECONDS, check_same_thread=False)
-
-
-@lru_cache(maxsize=OPEN_SHARDS)
-def _shard(file: Path, process: int) -> Any:
-    """The features of a shard, `[items, …]`; a row is read when it is asked for."""
-    return _opened(file).get_slice("features")
-
-
-def _keys(file: Path) -> list[bytes]:
-    return [row.tobytes() for row in _opened(file).get_tensor("keys").numpy()]
-
-
-def _opened(file: Path) -> Any:
-    try:
-        return safe_open(file, "pt")
-    except (OSError, SafetensorError) as error:
-        raise UserInputError(f"{file}: a broken shard of the feature cache ({error}); delete it") from None
 
 
 class FeatureTable(NamedTuple):
@@ -174,7 +47,7 @@ class FeatureTable(NamedTuple):
     cache: FeatureCache
     keys: Callable[[Iterable[Item]], dict[Item, bytes | OSError]]
 
-    def rows(self, items: list[Item]) -> list[Tensor]:
+    def rows(self, items: list[Item]) -> list[Feature]:
         """The feature of each item.
 
         Raises:
@@ -284,10 +157,10 @@ class _ShardWriter:
     def __init__(self, cache: FeatureCache):
         self.cache, self.pending, self.bytes, self.written = cache, {}, 0, time.monotonic()
 
-    def add(self, key: bytes, feature: Tensor) -> None:
-        feature = feature.float().cpu()
-        self.pending[key] = feature
-        self.bytes += feature.nbytes
+    def add(self, key: bytes, feature: Feature) -> None:
+        tensors = [feature] if isinstance(feature, Tensor) else feature.values()
+        self.pending[key] = _on_cpu(feature)
+        self.bytes += sum(tensor.numel() * 4 for tensor in tensors)
         if self.bytes >= SHARD_BYTES or time.monotonic() - self.written > SHARD_SECONDS:
             self.flush()
 
@@ -295,6 +168,12 @@ class _ShardWriter:
         if self.pending:
             self.cache.add(self.pending)
         self.pending, self.bytes, self.written = {}, 0, time.monotonic()
+
+
+def _on_cpu(feature: Feature) -> Feature:
+    if isinstance(feature, dict):
+        return {name: _on_cpu(tensor) for name, tensor in feature.items()}
+    return feature.float().cpu()
 
 
 # ---------------------------------------------------------------------- what a data set needs
@@ -344,16 +223,25 @@ def gather_features(
     for modality in outputs:
         part, location = config.part(modality), config.location(modality)
         decoder = load_decoder(part.kind, location, revision=part.revision, device=device)
-        identity = _identity(hashes, location, part.revision, TEXT_ENCODER_FILES)
+        if decoders is not None:
+            _check_trainable(decoder)
+        identity = _identity(hashes, location, part.revision, decoder.files_of(decoder.text_encoder_files))
         table = FeatureTable(cache(f"captions-{decoder.kind}", identity), _caption_keys)
         features.targets[modality] = filled(_caption_source(decoder, table))
         if decoders is not None:
-            identity = _identity(hashes, location, part.revision, AUTOENCODER_FILES)
+            identity = _identity(hashes, location, part.revision, decoder.files_of(decoder.autoencoder_files))
             table = FeatureTable(cache(f"latents-{decoder.kind}", identity), hashes.of)
             features.latents[modality] = filled(_latent_source(decoder, table))
             decoders[modality] = decoder
     dataset.drop(bad)
     return features
+
+
+def _check_trainable(decoder: Decoder) -> None:
+    try:
+        decoder.check_trainable()
+    except ValueError as error:
+        raise UserInputError(f"denoising=true: {error}") from None
 
 
 def _modalities(dataset: ChatDataset) -> tuple[list[str], list[str]]:
@@ -397,7 +285,8 @@ def _input_source(
 
 def _caption_source(decoder: Decoder, table: FeatureTable) -> FeatureSource:
     def compute(captions: list[Item]) -> Computed:
-        return dict(zip(captions, decoder.encode(captions), strict=True))
+        conditioning = decoder.encode(captions)
+        return {caption: {name: each[i] for name, each in conditioning.items()} for i, caption in enumerate(captions)}
 
     def items(inputs: list[InputMedia], outputs: list[OutputMedia]) -> list[Item]:
         return [media.caption for media in outputs if media.modality == decoder.modality]

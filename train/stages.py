@@ -201,6 +201,10 @@ def load_for_training(config: TrainingConfig) -> tuple[NextGPTModel, NextGPTProc
     location = fetch_model(config.model)
     model_config = NextGPTConfig.from_pretrained(location)
     model_config.loss_weights = model_config.loss_weights | config.loss_weights
+    try:
+        model_config.check_loss_weights()
+    except ValueError as error:
+        raise UserInputError(str(error)) from None
     model = NextGPTModel.from_parts(model_config, dtype=getattr(torch, config.dtype))
     if (location / TRAINED_FILE).is_file():
         model.load_trained(location)

@@ -20,6 +20,7 @@ from transformers import Trainer
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from nextgpt.configuration_nextgpt import without_tensor
 from nextgpt.errors import NextGPTError
 from nextgpt.hardware import is_out_of_memory
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
@@ -47,8 +48,9 @@ class StageTrainer(Trainer):
         self.processor = processor  # not as `processing_class`: the Trainer would change the model's special tokens
         self.sampler, self.identity = sampler, identity
         self.loss_is_scaled_for_ga = True
-        modalities = self.model.config.signal_tokens
-        self._part_names = ["text", *(f"{kind}/{m}" for kind in ("conditioning", "denoising") for m in modalities)]
+        projections = self.model.output_projections.items()
+        conditioning = [f"conditioning/{modality}/{name}" for modality, each in projections for name in each.shapes]
+        self._part_names = ["text", *conditioning, *(f"denoising/{modality}" for modality, _ in projections)]
         self._meter = _Meter()
         self._saving = False
         if self.pop_callback(ProgressCallback):
@@ -79,8 +81,9 @@ class StageTrainer(Trainer):
         """Part of the loss → its tokens or media in this batch."""
         counts = dict.fromkeys(self._part_names, 0)
         counts["text"] = int((batch["labels"][:, 1:] != IGNORED_LABEL).sum())
-        for kind, column in (("conditioning", "conditioning_targets"), ("denoising", "media_latents")):
-            counts |= {f"{kind}/{modality}": len(rows) for modality, rows in batch.get(column, {}).items()}
+        for modality, tensors in batch.get("conditioning_targets", {}).items():
+            counts |= {f"conditioning/{modality}/{name}": len(rows) for name, rows in tensors.items()}
+        counts |= {f"denoising/{modality}": len(rows) for modality, rows in batch.get("media_latents", {}).items()}
         return counts
 
     def compute_loss(
@@ -208,11 +211,22 @@ class _Meter:
 
     def read(self, sums: dict[str, float]) -> dict[str, float]:
         seconds = time.perf_counter() - self.started
-        logs = {f"loss/{name}": sums[name] / steps for name, steps in self.steps.items()}
-        return logs | {
+        logs = _with_sums({name: sums[name] / steps for name, steps in self.steps.items()})
+        return {f"loss/{name}": value for name, value in logs.items()} | {
             "samples_per_second": round(self.conversations / seconds, 3),
             "input_share": round(self.input_seconds / seconds, 4),
         }
+
+
+def _with_sums(parts: dict[str, float]) -> dict[str, float]:
+    """`conditioning/<modality>` is the sum over its decoder's tensors, which stand behind it where they are several."""
+    tensors: dict[str, dict[str, float]] = defaultdict(dict)
+    for name, value in parts.items():
+        tensors[without_tensor(name)][name] = value
+    logs = {}
+    for name, own in tensors.items():
+        logs |= {name: sum(own.values())} | (own if len(own) > 1 else {})
+    return logs
 
 
 class ProgressBar(ProgressCallback):

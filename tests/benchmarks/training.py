@@ -48,7 +48,7 @@ def build(folder: Path, samples: int) -> None:
     from nextgpt.encoders import encoder_from_config
     from nextgpt.train.nano.assemble import new_config
     from nextgpt.train.nano.models import autoencoder, captions, encoder, image_decoder, language_model, text_encoder
-    from tiny_decoders import tiny_clip_tokenizer
+    from tiny_text_encoders import tiny_clip_tokenizer
 
     torch.manual_seed(0)
     random = np.random.default_rng(0)

@@ -25,8 +25,7 @@ def llama(tmp_path_factory):
 def test_every_family_runs_learns_and_generates_media(family, tmp_path):
     model, processor = tiny_model(tmp_path, family)
     batch = processor([DIALOGUE, DIALOGUE[:1]], add_generation_prompt=False, return_labels=True)
-    queries, width = model.config.conditioning_shapes["image"]
-    targets = {"image": torch.randn(1, queries, width)}
+    targets = {"image": {"prompt_embeds": torch.randn(1, *model.config.conditioning_shapes["image"]["prompt_embeds"])}}
 
     model.train_only(["input_projection", "output_projections", "signal_rows", "lora"])
     model.train()
@@ -38,7 +37,7 @@ def test_every_family_runs_learns_and_generates_media(family, tmp_path):
         output.loss.backward()
         optimizer.step()
         losses.append(output.losses)
-    assert set(losses[0]) == {"text", "conditioning/image"}
+    assert set(losses[0]) == {"text", "conditioning/image/prompt_embeds"}
     assert all(losses[-1][name] < losses[0][name] for name in losses[0])
 
     model.eval()
@@ -50,7 +49,7 @@ def test_every_family_runs_learns_and_generates_media(family, tmp_path):
 def test_only_the_named_groups_change_and_the_base_stays(llama, tmp_path):
     model, processor = tiny_model(tmp_path)
     batch = processor(DIALOGUE, add_generation_prompt=False, return_labels=True)
-    queries, width = model.config.conditioning_shapes["image"]
+    targets = {"image": {"prompt_embeds": torch.randn(1, *model.config.conditioning_shapes["image"]["prompt_embeds"])}}
     expected = {
         ("input_projection",): ["input_projection."],
         ("output_projections", "signal_rows"): ["output_projections.", "signal_rows."],
@@ -61,7 +60,7 @@ def test_only_the_named_groups_change_and_the_base_stays(llama, tmp_path):
         model.train_only(groups)
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
         for _ in range(2):  # LoRA's B starts at zero, so that A moves from the second step
-            model(**batch, conditioning_targets={"image": torch.randn(1, queries, width)}).loss.backward()
+            model(**batch, conditioning_targets=targets).loss.backward()
             optimizer.step()
         changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
         assert changed, groups
@@ -73,8 +72,7 @@ def test_losses_are_those_of_the_definition(llama, monkeypatch):
     """Text: cross-entropy over the whole vocabulary at labelled positions; conditioning: mean square distance."""
     model, processor = llama
     batch = processor(DIALOGUE, add_generation_prompt=False, return_labels=True)
-    queries, width = model.config.conditioning_shapes["image"]
-    targets = {"image": torch.zeros(1, queries, width)}
+    targets = {"image": {"prompt_embeds": torch.zeros(1, *model.config.conditioning_shapes["image"]["prompt_embeds"])}}
     labels = batch.pop("labels")
     with torch.no_grad():
         output = model(**batch, labels=labels, conditioning_targets=targets)
@@ -84,8 +82,8 @@ def test_losses_are_those_of_the_definition(llama, monkeypatch):
     text = torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], ignore_index=-100)
     torch.testing.assert_close(output.losses["text"], text)
     mask = model.signal_mask(batch["input_ids"], "image")
-    conditioning = model.project("image", *(each[mask][None] for each in states[0]))
-    torch.testing.assert_close(output.losses["conditioning/image"], conditioning.square().mean())
+    conditioning = model.project("image", *(each[mask][None] for each in states[0]))["prompt_embeds"]
+    torch.testing.assert_close(output.losses["conditioning/image/prompt_embeds"], conditioning.square().mean())
     torch.testing.assert_close(output.loss, text + conditioning.square().mean())
     monkeypatch.setattr(model.config, "loss_weights", model.config.loss_weights | {"conditioning/image": 3.0})
     with torch.no_grad():
@@ -102,12 +100,12 @@ def test_columns_that_are_shared_or_need_no_gradient_change_no_loss_and_no_gradi
     """Rows that begin alike and rows that do not, padded on the right: as in one pass over everything."""
     model, processor = tiny_model(tmp_path, family)
     late = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}, *DIALOGUE]
-    queries, width = model.config.conditioning_shapes["image"]
+    shape = model.config.conditioning_shapes["image"]["prompt_embeds"]
     model.train_only(groups)
     model.train()
     for conversations in ([DIALOGUE, DIALOGUE[:1]], [late, DIALOGUE], [late, late], [late]):
         batch = processor(conversations, add_generation_prompt=False, return_labels=True, padding_side="right")
-        targets = {"image": torch.ones(sum(len(each) % 2 == 0 for each in conversations), queries, width)}
+        targets = {"image": {"prompt_embeds": torch.ones(sum(len(each) % 2 == 0 for each in conversations), *shape)}}
         assert model._shared_columns(batch["input_ids"], batch["attention_mask"]) > 0
         assert (model._columns_without_gradient(batch["input_ids"]) > 0) == ("lora" not in groups)
         found = [gradients(model, batch, targets)]
@@ -123,6 +121,20 @@ def gradients(model, batch, targets) -> dict[str, torch.Tensor]:
     loss = model(**batch, conditioning_targets=targets).loss
     loss.backward()
     return {"loss": loss.detach()} | {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_targets_that_do_not_fit_are_named(llama):
+    model, processor = llama
+    batch = processor(DIALOGUE, add_generation_prompt=False, return_labels=True)
+    good = torch.zeros(1, *model.config.conditioning_shapes["image"]["prompt_embeds"])
+    for targets, told in (
+        ({}, "The image output projection takes 'prompt_embeds', which is missing"),
+        ({"prompt_embeds": good, "pooled_prompt_embeds": good}, "takes no 'pooled_prompt_embeds'"),
+        ({"prompt_embeds": good[:, :1]}, r"'prompt_embeds' of shape \[N, 77, 32\], got \[1, 1, 32\]"),
+        ({"prompt_embeds": good.repeat(2, 1, 1)}, "has 1 image signal runs, conditioning_targets 2 rows"),
+    ):
+        with pytest.raises(UserInputError, match=told):
+            model(**batch, conditioning_targets={"image": targets})
 
 
 def test_placeholders_never_score_and_signals_do(llama):

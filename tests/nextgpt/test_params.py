@@ -6,6 +6,8 @@ It knows the numbers of NExT-GPT (https://arxiv.org/abs/2309.05519) and of its p
 import pytest
 
 from nextgpt.params import PartCount, count_parameters
+from tiny_decoders import save_tiny_stable_audio
+from tiny_models import tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +63,17 @@ def test_every_frozen_part_has_a_licence_and_the_non_commercial_ones_are_told(ta
 )
 def test_a_licence_is_read_for_what_it_forbids(license, restricted):
     assert PartCount("encoder", "somewhere", 1, trained=False, license=license).is_non_commercial is restricted
+
+
+def test_a_part_that_two_decoders_share_is_counted_once():
+    """nano's clips and pictures have one autoencoder."""
+    parts = {part.name: part.breakdown for part in count_parameters("nano").parts}
+    assert "vae" in parts["image decoder"] and "vae" not in parts["video decoder"]
+
+
+def test_models_that_are_made_for_one_pipeline_are_counted(tmp_path):
+    save_tiny_stable_audio(tmp_path / "audio_decoder")
+    decoders = {"audio": {"kind": "stable-audio", "source": str(tmp_path / "audio_decoder")}}
+    tiny_config(tmp_path, decoders=decoders).save_pretrained(tmp_path / "model")
+    [decoder] = [part for part in count_parameters(tmp_path / "model").parts if part.name == "audio decoder"]
+    assert set(decoder.breakdown) == {"text_encoder", "projection_model", "transformer", "vae"}
