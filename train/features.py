@@ -35,6 +35,7 @@ from nextgpt.hardware import is_out_of_memory
 from nextgpt.media import load_media
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.data import CHUNK, ChatDataset, InputMedia, OutputMedia, TrainingFeatures
+from nextgpt.train.files import whole_file
 from nextgpt.train.hashes import LOCK_SECONDS, FileHashes
 
 logger = logging.getLogger(__name__)
@@ -102,8 +103,8 @@ class FeatureCache:
         """Writes one shard of features of equal shape."""
         keys = torch.frombuffer(bytearray(b"".join(features)), dtype=torch.uint8).view(len(features), -1)
         name = f"{uuid.uuid4().hex}.safetensors"
-        save_file({"keys": keys, "features": torch.stack(list(features.values()))}, self.folder / f"{name}.tmp")
-        os.replace(self.folder / f"{name}.tmp", self.folder / name)
+        with whole_file(self.folder / name) as beside:
+            save_file({"keys": keys, "features": torch.stack(list(features.values()))}, beside)
         self._index(name, list(features))
 
     def rows(self, keys: Sequence[bytes]) -> list[Tensor]:
@@ -233,7 +234,7 @@ def fill(
 
     def note(item: Item, error: Exception) -> None:
         if on_bad_item != "skip":
-            raise UserInputError(f"{item}: {error}") from None
+            raise UserInputError(f"{dataset.where(item)}: {item}: {error}") from None
         bad[item] = str(error)
 
     def compute(count: int) -> None:
@@ -377,8 +378,8 @@ def _input_source(
     def prepare(item: Item) -> Tensor | NextGPTError:
         try:
             return processor.prepare_media(modality, str(item))
-        except NextGPTError as error:
-            return error
+        except Exception as error:
+            return _as_problem(error)
 
     def compute(items: list[Item]) -> Computed:
         with ThreadPoolExecutor() as pool:
@@ -409,8 +410,8 @@ def _latent_source(decoder: Decoder, table: FeatureTable) -> FeatureSource:
     def encode(path: Item) -> Tensor | NextGPTError:
         try:
             return decoder.encode_media([load_media(decoder.modality, str(path))])[0].cpu()
-        except NextGPTError as error:
-            return error
+        except Exception as error:
+            return _as_problem(error)
 
     def compute(paths: list[Item]) -> Computed:
         return {path: encode(path) for path in paths}  # one at a time: a clip's frames are large
@@ -419,6 +420,13 @@ def _latent_source(decoder: Decoder, table: FeatureTable) -> FeatureSource:
         return [media.path for media in outputs if media.modality == decoder.modality]
 
     return FeatureSource(table, items, compute, f"Encoding {decoder.modality} latents")
+
+
+def _as_problem(error: Exception) -> NextGPTError:
+    """What any item may raise, as something wrong with it; a lack of memory is not."""
+    if is_out_of_memory(error):
+        raise error
+    return error if isinstance(error, NextGPTError) else UserInputError(f"{type(error).__name__}: {error}")
 
 
 def _encoder_identity(hashes: FileHashes, config: NextGPTConfig, processor: NextGPTProcessor) -> dict[str, Any]:
