@@ -52,6 +52,7 @@ SYSTEM = ("system", "system_prompt")
 MEDIA_KEYS = {key: modality for modality in MODALITIES for key in (modality, f"{modality}s")}
 ALPACA_PAIRS = (("instruction", "output"), ("query", "response"))
 PAIR = (("user", "human"), ("assistant", "assistant"))  # ms-swift's
+PROMPTED = (("user", "prompt"), ("assistant", "completion"))  # trl's
 # Keys that change what an answer means or what it may be, when they hold anything.
 REFUSED = {
     **dict.fromkeys(("tools", "functions"), "offers tools"),
@@ -94,8 +95,13 @@ class ConversionReport:
 
 
 def _counted(what: str, reason: str, places: list[str], shown: int) -> str:
+    named, before = [], None
+    for place in places[:shown]:
+        file, _, spot = place.rpartition(":")
+        named.append(place if file != before else spot.strip())  # a file is named once
+        before = file
     more = f" and {len(places) - shown:,} more; --json names all" if len(places) > shown else ""
-    return f"{what} {len(places):,}: {reason} ({', '.join(places[:shown])}{more})"
+    return f"{what} {len(places):,}: {reason} ({', '.join(named)}{more})"
 
 
 def convert_files(
@@ -154,6 +160,10 @@ def _converted(record: Record, format: str, media: RecordMedia, task: str, repor
             _check(messages)
         except KeyError as error:
             raise Unusable(f"not of the {kind} format: it has no {error}") from None
+        except (Unusable, MemoryError):
+            raise
+        except Exception as error:  # no record, whatever it holds, takes the others with it
+            raise Unusable(f"not of the {kind} format ({type(error).__name__}: {error})") from None
     except Unusable as reason:
         report.left_out.setdefault(str(reason), []).append(record.where)
         return None
@@ -257,9 +267,10 @@ def _turns(record: dict, media: RecordMedia) -> list[Turn]:
     if names:
         given = record[names[0]]
         media.note_unread({"prompt", "completion"} & set(record))
+    elif "prompt" in record:
+        given = [turn for role, key in PROMPTED for turn in _side(role, record[key])]
     else:
-        sides = (("user", record.get("prompt")), ("assistant", record["completion"] if "prompt" in record else None))
-        given = [turn for role, side in sides for turn in _side(role, side)]
+        raise Unusable(f"it has none of {', '.join(TURNS)}")
     if not isinstance(given, list):
         raise Unusable(f"the conversation is {describe(given)}, expected a list of turns")
     turns = []
@@ -282,8 +293,7 @@ def _turn(turn: dict, media: RecordMedia) -> Turn:
     speaker = turn.get("from", turn.get("role"))
     role = ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
     if role is None:
-        shown = repr(speaker) if isinstance(speaker, str) else describe(speaker)
-        raise Unusable(f"a turn is from {shown if len(shown) <= 40 else shown[:37] + '...'}")
+        raise Unusable(f"a turn is from {_quoted(speaker)}")
     for key, what in REFUSED_OF_TURN.items():
         if turn.get(key):
             raise Unusable(f"a turn {what} ({key})")
@@ -308,7 +318,7 @@ def _piece(part: Any, role: str, media: RecordMedia) -> str | Marker | dict:
         return _text(part.get("text"), "a text part")
     modality = str(kind).removesuffix("_url")
     if modality not in MODALITIES:
-        raise Unusable(f"a part is of the type {kind!r}" if isinstance(kind, str) else "a part has no type")
+        raise Unusable(f"a part is of the type {_quoted(kind)}, which is not read")
     names = [part[key] for key in ("path", "url", "image_url", modality) if part.get(key) is not None]
     name = names[0].get("url") if names and isinstance(names[0], dict) and "url" in names[0] else (names or [None])[0]
     if role == "assistant":
@@ -332,6 +342,10 @@ def _conversation(record: dict, turns: list[Turn], media: RecordMedia) -> list[d
         elif system and system != first:
             raise Unusable(f"two system texts, one of them in {key}")
     return messages
+
+
+def _quoted(value: Any) -> str:
+    return repr(value if len(value) <= 40 else f"{value[:37]}...") if isinstance(value, str) else describe(value)
 
 
 def _text(value: Any, name: str, or_none: bool = False) -> str:
