@@ -64,7 +64,7 @@ def _resolve(message: dict, folder: Path) -> dict:
         return message  # text, or something that the processor will refuse
 
     def resolved(part: Any) -> Any:
-        if isinstance(part, dict) and isinstance(part.get("path"), str):
+        if isinstance(part, dict) and isinstance(part.get("path"), str) and "://" not in part["path"]:
             return part | {"path": os.path.normpath(folder / part["path"])}
         return part
 
