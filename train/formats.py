@@ -5,7 +5,9 @@ A record becomes a conversation whole, or is left out with its reason. What is k
 - `captions`: `caption` beside `image_name`, `audio_name` or `video_name` (CC3M, AudioCaps, WebVid as the original
   NExT-GPT ships them);
 - `nextgpt`: `input_<kind>` and `output_<kind>` with `<kind>_captions` (a name or a list) beside `conversations`, where
-  `<image>`, `<audio>` and `<video>` mark the places, in any number of turns (comprehension, generation, T2M, MosIT);
+  `<image>`, `<audio>` and `<video>` mark the places, in any number of turns (comprehension, generation, T2M, MosIT); and
+  what its first code reads, `image_name` beside a `conversation` whose turns have `input_modality`, `output_modality` and
+  `caption`, or `<Image>caption</Image>` in an answer;
 - `llava`: `image` (or `images`, `audio`, `video` …) beside `conversations`;
 - `alpaca`: `instruction`, `input`, `output`, or `query` and `response`; with `history`;
 - `sharegpt`: `conversations` alone (LLaMA-Factory, Vicuna), or ms-swift's `conversation` of pairs;
@@ -18,6 +20,7 @@ four. Tools, and answers that are rated or compared, have no place in a conversa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +63,8 @@ REFUSED = {
     **dict.fromkeys(("kto_tag", "label"), "rates its answer"),
     "objects": "marks boxes in pictures",
 }
+FIRST_CODE = ("input_modality", "output_modality", "caption")  # keys of a turn
+INLINE = re.compile(rf"<({'|'.join(map(str.capitalize, MODALITIES))})>(.*?)</\1>", re.DOTALL)
 NOTHING = (None, "", "[]", [], {})
 REFUSED_OF_TURN = {
     **dict.fromkeys(("tool_calls", "function_call", "tool_call_id"), "uses tools"),
@@ -191,7 +196,8 @@ def _refuse(record: dict) -> None:
 
 def _format_of(record: dict) -> str | None:
     keys = set(record)
-    if any(f"{side}_{modality}" in keys for side in ("input", "output") for modality in MODALITIES):
+    is_first_code = "conversation" in keys and bool(keys & {"image_name", "output_modality"})
+    if is_first_code or any(f"{side}_{modality}" in keys for side in ("input", "output") for modality in MODALITIES):
         return "nextgpt"
     if "caption" in keys and any(f"{modality}_name" in keys for modality in MODALITIES):
         return "captions"
@@ -225,10 +231,52 @@ def _captions(record: dict, media: RecordMedia, task: str) -> list[dict]:
 
 
 def _original(record: dict, media: RecordMedia, task: str) -> list[dict]:
+    if "conversation" in record:
+        return _conversation(record, _first_code(record, media), media)
     for modality in MODALITIES:
         media.add_inputs(modality, record.get(f"input_{modality}"))
         media.add_outputs(modality, record.get(f"output_{modality}"), record.get(f"{modality}_captions"))
     return _conversation(record, _turns(record, media), media)
+
+
+def _first_code(record: dict, media: RecordMedia) -> list[Turn]:
+    """The turns of the original's first instruction data: one file a record, and captions of what is made in the turns."""
+    turns = []
+    for given in _turn_list(record["conversation"]):
+        turn = _turn({key: given[key] for key in given if key not in FIRST_CODE}, media)
+        turns.append(turn)
+        kind = given.get("output_modality" if turn.role == "assistant" else "input_modality")
+        if kind not in (None, "text", *MODALITIES):
+            raise Unusable(f"the modality of a turn is {_quoted(kind)}")
+        if turn.role == "assistant":
+            turn.pieces = [piece for text in turn.pieces for piece in _inline_captions(text, media)]
+            if kind in MODALITIES:
+                turn.pieces.append(media.made(kind, record.get("image_name"), given.get("caption")))
+        elif kind in MODALITIES:
+            media.add_inputs(kind, record.get("image_name"))
+            if not any(isinstance(piece, Marker) for piece in turn.pieces):
+                turn.pieces.insert(0, Marker(kind))
+        if turn.role == "user" and any(INLINE.search(piece) for piece in turn.pieces if isinstance(piece, str)):
+            raise Unusable("a question holds media by their caption alone")
+    makes, is_made = record.get("output_modality"), any(isinstance(piece, dict) for turn in turns for piece in turn.pieces)
+    if makes in MODALITIES and not is_made:
+        raise Unusable(f"its output_modality is {makes}, but no turn makes any")
+    if (
+        record.get("image_name")
+        and not is_made
+        and not any(key in given for given in record["conversation"] for key in FIRST_CODE)
+    ):
+        raise Unusable("no turn says whether image_name is looked at (input_modality) or made (output_modality)")
+    return turns
+
+
+def _inline_captions(piece: str | Marker | dict, media: RecordMedia) -> list[str | Marker | dict]:
+    """`<Image>caption</Image>` → a part of the assistant's message."""
+    if not isinstance(piece, str):
+        return [piece]
+    text, *rest = INLINE.split(piece)  # text, kind, caption, text, …
+    triples = zip(rest[::3], rest[1::3], rest[2::3], strict=True)
+    return [text, *(made for kind, caption, after in triples for made in (media.made(kind.lower(), None, caption), after))]
 
 
 def _llava(record: dict, media: RecordMedia, task: str) -> list[dict]:
@@ -271,17 +319,22 @@ def _turns(record: dict, media: RecordMedia) -> list[Turn]:
         given = [turn for role, key in PROMPTED for turn in _side(role, record[key])]
     else:
         raise Unusable(f"it has none of {', '.join(TURNS)}")
-    if not isinstance(given, list):
-        raise Unusable(f"the conversation is {describe(given)}, expected a list of turns")
     turns = []
-    for turn in given:
-        if not isinstance(turn, dict):
-            raise Unusable(f"a turn is {describe(turn)}, expected an object")
+    for turn in _turn_list(given):
         if "human" in turn and "assistant" in turn:  # ms-swift's pairs
             turns += [split_markers(role, _text(turn[key], f"a turn of the {role}")) for role, key in PAIR]
         else:
             turns.append(_turn(turn, media))
     return turns
+
+
+def _turn_list(given: Any) -> list[dict]:
+    if not isinstance(given, list):
+        raise Unusable(f"the conversation is {describe(given)}, expected a list of turns")
+    for turn in given:
+        if not isinstance(turn, dict):
+            raise Unusable(f"a turn is {describe(turn)}, expected an object")
+    return given
 
 
 def _side(role: str, side: Any) -> list:
@@ -370,6 +423,7 @@ READ_KEYS: dict[str, set[str]] = {
     "nextgpt": {
         *(f"{side}_{modality}" for side in ("input", "output") for modality in MODALITIES),
         *(f"{modality}_captions" for modality in MODALITIES),
+        *("image_name", "output_modality"),
         *TURNS,
         *SYSTEM,
         *REFUSED,

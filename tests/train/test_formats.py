@@ -119,6 +119,43 @@ WHOLE = {
             {"role": "assistant", "content": "An <image> is no tag."},
         ],
     ),
+    "the original's first code, drawing": (
+        {
+            "image_name": "a.png",
+            "output_modality": "image",
+            "conversation": [
+                HUMAN | {"value": "draw a dog", "input_modality": "text"},
+                GPT | {"value": "Sure.", "caption": "a dog", "output_modality": "image"},
+            ],
+        },
+        [
+            {"role": "user", "content": "draw a dog"},
+            {"role": "assistant", "content": [text("Sure."), {"type": "image", "caption": "a dog"}]},
+        ],
+    ),
+    "the original's first code, looking": (
+        {
+            "image_name": "a.png",
+            "output_modality": "text",
+            "conversation": [HUMAN | {"value": "What?", "input_modality": "image"}, GPT | {"value": "So.", "caption": ""}],
+        },
+        [{"role": "user", "content": [image("a.png"), text("What?")]}, {"role": "assistant", "content": "So."}],
+    ),
+    "the original's first code, captions in an answer": (
+        {"image_name": "0.jpg", "conversation": asking("Show me.", "Here: <Image>a dog</Image> And <Audio>a bark</Audio>")},
+        [
+            {"role": "user", "content": "Show me."},
+            {
+                "role": "assistant",
+                "content": [
+                    text("Here:"),
+                    {"type": "image", "caption": "a dog"},
+                    text("And"),
+                    {"type": "audio", "caption": "a bark"},
+                ],
+            },
+        ],
+    ),
     "an empty picture of a text": ({"image": "", "conversations": SIMPLE}, HI),
 }
 
@@ -151,6 +188,9 @@ LEFT_OUT = {
     "the image of the assistant has no caption": {"images": ["a.png"], "conversations": asking("Draw.", "<image>")},
     "the image is an address": {"image": "https://example.com/a.png", "conversations": asking("<image> What?")},
     "cannot be the name of a file": {"image": "A" * 5000, "conversations": asking("<image> What?")},
+    "no turn says whether image_name is looked at": {"image_name": "a.png", "conversation": SIMPLE},
+    "no turn makes any": {"image_name": "a.png", "output_modality": "audio", "conversation": SIMPLE},
+    "a question holds media by their caption": {"image_name": "", "conversation": asking("<Image>a dog</Image> What?")},
     "the history holds more than pairs": {"instruction": "hi", "output": "hello", "history": ["hi"]},
     "instruction is a number": {"instruction": 1, "output": "hello"},
     "holds half a character (the lone surrogate U+D83D)": {"conversations": asking("\ud83d")},
