@@ -18,10 +18,10 @@ from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.doctor import file_hash
 from nextgpt.errors import NextGPTError
 from nextgpt.media import load_media
-from nextgpt.parts import fetch_model, first_line
+from nextgpt.parts import fetch_model
 from nextgpt.signals import MODALITIES
 from nextgpt.train.data import Reader, mapper
-from nextgpt.train.lines import Line, read_lines
+from nextgpt.train.lines import Line, as_problem, read_lines
 from nextgpt.train.lines import check_files as check_existence
 from nextgpt.train.stages import load_processor
 from nextgpt.train.store import Example
@@ -110,11 +110,8 @@ class _Checker:
 
         try:
             return self._read(line, problems, note)
-        except MemoryError:
-            raise
         except Exception as error:  # whatever a line holds, the others are checked too
-            known = isinstance(error, NextGPTError)
-            note("broken", str(error) if known else f"cannot be read ({type(error).__name__}: {first_line(error)})")
+            note("broken", str(as_problem(error)))
             return _Finding(problems, None, 0, None)
 
     def _read(self, line: Line, problems: list[Problem], note: Callable[[str, str], None]) -> _Finding:

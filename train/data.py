@@ -31,13 +31,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers.utils.logging import tqdm
 
-from nextgpt.errors import NextGPTError, UserInputError
-from nextgpt.parts import first_line
+from nextgpt.errors import UserInputError
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
 from nextgpt.signals import MODALITIES
 from nextgpt.text import check_characters
 from nextgpt.train.hashes import FileHashes
-from nextgpt.train.lines import Line, check_files, read_lines
+from nextgpt.train.lines import Line, as_problem, check_files, read_lines
 from nextgpt.train.sampling import BLANK
 from nextgpt.train.store import Example, ExampleStore, Skipped
 
@@ -112,14 +111,11 @@ class Reader:
         """
         try:
             return self._read(line)
-        except MemoryError:
-            raise
         except Exception as error:  # whatever a line holds, its place is told
-            known = isinstance(error, NextGPTError)
-            reason = str(error) if known else f"cannot be read ({type(error).__name__}: {first_line(error)})"
+            problem = as_problem(error)
             if self.on_bad_item == "skip":
-                return Skipped(line.where, reason)
-            raise UserInputError(f"{line.where}: {reason}") from (None if known else error)
+                return Skipped(line.where, str(problem))
+            raise UserInputError(f"{line.where}: {problem}") from (None if problem is error else error)
 
     def _read(self, line: Line) -> Example:
         messages = line.messages()
@@ -230,11 +226,8 @@ class ChatDataset(Dataset):
 
     def where(self, item: str | Path) -> str:
         """File and line of the first conversation that holds a media file or a caption."""
-        for index in map(self._stored, range(len(self))):
-            record = self.store.record(index)
-            if item in _items(record):
-                return record["id"]
-        return "unknown line"
+        records = (self.store.record(self._stored(index)) for index in range(len(self)))
+        return next((record["id"] for record in records if item in _items(record)), "nowhere")
 
     @property
     def lengths(self) -> np.ndarray:
@@ -263,7 +256,7 @@ class ChatDataset(Dataset):
         return digest.hexdigest()
 
     def drop(self, bad: Mapping[Any, str]) -> None:
-        """Leaves out the conversations that hold one of the `bad` items (path or caption → reason).
+        """Leaves out the conversations that hold one of the `bad` items (path or caption → reason, which names it).
 
         Raises:
             UserInputError: nothing is left.
@@ -273,7 +266,7 @@ class ChatDataset(Dataset):
         kept = []
         for index in map(self._stored, range(len(self))):
             record = self.store.record(index)
-            reasons = [f"{item}: {bad[item]}" for item in _items(record) if item in bad]
+            reasons = [bad[item] for item in _items(record) if item in bad]
             if reasons:
                 self.skipped.append(Skipped(record["id"], reasons[0]))
             else:

@@ -37,6 +37,7 @@ from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.data import CHUNK, ChatDataset, InputMedia, OutputMedia, TrainingFeatures
 from nextgpt.train.files import whole_file
 from nextgpt.train.hashes import LOCK_SECONDS, FileHashes
+from nextgpt.train.lines import as_problem
 
 logger = logging.getLogger(__name__)
 
@@ -233,9 +234,10 @@ def fill(
     writer = _ShardWriter(source.table.cache)
 
     def note(item: Item, error: Exception) -> None:
+        reason = str(error) if str(error).startswith(str(item)) else f"{item}: {error}"
         if on_bad_item != "skip":
-            raise UserInputError(f"{dataset.where(item)}: {item}: {error}") from None
-        bad[item] = str(error)
+            raise UserInputError(f"{dataset.where(item)}: {reason}") from None
+        bad[item] = reason
 
     def compute(count: int) -> None:
         keys = list(waiting)[:count]
@@ -379,7 +381,7 @@ def _input_source(
         try:
             return processor.prepare_media(modality, str(item))
         except Exception as error:
-            return _as_problem(error)
+            return as_problem(error)
 
     def compute(items: list[Item]) -> Computed:
         with ThreadPoolExecutor() as pool:
@@ -411,7 +413,7 @@ def _latent_source(decoder: Decoder, table: FeatureTable) -> FeatureSource:
         try:
             return decoder.encode_media([load_media(decoder.modality, str(path))])[0].cpu()
         except Exception as error:
-            return _as_problem(error)
+            return as_problem(error)
 
     def compute(paths: list[Item]) -> Computed:
         return {path: encode(path) for path in paths}  # one at a time: a clip's frames are large
@@ -420,13 +422,6 @@ def _latent_source(decoder: Decoder, table: FeatureTable) -> FeatureSource:
         return [media.path for media in outputs if media.modality == decoder.modality]
 
     return FeatureSource(table, items, compute, f"Encoding {decoder.modality} latents")
-
-
-def _as_problem(error: Exception) -> NextGPTError:
-    """What any item may raise, as something wrong with it; a lack of memory is not."""
-    if is_out_of_memory(error):
-        raise error
-    return error if isinstance(error, NextGPTError) else UserInputError(f"{type(error).__name__}: {error}")
 
 
 def _encoder_identity(hashes: FileHashes, config: NextGPTConfig, processor: NextGPTProcessor) -> dict[str, Any]:

@@ -261,11 +261,8 @@ def _first_code(record: dict, media: RecordMedia) -> list[Turn]:
     makes, is_made = record.get("output_modality"), any(isinstance(piece, dict) for turn in turns for piece in turn.pieces)
     if makes in MODALITIES and not is_made:
         raise Unusable(f"its output_modality is {makes}, but no turn makes any")
-    if (
-        record.get("image_name")
-        and not is_made
-        and not any(key in given for given in record["conversation"] for key in FIRST_CODE)
-    ):
+    is_told = is_made or any(key in given for given in record["conversation"] for key in FIRST_CODE)
+    if record.get("image_name") and not is_told:
         raise Unusable("no turn says whether image_name is looked at (input_modality) or made (output_modality)")
     return turns
 
@@ -323,6 +320,7 @@ def _turns(record: dict, media: RecordMedia) -> list[Turn]:
     for turn in _turn_list(given):
         if "human" in turn and "assistant" in turn:  # ms-swift's pairs
             turns += [split_markers(role, _text(turn[key], f"a turn of the {role}")) for role, key in PAIR]
+            media.note_unread(set(turn) - {"human", "assistant"})
         else:
             turns.append(_turn(turn, media))
     return turns
@@ -373,7 +371,11 @@ def _piece(part: Any, role: str, media: RecordMedia) -> str | Marker | dict:
     if modality not in MODALITIES:
         raise Unusable(f"a part is of the type {_quoted(kind)}, which is not read")
     names = [part[key] for key in ("path", "url", "image_url", modality) if part.get(key) is not None]
-    name = names[0].get("url") if names and isinstance(names[0], dict) and "url" in names[0] else (names or [None])[0]
+    if len(names) > 1:
+        raise Unusable(f"a part names {len(names)} files, expected one")
+    name = names[0] if names else None
+    if isinstance(name, dict) and "url" in name:
+        name = name["url"]
     if role == "assistant":
         return media.made(modality, name, part.get("caption"))
     if role == "system":

@@ -8,7 +8,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nextgpt.errors import UserInputError
+from nextgpt.errors import NextGPTError, UserInputError
+from nextgpt.hardware import is_out_of_memory
+from nextgpt.parts import first_line
+
+
+def as_problem(error: Exception) -> NextGPTError:
+    """Whatever an item raised, as something wrong with that item; a lack of memory is not, and is raised again."""
+    if is_out_of_memory(error):
+        raise error
+    known = isinstance(error, NextGPTError)
+    return error if known else UserInputError(f"cannot be read ({type(error).__name__}: {first_line(error)})")
 
 
 class Line(NamedTuple):

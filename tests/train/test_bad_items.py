@@ -90,7 +90,7 @@ def test_names_that_are_not_utf8_are_files_like_others(world, tmp_path) -> None:
     (folder / "pictures" / f"{name}.png").write_bytes((world / "pictures" / "red.png").read_bytes())
     lines = [naming(name), naming("gone")]
     lines[0]["messages"][1]["content"] = "A red one."
-    file = write_lines(folder / "data.jsonl", lines)
+    file = write_lines(folder / f"{name}.jsonl", lines)
     report = check_files([file], str(world / "model"), workers=0)
     assert [problem.kind for problem in report.problems] == ["missing"]
     options = {"data": file, "on_bad_item": "skip", "max_steps": 1, "features": str(tmp_path / "features")}
