@@ -126,7 +126,7 @@ class _Checker:
         length = None
         if not any(problem.kind == "missing" for problem in problems):
             length = self._check_tokens(line, note)
-        if length is not None:
+        if not any(problem.kind == "broken" for problem in problems):
             is_mute = any(problem.kind == "too short" for problem in problems)
             for number, problem in turn_problems(messages):
                 if not (is_mute and problem == "an empty assistant turn"):  # said already

@@ -293,9 +293,7 @@ def _alpaca(record: dict, media: RecordMedia, task: str) -> list[dict]:
         said[:0] = [
             (role, _text(text, "a turn of the history")) for role, text in zip(("user", "assistant"), past, strict=True)
         ]
-    has_media = any(media.inputs.values())  # else every marker is text
-    turns = [split_markers(role, text) if has_media else Turn(role, [text]) for role, text in said]
-    return _conversation(record, turns, media)
+    return _conversation(record, [split_markers(role, text) for role, text in said], media)
 
 
 def _add_media(record: dict, media: RecordMedia) -> None:

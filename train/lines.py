@@ -47,7 +47,7 @@ class Line(NamedTuple):
         messages = record.get("messages") if isinstance(record, dict) else None
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             shown = self.content.decode(errors="replace").strip()[:60]
-            raise UserInputError(f'expected {{"messages": [...]}}, found {shown}')
+            raise UserInputError(f'expected {{"messages": [...]}}, found {shown}; `nextgpt data convert` makes such lines')
         return [_resolve(message, Path(self.folder)) for message in messages]
 
 

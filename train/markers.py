@@ -155,7 +155,8 @@ class RecordMedia:
         if not parts:
             if modality in side or any(not marker.text or role == "user" and marker.alone for marker in markers):
                 raise Unusable(f"a <{modality}> of the {role} names no file")
-            return []  # a text that speaks of it
+            self.notes.append(f"a <{modality}> of the {role} names no file and was kept as text")
+            return []
         if len(markers) > len(parts):
             raise Unusable(f"{len(markers)} <{modality}> of the {role} but {len(parts)} named")
         for marker, part in zip(markers, parts, strict=False):

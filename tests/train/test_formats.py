@@ -290,10 +290,12 @@ def test_converted_data_converts_to_itself(tmp_path) -> None:
 
 def test_what_was_not_read_or_placed_by_guess_is_noted(tmp_path) -> None:
     record = {"id": 1, "source": "web", "image": "a.png", "conversations": [SIMPLE[0] | {"lang": "en"}, SIMPLE[1]]}
+    record["conversations"] += asking("And <video>?")
     report, _ = convert(tmp_path, [{"conversations": SIMPLE}, record])
     assert list(report.notes) == [
         "the key 'lang' of a turn was not read",
         "no <image> of the user says where the image belongs",
+        "a <video> of the user names no file and was kept as text",
         "the key 'source' was not read",
     ]
     assert all(places == [f"{tmp_path / 'source.json'}: record 2"] for places in report.notes.values())
