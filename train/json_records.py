@@ -46,9 +46,7 @@ def read_records(file: Path, is_record: Callable[[dict], bool]) -> list[Record]:
     except OSError as error:
         reason = error.strerror or error
         raise UserInputError(f"{file}: cannot be read ({reason}); give a JSON or JSON-lines file") from None
-    # Bytes that are not UTF-8 spoil the record that they stand in, not the file.
-    text = data.decode(json.detect_encoding(data), "surrogateescape")
-    values = list(_values(text))
+    values = list(_values(_decoded(data, file)))
     if not values:
         raise UserInputError(f"{file}: holds no records; expected a list of JSON objects, or one a line")
     if len(values) == 1 and isinstance(values[0].value, list):
@@ -61,7 +59,7 @@ def read_records(file: Path, is_record: Callable[[dict], bool]) -> list[Record]:
             return _of_list(values[0].value[lists[0]], file)
     if not any(isinstance(value.value, dict) for value in values):
         first = next((value for value in values if value.problem), values[0])
-        reason = first.problem or f"holds {describe(first.value)}"
+        reason = first.problem or f"holds {describe(first.value)}{' and more after it' * (len(values) > 1)}"
         raise UserInputError(f"{file}:{first.line}: {reason}; expected a list of JSON objects, or one a line")
     return [_record(f"{file}:{value.line}", value.value, value.problem) for value in values]
 
@@ -69,6 +67,15 @@ def read_records(file: Path, is_record: Callable[[dict], bool]) -> list[Record]:
 def describe(value: Any) -> str:
     """What kind of JSON a value is, with its article."""
     return _TYPES.get(type(value), "a number")
+
+
+def _decoded(data: bytes, file: Path) -> str:
+    """The text. Bytes that are not UTF-8 become lone surrogates: they spoil the record that they stand in, not the file."""
+    encoding = json.detect_encoding(data)
+    try:
+        return data.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise UserInputError(f"{file}: not readable as {encoding} ({error.reason}); save it as UTF-8") from None
 
 
 class _Value(NamedTuple):
