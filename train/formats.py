@@ -136,7 +136,7 @@ def convert_files(
         with whole_file(out) as beside:
             with beside.open("wb") as lines:
                 for file in map(Path, files):
-                    records = read_records(file, is_record=lambda value: _format_of(value) is not None)
+                    records = read_records(file, is_record=_is_record)
                     for record in tqdm(records, desc=file.name, unit=" records"):
                         media = RecordMedia(Path(media_folder or file.parent), out.parent)
                         messages = _converted(record, format, media, task, report)
@@ -192,6 +192,10 @@ def _refuse(record: dict) -> None:
         value = record.get(key)
         if value not in NOTHING and (key != "label" or isinstance(value, bool)):  # other labels only sort the records
             raise Unusable(f"{what} ({key}), which a conversation has no place for")
+
+
+def _is_record(value: dict) -> bool:
+    return _format_of(value) is not None or bool(REFUSED.keys() & value.keys())
 
 
 def _format_of(record: dict) -> str | None:

@@ -52,7 +52,7 @@ def read_records(file: Path, is_record: Callable[[dict], bool]) -> list[Record]:
     if len(values) == 1 and isinstance(values[0].value, list):
         return _of_list(values[0].value, file)
     if len(values) == 1 and isinstance(values[0].value, dict) and not is_record(values[0].value):
-        lists = [key for key, value in values[0].value.items() if isinstance(value, list)]
+        lists = [key for key, value in values[0].value.items() if _holds_records(value)]
         if len(lists) > 1:
             raise UserInputError(f"{file}: one object with the lists {', '.join(lists)}; make a file of each")
         if lists:
@@ -62,6 +62,10 @@ def read_records(file: Path, is_record: Callable[[dict], bool]) -> list[Record]:
         reason = first.problem or f"holds {describe(first.value)}{' and more after it' * (len(values) > 1)}"
         raise UserInputError(f"{file}:{first.line}: {reason}; expected a list of JSON objects, or one a line")
     return [_record(f"{file}:{value.line}", value.value, value.problem) for value in values]
+
+
+def _holds_records(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
 def describe(value: Any) -> str:

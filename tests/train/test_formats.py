@@ -248,6 +248,8 @@ def test_a_line_that_cannot_be_read_is_counted_and_the_others_stay(tmp_path) -> 
         ("no JSON at all\nreally", r"source\.json:1: not valid JSON .*expected a list of JSON objects"),
         ('[\n{"a": 1},\n{"b": 2,}\n]', r"source\.json:3: not valid JSON"),
         (ONE.encode("utf-16")[:-1], "not readable as utf-16 .*; save it as UTF-8"),
+        ('{"prompt": "hi", "chosen": [{}], "rejected": [{}]}', "compares answers"),
+        ('{"text": "hi", "tags": ["a"]}', "no known format has the keys tags, text"),
         ("[]", "holds no records"),
         ("", "holds no records"),
         ("[1, 2]", r"a number, expected an object .*record 1, record 2"),
