@@ -30,6 +30,7 @@ from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta
 from nextgpt.media import guess_modality
 from nextgpt.pipeline import NextGPTPipeline
+from nextgpt.text import whole_characters
 
 logger = logging.getLogger(__name__)
 
@@ -277,4 +278,4 @@ def _data_address(picture: Image.Image) -> str:
 
 
 def _words(text: str) -> list[dict]:
-    return [{"type": "text", "text": text}] if text.strip() else []
+    return [{"type": "text", "text": whole_characters(text)}] if text.strip() else []  # a box may hold half an emoji

@@ -7,6 +7,7 @@ needs itself, so that `--help` is quick.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ INPUT_MODALITIES = ("image", "audio", "video")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0, 2 for what the user can mend, 1 for a defect, 130 for Ctrl-C."""
     options = build_parser().parse_args(arguments, argparse.Namespace(debug=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8; in JSON it is the right escape, too
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return options.command(options) or 0
     except KeyboardInterrupt:

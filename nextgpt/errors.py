@@ -4,7 +4,13 @@ from __future__ import annotations
 
 
 class NextGPTError(Exception):
-    """Anything a user can mend. The command line prints it without a traceback and exits with code 2."""
+    """Anything a user can mend. The command line prints it without a traceback and exits with code 2.
+
+    A message may name a file or quote a text with lone surrogates; they are escaped, so that it can always be written.
+    """
+
+    def __init__(self, message: object = ""):
+        super().__init__(str(message).encode("utf-8", "backslashreplace").decode())
 
 
 class UserInputError(NextGPTError, ValueError):

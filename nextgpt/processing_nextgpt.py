@@ -24,6 +24,7 @@ from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.media import load_media
 from nextgpt.parts import fetch_model, first_line
 from nextgpt.signals import MODALITIES, SignalVocabulary
+from nextgpt.text import check_characters
 
 ROLES = ("system", "user", "assistant")
 IGNORED_LABEL = -100
@@ -267,6 +268,7 @@ class NextGPTProcessor(ProcessorMixin):
             if kind == "text":
                 if not isinstance(part.get("text"), str):
                     raise UserInputError(f"message {index}: a text part has text {_short(part.get('text'))}, not a string")
+                check_characters(part["text"], f"message {index}: the text")
                 yield Piece(text=part["text"], learned=learned), None
             elif kind in MODALITIES:
                 yield self._media_piece(part, kind, message["role"], index)

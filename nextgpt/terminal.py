@@ -6,6 +6,7 @@ line's.
 
 from __future__ import annotations
 
+import io
 import shlex
 import signal
 import sys
@@ -19,6 +20,7 @@ from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.events import SUFFIXES, Event, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, save_media
 from nextgpt.media import guess_modality, load_media
 from nextgpt.pipeline import NextGPTPipeline
+from nextgpt.text import whole_characters
 
 HELP = """\
 Write a message and press Enter. Files go with the next message:
@@ -117,6 +119,8 @@ class Chat:
     def __init__(self, pipeline: NextGPTPipeline, folder: Path, options: dict):
         self.pipeline, self.folder, self.options = pipeline, folder, options
         self.is_interactive = sys.stdin.isatty()
+        if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are not UTF-8 are legal in names of files
+            sys.stdin.reconfigure(errors="surrogateescape")
         self.commands = {"/attach": self.attach, "/help": self.help, "/reset": self.reset}
         self.reset()
 
@@ -173,7 +177,8 @@ class Chat:
             raise UserInputError(f"there is no command {word}; /help lists them")
 
     def _answer(self, text: str) -> None:
-        question = {"role": "user", "content": [*self.attached, {"type": "text", "text": text}]}
+        words = {"type": "text", "text": whole_characters(text)}  # a slip of the keyboard shall not end a chat
+        question = {"role": "user", "content": [*self.attached, words]}
         cancel = threading.Event()
         events = self.pipeline.stream([*self.messages, question], session=self.session, cancel=cancel, **self.options)
         with _interrupt_sets(cancel):

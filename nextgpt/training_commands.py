@@ -54,25 +54,30 @@ def _add_convert(tools, debug) -> None:
     parser.add_argument("files", nargs="+", type=Path, help="JSON or JSON-lines files of one format")
     parser.add_argument("-o", "--out", type=Path, required=True, help="JSON-lines file to write")
     parser.add_argument(
-        "--format", default="auto", help="auto, captions, nextgpt, llava, alpaca or sharegpt (default: %(default)s)"
+        "--format",
+        default="auto",
+        help="auto, captions, nextgpt, llava, alpaca, sharegpt or messages (default: %(default)s)",
     )
-    parser.add_argument("--media", type=Path, help="folder of the media files (default: the first file's folder)")
+    parser.add_argument("--media", type=Path, help="folder of the media files (default: each file's own folder)")
     parser.add_argument(
         "--task",
         choices=("encoders", "decoders"),
         default="encoders",
         help="what plain pairs of media and caption become: questions about media or wishes for them (default: %(default)s)",
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with the place of every record left out")
 
 
 def convert_data(options: argparse.Namespace) -> None:
-    """Converts, and says how many conversations there are and what was left out."""
+    """Converts, and says how many conversations there are, what was left out and why."""
     from nextgpt.train.formats import convert_files
 
     report = convert_files(options.files, options.out, format=options.format, media_folder=options.media, task=options.task)
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+        return
     print(f"{options.out}: {report.conversations:,} conversations from {', '.join(map(str, options.files))}")
-    for reason, count in report.left_out.items():
-        print(f"left out {count:,}: {reason}")
+    print("\n".join(report.summary()), end="\n" if report.left_out or report.notes else "")
 
 
 def _add_check(tools, debug) -> None:

@@ -85,5 +85,5 @@ def write_card(folder: str | Path, config: NextGPTConfig, record: dict[str, Any]
         ]
     )
     path = Path(folder) / CARD_FILE
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,12 +20,14 @@ from nextgpt.errors import NextGPTError
 from nextgpt.media import load_media
 from nextgpt.parts import fetch_model
 from nextgpt.signals import MODALITIES
-from nextgpt.train.data import Line, Reader, mapper, read_lines
-from nextgpt.train.data import check_files as check_existence
+from nextgpt.train.data import Reader, mapper
+from nextgpt.train.lines import Line, as_problem, read_lines
+from nextgpt.train.lines import check_files as check_existence
 from nextgpt.train.stages import load_processor
 from nextgpt.train.store import Example
+from nextgpt.train.turns import turn_problems
 
-KINDS = ("missing", "broken", "too short", "too long", "duplicate")
+KINDS = ("missing", "broken", "bad turns", "too short", "too long", "duplicate")
 MIN_PIXELS = 8
 MIN_SECONDS = 0.1
 BAR_WIDTH = 40
@@ -107,23 +109,31 @@ class _Checker:
             problems.append(Problem(kind, line.where, reason))
 
         try:
-            messages = line.messages()
-            parts = [p for m in messages if isinstance(m.get("content"), list) for p in m["content"] if isinstance(p, dict)]
-        except NextGPTError as error:
-            note("broken", str(error))
+            return self._read(line, problems, note)
+        except Exception as error:  # whatever a line holds, the others are checked too
+            note("broken", str(as_problem(error)))
             return _Finding(problems, None, 0, None)
+
+    def _read(self, line: Line, problems: list[Problem], note: Callable[[str, str], None]) -> _Finding:
+        messages = line.messages()
+        parts = [p for m in messages if isinstance(m.get("content"), list) for p in m["content"] if isinstance(p, dict)]
         named = [part for part in parts if isinstance(part.get("path"), str)]
-        files = [(part["type"], Path(part["path"])) for part in named if part.get("type") in MODALITIES]
+        files = [(part["type"], part["path"]) for part in named if part.get("type") in MODALITIES]
         for modality, path in dict.fromkeys(files):
-            problem = _media_problem(modality, str(path))
+            problem = _media_problem(modality, path)
             if problem:
                 note(*problem)
         length = None
         if not any(problem.kind == "missing" for problem in problems):
             length = self._check_tokens(line, note)
+        if not any(problem.kind == "broken" for problem in problems):
+            is_mute = any(problem.kind == "too short" for problem in problems)
+            for number, problem in turn_problems(messages):
+                if not (is_mute and problem == "an empty assistant turn"):  # said already
+                    note("bad turns", f"message {number}: {problem}; mend it, or leave the line out")
         return _Finding(problems, length, len(files), _content_hash(messages) if length is not None else None)
 
-    def _check_tokens(self, line: Line, note: Any) -> int | None:
+    def _check_tokens(self, line: Line, note: Callable[[str, str], None]) -> int | None:
         example = self.reader(line)
         if not isinstance(example, Example):
             note("broken", example.reason)
@@ -186,7 +196,7 @@ def check_files(
 
 @lru_cache(maxsize=4096)  # data sets show the same picture in several conversations
 def _media_problem(modality: str, path: str) -> tuple[str, str] | None:
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # unlike `Path.is_file`, False for names that no file can have
         return "missing", f"{path}: no such file; paths start from the data file's folder"
     try:
         loaded = load_media(modality, path)
@@ -206,7 +216,7 @@ def _content_hash(messages: Iterable[dict]) -> bytes:
     """Of what a conversation says and shows: two files of equal content count as one."""
 
     def plain(part: Any) -> Any:
-        if isinstance(part, dict) and "path" in part and Path(part["path"]).is_file():
+        if isinstance(part, dict) and isinstance(part.get("path"), str) and os.path.isfile(part["path"]):
             return part | {"path": _file_hash(part["path"])}
         return part
 

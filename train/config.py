@@ -124,7 +124,7 @@ class TrainingConfig:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise UserInputError(f"{path}: cannot be read ({error.strerror}); give a training configuration") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserInputError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it") from None
         if not isinstance(values, dict):
             raise UserInputError(f"{path}: holds {type(values).__name__}, expected `key: value` lines")

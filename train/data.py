@@ -34,7 +34,9 @@ from transformers.utils.logging import tqdm
 from nextgpt.errors import UserInputError
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
 from nextgpt.signals import MODALITIES
+from nextgpt.text import check_characters
 from nextgpt.train.hashes import FileHashes
+from nextgpt.train.lines import Line, as_problem, check_files, read_lines
 from nextgpt.train.sampling import BLANK
 from nextgpt.train.store import Example, ExampleStore, Skipped
 
@@ -83,62 +85,6 @@ class TrainingFeatures:
     latents: dict[str, FeatureRows] = field(default_factory=dict)
 
 
-class Line(NamedTuple):
-    """One line of a data file, as it stands there."""
-
-    source: int
-    where: str
-    folder: str
-    content: bytes
-
-    def messages(self) -> list[dict]:
-        """The conversation, with media paths resolved.
-
-        Raises:
-            UserInputError: the line is not what it should be.
-        """
-        try:
-            record = json.loads(self.content)
-        except ValueError as error:
-            reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not valid JSON"
-            raise UserInputError(f"{reason} ({error}); each line is one conversation") from None
-        messages = record.get("messages") if isinstance(record, dict) else None
-        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-            shown = self.content.decode(errors="replace").strip()[:60]
-            raise UserInputError(f'expected {{"messages": [...]}}, found {shown}')
-        return [_resolve(message, Path(self.folder)) for message in messages]
-
-
-def read_lines(files: Iterable[str | Path]) -> Iterator[Line]:
-    """The lines of JSON-lines files that are not empty, in order."""
-    for source, file in enumerate(files):
-        path = Path(file)
-        with path.open("rb") as lines:
-            for number, content in enumerate(lines, start=1):
-                if content.strip():
-                    yield Line(source, f"{path}:{number}", str(path.parent), content)
-
-
-def check_files(files: Iterable[str | Path]) -> None:
-    """Raises UserInputError for a data file that is not there."""
-    for file in files:
-        if not Path(file).is_file():
-            raise UserInputError(f"{file}: no such file; `data` names JSON-lines files of chat messages")
-
-
-def _resolve(message: dict, folder: Path) -> dict:
-    content = message.get("content")
-    if not isinstance(content, list):
-        return message  # text, or something that the processor will refuse
-
-    def resolved(part: Any) -> Any:
-        if isinstance(part, dict) and isinstance(part.get("path"), str):
-            return part | {"path": os.path.normpath(folder / part["path"])}
-        return part
-
-    return message | {"content": [resolved(part) for part in content]}
-
-
 @dataclass
 class Reader:
     """Tokenizes lines, and says what is wrong with them. Travels to other processes.
@@ -165,10 +111,11 @@ class Reader:
         """
         try:
             return self._read(line)
-        except UserInputError as error:
+        except Exception as error:  # whatever a line holds, its place is told
+            problem = as_problem(error)
             if self.on_bad_item == "skip":
-                return Skipped(line.where, str(error))
-            raise UserInputError(f"{line.where}: {error}") from None
+                return Skipped(line.where, str(problem))
+            raise UserInputError(f"{line.where}: {problem}") from (None if problem is error else error)
 
     def _read(self, line: Line) -> Example:
         messages = line.messages()
@@ -194,7 +141,7 @@ class Reader:
             raise UserInputError(f"no media from the {speaker}: this stage learns nothing from it; leave the line out")
         if self.needs_output_files:
             for media in outputs:
-                if media.path is None or not media.path.is_file():
+                if media.path is None or not os.path.isfile(media.path):
                     raise UserInputError(f"{media.modality} {media.caption!r} needs a file at `path` for denoising")
 
 
@@ -277,6 +224,11 @@ class ChatDataset(Dataset):
         """What the model looks at, and what it learns to make."""
         return _media(self.store.record(self._stored(index)))
 
+    def where(self, item: str | Path) -> str:
+        """File and line of the first conversation that holds a media file or a caption."""
+        records = (self.store.record(self._stored(index)) for index in range(len(self)))
+        return next((record["id"] for record in records if item in _items(record)), "nowhere")
+
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each conversation: `[n]`."""
@@ -304,7 +256,7 @@ class ChatDataset(Dataset):
         return digest.hexdigest()
 
     def drop(self, bad: Mapping[Any, str]) -> None:
-        """Leaves out the conversations that hold one of the `bad` items (path or caption → reason).
+        """Leaves out the conversations that hold one of the `bad` items (path or caption → reason, which names it).
 
         Raises:
             UserInputError: nothing is left.
@@ -314,9 +266,7 @@ class ChatDataset(Dataset):
         kept = []
         for index in map(self._stored, range(len(self))):
             record = self.store.record(index)
-            inputs, outputs = _media(record)
-            items = [*(media.path for media in inputs), *(item for media in outputs for item in media[1:])]
-            reasons = [f"{item}: {bad[item]}" for item in items if item in bad]
+            reasons = [bad[item] for item in _items(record) if item in bad]
             if reasons:
                 self.skipped.append(Skipped(record["id"], reasons[0]))
             else:
@@ -335,6 +285,12 @@ class ChatDataset(Dataset):
 def _media(record: dict) -> tuple[list[InputMedia], list[OutputMedia]]:
     inputs = [InputMedia(modality, Path(path)) for modality, path in record["inputs"]]
     return inputs, [OutputMedia(modality, caption, path and Path(path)) for modality, caption, path in record["outputs"]]
+
+
+def _items(record: dict) -> list[str | Path | None]:
+    """The files and captions of a conversation."""
+    inputs, outputs = _media(record)
+    return [*(media.path for media in inputs), *(item for media in outputs for item in media[1:])]
 
 
 @contextmanager
@@ -376,7 +332,7 @@ def _input_media(part: dict) -> InputMedia:
     path = part.get("path")
     if not isinstance(path, str):
         raise UserInputError(f"the {part['type']} part has no path; training reads files")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # unlike `Path.is_file`, False for names that no file can have
         raise UserInputError(f"{path}: no such file; paths start from the data file's folder")
     return InputMedia(part["type"], Path(path))
 
@@ -385,6 +341,7 @@ def _output_media(part: dict) -> OutputMedia:
     caption, path = part.get("caption"), part.get("path")
     if not isinstance(caption, str) or not caption.strip():
         raise UserInputError(f"the assistant's {part['type']} has no caption; say what it shows")
+    check_characters(caption, f"the caption of the assistant's {part['type']}")
     if path is not None and not isinstance(path, str):
         raise UserInputError(f"the assistant's {part['type']} has the path {path!r}, expected text")
     return OutputMedia(part["type"], caption, Path(path) if path else None)

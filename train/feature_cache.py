@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from nextgpt.errors import UserInputError
+from nextgpt.train.files import whole_file
 from nextgpt.train.hashes import LOCK_SECONDS
 
 Feature = Tensor | dict[str, Tensor]  # a decoder's conditioning has several tensors
@@ -89,8 +90,8 @@ class FeatureCache:
         name = f"{uuid.uuid4().hex}.safetensors"
         stacked = default_collate(list(features.values()))
         tensors = {FEATURES: stacked} if isinstance(stacked, Tensor) else {f"{FEATURES}/{n}": t for n, t in stacked.items()}
-        save_file({KEYS: keys} | tensors, self.folder / f"{name}.tmp")
-        os.replace(self.folder / f"{name}.tmp", self.folder / name)
+        with whole_file(self.folder / name) as beside:
+            save_file({KEYS: keys} | tensors, beside)
         self._index(name, list(features))
 
     def rows(self, keys: Sequence[bytes]) -> list[Feature]:

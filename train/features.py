@@ -25,6 +25,7 @@ from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.data import CHUNK, ChatDataset, InputMedia, OutputMedia, TrainingFeatures
 from nextgpt.train.feature_cache import Feature, FeatureCache
 from nextgpt.train.hashes import FileHashes
+from nextgpt.train.lines import as_problem
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +106,10 @@ def fill(
     writer = _ShardWriter(source.table.cache)
 
     def note(item: Item, error: Exception) -> None:
+        reason = str(error) if str(error).startswith(str(item)) else f"{item}: {error}"
         if on_bad_item != "skip":
-            raise UserInputError(f"{item}: {error}") from None
-        bad[item] = str(error)
+            raise UserInputError(f"{dataset.where(item)}: {reason}") from None
+        bad[item] = reason
 
     def compute(count: int) -> None:
         keys = list(waiting)[:count]
@@ -265,8 +267,8 @@ def _input_source(
     def prepare(item: Item) -> Tensor | NextGPTError:
         try:
             return processor.prepare_media(modality, str(item))
-        except NextGPTError as error:
-            return error
+        except Exception as error:
+            return as_problem(error)
 
     def compute(items: list[Item]) -> Computed:
         with ThreadPoolExecutor() as pool:
@@ -298,8 +300,8 @@ def _latent_source(decoder: Decoder, table: FeatureTable) -> FeatureSource:
     def encode(path: Item) -> Tensor | NextGPTError:
         try:
             return decoder.encode_media([load_media(decoder.modality, str(path))])[0].cpu()
-        except NextGPTError as error:
-            return error
+        except Exception as error:
+            return as_problem(error)
 
     def compute(paths: list[Item]) -> Computed:
         return {path: encode(path) for path in paths}  # one at a time: a clip's frames are large

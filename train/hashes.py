@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,10 +35,10 @@ class FileHashes:
             for path in dict.fromkeys(paths):
                 try:
                     status = path.stat()
-                except OSError as error:
-                    found[path] = error
+                except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+                    found[path] = error if isinstance(error, OSError) else OSError(str(error))
                     continue
-                seen = (str(path.absolute()), status.st_size, status.st_mtime_ns)
+                seen = (_name(path), status.st_size, status.st_mtime_ns)
                 row = database.execute("SELECT sha256 FROM files WHERE path=? AND size=? AND changed=?", seen).fetchone()
                 if row:
                     found[path] = row[0]
@@ -47,7 +48,7 @@ class FileHashes:
             with ThreadPoolExecutor() as pool:
                 hashed = dict(zip((path for path, *_ in unknown), pool.map(_read, unknown), strict=True))
             rows = [
-                (str(path.absolute()), size, changed, hashed[path])
+                (_name(path), size, changed, hashed[path])
                 for path, size, changed in unknown
                 if isinstance(hashed[path], bytes)
             ]
@@ -60,17 +61,22 @@ class FileHashes:
         """What a frozen part is: a hash of its files (those that match `patterns`), or of its repository and revision."""
         path, digest = Path(location), hashlib.sha256()
         if not path.exists():
-            digest.update(f"{location}@{revision}".encode())
+            digest.update(f"{location}@{revision}".encode("utf-8", "backslashreplace"))
             return digest.hexdigest()
         files = {file for pattern in patterns for file in path.glob(pattern)} if path.is_dir() else {path}
         for file, content in sorted(self.of(file for file in files if file.is_file()).items()):
             if isinstance(content, OSError):
                 raise content
-            digest.update(file.name.encode() + content)
+            digest.update(os.fsencode(file.name) + content)
         return digest.hexdigest()
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self.file, timeout=LOCK_SECONDS)
+
+
+def _name(path: Path) -> str:
+    """A path as text that a database takes, also where it is not UTF-8."""
+    return str(path.absolute()).encode("utf-8", "backslashreplace").decode()
 
 
 def _read(item: tuple[Path, int, int]) -> bytes | OSError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import subprocess
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from nextgpt.info import RUN_FILE, describe_environment
 from nextgpt.modeling_nextgpt import LORA_FOLDER, TRAINED_FILE
 from nextgpt.train.config import TrainingConfig
 from nextgpt.train.data import ChatDataset
+from nextgpt.train.files import json_line, whole_file
 from nextgpt.train.hashes import FileHashes
 from nextgpt.train.store import SKIPPED_FILE, Skipped
 
@@ -114,9 +114,9 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 
 def write_skipped(file: Path, skipped: Iterable[Skipped]) -> None:
     """One line of JSON for each item that was left out; no file where there was none."""
-    lines = [json.dumps(item._asdict(), ensure_ascii=False) + "\n" for item in skipped]
+    lines = [json_line(item._asdict()) for item in skipped]
     if lines:
-        file.write_text("".join(lines), encoding="utf-8")
+        file.write_bytes(b"".join(lines))
     else:
         file.unlink(missing_ok=True)
 
@@ -141,9 +141,9 @@ def write_record(folder: str | Path, record: dict[str, Any]) -> None:
     """Writes the facts of a run, whole or not at all."""
     file = Path(folder) / RUN_FILE
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_suffix(".tmp")
-    beside.write_text(json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    os.replace(beside, file)
+    text = json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n"
+    with whole_file(file) as beside:
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _now() -> str:

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nextgpt.train.files import json_line
+
 SKIPPED_FILE = "skipped.jsonl"
 
 
@@ -126,9 +128,9 @@ def _write(folder: Path, examples: Iterable[Example | Skipped]) -> None:
     try:
         for example in examples:
             if isinstance(example, Skipped):
-                skipped.write(json.dumps(example._asdict(), ensure_ascii=False).encode() + b"\n")
+                skipped.write(json_line(example._asdict()))
                 continue
-            record = json.dumps(example.record, ensure_ascii=False).encode()
+            record = json_line(example.record)
             tokens += len(example.ids)
             record_bytes += len(record)
             ids.write(example.ids.astype(np.int32).tobytes())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from nextgpt.hardware import is_out_of_memory
 from nextgpt.modeling_nextgpt import NextGPTModel
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
 from nextgpt.train.data import ChatCollator, ChatDataset
+from nextgpt.train.files import json_line
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class SampleAnswers(TrainerCallback):
                 question, reply = self._answer(model, index)
                 files = reply.save(folder, f"answer-{number}")
                 asked = {"id": self.dataset[index]["id"], "prompt": question}
-                (folder / f"question-{number}.json").write_text(json.dumps(asked, ensure_ascii=False) + "\n")
+                (folder / f"question-{number}.json").write_bytes(json_line(asked))
                 pictures = ", ".join(str(file) for file in files[:-1])
                 logger.info("step %d, %s → %r %s", step, question[-80:].strip(), reply.text, pictures)
                 self._to_board(number, question, reply, step)

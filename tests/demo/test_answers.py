@@ -199,3 +199,12 @@ def test_a_turn_that_is_gone_is_told(answers, conversation):
 def wait(conversation) -> None:
     while conversation.busy:
         time.sleep(0.02)
+
+
+def test_half_an_emoji_in_the_box_is_sent_as_the_replacement_character(answers, conversation):
+    answers.ask(conversation, "hello \ud83d", [], {"max_new_tokens": 2})
+    [turn] = conversation.turns
+    assert turn.question == words("hello \ufffd")
+    while conversation.busy:
+        time.sleep(0.01)
+    assert not turn.failed

@@ -1,0 +1,37 @@
+"""Whose turn it is: what a conversation's turns must look like to be learned from. One rule for converting and checking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def turn_problems(messages: list[dict]) -> Iterator[tuple[int, str]]:
+    """What is wrong with the order of messages: the number of each such message, from 0, and the reason.
+
+    A conversation is, after a system message or none, the user's and the assistant's turns by turns, and ends with the
+    assistant's. None of them is empty.
+    """
+    before = None
+    for number, message in enumerate(messages):
+        role = message.get("role")
+        if is_empty(message.get("content")):
+            yield number, f"an empty {role} turn"
+        if role == "system" and number:
+            yield number, "a system turn that is not the first"
+        elif role == "assistant" and before in (None, "system"):
+            yield number, "the assistant speaks first"
+        elif role == before:
+            yield number, f"two {role} turns in a row"
+        before = role
+    if before == "user":
+        yield len(messages) - 1, "the last turn is the user's, so nothing answers it"
+    elif before != "assistant":
+        yield max(len(messages) - 1, 0), "no question with an answer"
+
+
+def is_empty(content: Any) -> bool:
+    """Whether a message says nothing: no content, white space, or no part that is more."""
+    if isinstance(content, list):
+        return all(isinstance(part, dict) and part.get("type") == "text" and is_empty(part.get("text")) for part in content)
+    return content is None or isinstance(content, str) and not content.strip()
