@@ -1,0 +1,134 @@
+"""Reads sounds. One rule for all: integers are scaled by their type, floats lie in -1..1, channels are averaged."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from nextgpt.decoders import Audio
+from nextgpt.errors import UserInputError
+from nextgpt.media.images import describe
+from nextgpt.media.limits import CONTAINERS, check_duration
+
+UNKNOWN_WAV_LENGTH = 0x7FFF0000  # programs that write to a pipe put such a number in place of the length
+FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")  # of libsndfile: samples that were written as floats
+# Resampling may lead a little beyond full scale, and a lossy codec or a diffusion decoder further: that much is clipped.
+HIGHEST_FLOAT = 1.1
+HIGHEST_DECODED = 4.0
+
+
+def read_audio(file: BinaryIO, name: str) -> Audio:
+    """A sound file, or the sound of a video → mono float32.
+
+    Raises:
+        UserInputError: it holds no sound, is broken or too long, or its samples are not finite or beyond full scale.
+    """
+    import soundfile
+
+    _check_wav_length(file, name)
+    highest = HIGHEST_DECODED
+    try:
+        with soundfile.SoundFile(file) as sound:
+            check_duration("audio", sound.frames / sound.samplerate, name)
+            samples, sampling_rate = sound.read(dtype="float32", always_2d=True), sound.samplerate  # [samples, channels]
+            if sound.subtype in FLOAT_SUBTYPES:
+                highest = HIGHEST_FLOAT
+    except soundfile.LibsndfileError:
+        file.seek(0)
+        samples, sampling_rate = _decode_stream(file, name)
+    if not len(samples):
+        raise UserInputError(f"{name}: the sound has no samples; record or export it again")
+    return Audio(_mono(samples, name, highest), int(sampling_rate))
+
+
+def ready_audio(value: Any) -> Audio:
+    """`(array, sampling_rate)`, `[samples]`, `[channels, samples]` or `[samples, channels]` → mono float32."""
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], np.ndarray):
+        array, sampling_rate = value
+        is_rate = isinstance(sampling_rate, (int, float, np.number)) and sampling_rate > 0 and math.isfinite(sampling_rate)
+        if array.ndim in (1, 2) and array.size and array.dtype.kind in "iuf" and is_rate:
+            samples = array.reshape(len(array), -1)
+            if array.ndim == 2 and array.shape[0] < array.shape[1]:
+                samples = array.T
+            if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
+                raise UserInputError(
+                    f"audio array is {array.dtype}, a type that no sound has full scale in: expected int16, int32, uint8 or "
+                    "floats in -1..1; convert it to the type that it was recorded in"
+                )
+            check_duration("audio", len(samples) / sampling_rate, "audio array")
+            highest = HIGHEST_DECODED if isinstance(value, Audio) else HIGHEST_FLOAT
+            return Audio(_mono(scaled(samples), "audio array", highest), int(sampling_rate))
+    raise UserInputError(f"audio given as {describe(value)}: expected a path, bytes or (array of samples, sampling_rate)")
+
+
+def scaled(samples: np.ndarray) -> np.ndarray:
+    """Samples of any type → floats, full scale of an integer type at -1..1; unsigned ones lie around the middle."""
+    if samples.dtype.kind == "f":
+        return samples
+    half = 2.0 ** (8 * samples.dtype.itemsize - 1)
+    floats = samples.astype(np.float32 if samples.dtype.itemsize <= 2 else np.float64)
+    return (floats - half if samples.dtype.kind == "u" else floats) / half
+
+
+def _mono(samples: np.ndarray, name: str, highest: float) -> np.ndarray:
+    """Float samples `[samples, channels]` → float32 `[samples]`, the mean of the channels, in -1..1.
+
+    Args:
+        highest: what is beyond full scale, but not beyond this, is clipped.
+    """
+    if not np.isfinite(samples).all():
+        raise UserInputError(f"{name}: holds NaN or infinite samples; clean it or export it again")
+    peak = float(np.abs(samples).max())
+    if peak > highest:
+        raise UserInputError(
+            f"{name}: holds float samples up to {peak:.4g}, expected -1 to 1; divide them by their full scale "
+            "(16-bit values by 32768) or lower the level"
+        )
+    return np.ascontiguousarray(samples.mean(axis=1).clip(-1, 1), dtype=np.float32)
+
+
+def _check_wav_length(file: BinaryIO, name: str) -> None:
+    """libsndfile reads what is left of a WAV file that was cut off; a user should know instead."""
+    header = file.read(12)
+    found = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if header[:4] != b"RIFF" or header[8:] != b"WAVE":
+        return
+    expected = int.from_bytes(header[4:8], "little") + 8
+    if found < expected - 1 and expected < UNKNOWN_WAV_LENGTH:  # some writers leave out the last padding byte
+        raise UserInputError(f"{name}: breaks off after {found:,} of {expected:,} bytes; copy or export it again")
+
+
+def _decode_stream(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
+    """Containers that libsndfile does not know (m4a, webm, the sound of a video), through FFmpeg.
+
+    FFmpeg's own mixing to mono would weigh the channels by their place; the rule here is the plain mean.
+
+    Returns:
+        Float samples `[samples, channels]` and their rate.
+    """
+    import av
+
+    try:
+        with av.open(file, options={"format_whitelist": CONTAINERS}) as container:
+            if not container.streams.audio:
+                raise UserInputError(f"{name}: holds no sound; give a WAV, FLAC, OGG, MP3 or M4A file")
+            stream = container.streams.audio[0]
+            resampler, chunks, samples = None, [], 0
+            for frame in container.decode(stream):
+                if resampler is None:  # the layout of the first frame stays, should the others change theirs
+                    resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=stream.rate)
+                for out in resampler.resample(frame):
+                    chunks.append(out.to_ndarray())  # [channels, samples]
+                    samples += out.samples
+                check_duration("audio", samples / stream.rate, name)
+            for out in resampler.resample(None) if resampler is not None else ():
+                chunks.append(out.to_ndarray())
+            return np.concatenate(chunks, axis=1).T if chunks else np.zeros((0, 1), np.float32), stream.rate
+    except av.FFmpegError as error:
+        raise UserInputError(
+            f"{name}: not a sound that can be read ({error.strerror}); give a WAV, FLAC, OGG, MP3 or M4A file"
+        ) from None

@@ -1,0 +1,93 @@
+"""What kind of thing a file is, by what it holds: its streams and the number of its frames, never its name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from nextgpt.errors import UserInputError
+from nextgpt.media.images import is_animated, is_heic, open_picture
+from nextgpt.media.limits import CONTAINERS
+from nextgpt.media.sources import open_source
+
+SUFFIXES = {
+    "image": ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"),
+    "audio": ("wav", "mp3", "flac", "ogg", "opus", "m4a", "aac"),
+    "video": ("mp4", "m4v", "mov", "webm", "mkv", "avi"),
+}
+
+
+def guess_modality(value: str | os.PathLike | bytes) -> str:
+    """`image`, `audio` or `video`: what a file, an address, a data: URI or bytes hold.
+
+    A picture that moves (GIF, WebP, PNG, AVIF) is a video; a recording without pictures is an audio, whatever its
+    container; so is a sound that brings the picture of its cover. Whether it is whole, `load_media` finds out.
+
+    Raises:
+        UserInputError: it cannot be opened, or is none of them.
+    """
+    with open_source(value) as (file, name):
+        return kind_of(file, name)
+
+
+def kind_of(file: BinaryIO, name: str) -> str:
+    """As [`guess_modality`], of an open file, which is left at its beginning.
+
+    Raises:
+        UserInputError: it is none of them; the message calls it `name`.
+    """
+    try:
+        kind = _picture_kind(file, name) or _stream_kind(file)
+    finally:
+        file.seek(0)
+    if kind is None:
+        raise UserInputError(
+            f"{name}: not a picture, sound or video that can be read; check that the file is complete, or give one of "
+            + ", ".join(f"{modality} ({' '.join(suffixes)})" for modality, suffixes in SUFFIXES.items())
+        )
+    return kind
+
+
+def has_usual_suffix(path: str | os.PathLike, modality: str) -> bool:
+    """Whether a file's name says what it is, so that programs that go by names (browsers) show it."""
+    return Path(path).suffix.lower().removeprefix(".") in SUFFIXES.get(modality, ())
+
+
+def moving_pictures(container: Any) -> Any | None:
+    """The video stream of an open FFmpeg container; None where there is none but the cover or one still of a sound."""
+    from av.stream import Disposition
+
+    for stream in container.streams.video:
+        is_cover = stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails)
+        if not is_cover and not (stream.frames == 1 and container.streams.audio):
+            return stream
+    return None
+
+
+def _picture_kind(file: BinaryIO, name: str) -> str | None:
+    image = open_picture(file, name)
+    if image is None:
+        return "image" if is_heic(file) else None
+    return "video" if is_animated(image) else "image"
+
+
+def _stream_kind(file: BinaryIO) -> str | None:
+    import av
+    import soundfile
+
+    file.seek(0)
+    try:
+        with av.open(file, options={"format_whitelist": CONTAINERS}) as container:
+            if moving_pictures(container) is not None:
+                return "video"
+            if container.streams.audio:
+                return "audio"
+    except av.FFmpegError:
+        pass
+    file.seek(0)
+    try:
+        with soundfile.SoundFile(file):
+            return "audio"
+    except soundfile.LibsndfileError:
+        return None
