@@ -29,16 +29,15 @@ def read_audio(file: BinaryIO, name: str) -> Audio:
     import soundfile
 
     _check_wav_length(file, name)
-    highest = HIGHEST_DECODED
     try:
         with soundfile.SoundFile(file) as sound:
             check_duration("audio", sound.frames / sound.samplerate, name)
             samples, sampling_rate = sound.read(dtype="float32", always_2d=True), sound.samplerate  # [samples, channels]
-            if sound.subtype in FLOAT_SUBTYPES:
-                highest = HIGHEST_FLOAT
+            highest = HIGHEST_FLOAT if sound.subtype in FLOAT_SUBTYPES else HIGHEST_DECODED
     except soundfile.LibsndfileError:
         file.seek(0)
-        samples, sampling_rate = _decode_stream(file, name)
+        samples, sampling_rate, is_float = _decode_stream(file, name)
+        highest = HIGHEST_FLOAT if is_float else HIGHEST_DECODED
     if not len(samples):
         raise UserInputError(f"{name}: the sound has no samples; record or export it again")
     return Audio(_mono(samples, name, highest), int(sampling_rate))
@@ -102,13 +101,13 @@ def _check_wav_length(file: BinaryIO, name: str) -> None:
         raise UserInputError(f"{name}: breaks off after {found:,} of {expected:,} bytes; copy or export it again")
 
 
-def _decode_stream(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
+def _decode_stream(file: BinaryIO, name: str) -> tuple[np.ndarray, int, bool]:
     """Containers that libsndfile does not know (m4a, webm, the sound of a video), through FFmpeg.
 
     FFmpeg's own mixing to mono would weigh the channels by their place; the rule here is the plain mean.
 
     Returns:
-        Float samples `[samples, channels]` and their rate.
+        Float samples `[samples, channels]`, their rate, and whether they were stored as floats.
     """
     import av
 
@@ -127,7 +126,8 @@ def _decode_stream(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
                 check_duration("audio", samples / stream.rate, name)
             for out in resampler.resample(None) if resampler is not None else ():
                 chunks.append(out.to_ndarray())
-            return np.concatenate(chunks, axis=1).T if chunks else np.zeros((0, 1), np.float32), stream.rate
+            found = np.concatenate(chunks, axis=1).T if chunks else np.zeros((0, 1), np.float32)
+            return found, stream.rate, stream.codec_context.name.startswith("pcm_f")
     except av.FFmpegError as error:
         raise UserInputError(
             f"{name}: not a sound that can be read ({error.strerror}); give a WAV, FLAC, OGG, MP3 or M4A file"

@@ -106,6 +106,9 @@ def test_samples_that_are_none_are_refused_in_files_and_arrays(tmp_path, wrong):
         (tmp_path / "a.wav").write_bytes(wav(samples, subtype))
         with pytest.raises(UserInputError, match=rf"a\.wav: holds {reason}"):
             load_media("audio", tmp_path / "a.wav")
+    (tmp_path / "a.mkv").write_bytes(encode(samples[None], "mono", "matroska", "pcm_f32le"))
+    with pytest.raises(UserInputError, match=rf"a\.mkv: holds {reason}"):
+        load_media("audio", tmp_path / "a.mkv")
     for value in (samples, samples.astype(np.float64), np.stack([TONE, samples])):
         with pytest.raises(UserInputError, match=f"audio array: holds {reason}"):
             load_media("audio", (value, RATE))
