@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 Item = str | Path  # a caption or a media file
 Computed = dict[Item, Tensor | NextGPTError]
 
-CACHE_VERSION = "2"  # raised when the same files come to mean other features
+CACHE_VERSION = "3"  # raised when the same files come to mean other features
 PART_FILE = "part.json"
 INDEX_FILE = "index.sqlite"
 SHARD_BYTES = 64_000_000
@@ -134,6 +134,7 @@ def _refuse_stale(folder: Path, kind: str, part: dict[str, Any]) -> None:
             found = json.loads((other / PART_FILE).read_text(encoding="utf-8"))
             changed = [name for name in part if part[name] != found.get(name)]
             differences = ", ".join(f"{name} {found.get(name)} there, {part[name]} here" for name in changed)
+            differences = differences or "in an earlier version"
             raise UserInputError(
                 f"{other} is stale: another frozen part computed it ({differences}). Delete it, name another folder "
                 "(features=…), or make the new features with `nextgpt data cache`"
@@ -182,12 +183,17 @@ class FeatureTable(NamedTuple):
         """
         keys = self.keys(items)
         try:
-            return self.cache.rows([keys[item] for item in items])
+            rows = self.cache.rows([keys[item] for item in items])
         except (KeyError, sqlite3.Error):
             raise UserInputError(
                 f"{items[0]} and the {len(items) - 1} items beside it have no features in {self.cache.folder}: a file was "
                 "changed while training ran; start again"
             ) from None
+        if bad := [item for item, row in zip(items, rows, strict=True) if not row.isfinite().all()]:
+            raise UserInputError(
+                f"{bad[0]}: its feature in {self.cache.folder} holds NaN or infinite numbers; delete that folder"
+            )
+        return rows
 
 
 class FeatureSource(NamedTuple):
@@ -251,6 +257,8 @@ def fill(
         for key, item in zip(keys, items, strict=True):
             if isinstance(computed[item], Exception):
                 note(item, computed[item])
+            elif not computed[item].isfinite().all():
+                note(item, UserInputError("its feature holds NaN or infinite numbers; check it, or compute in float32"))
             else:
                 writer.add(key, computed[item])
 
