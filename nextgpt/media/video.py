@@ -67,7 +67,11 @@ class _Frames:
         self.seen += 1
         if (self.seen - 1) % self.stride:
             return
-        self.frames.append(pixels())
+        frame = pixels()
+        if self.frames and frame.shape != self.frames[0].shape:  # a recorded window, or a turned phone: as FFmpeg does
+            height, width = self.frames[0].shape[:2]
+            frame = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))
+        self.frames.append(frame)
         self.times.append(seconds)
         if len(self.frames) > MAX_VIDEO_FRAMES or len(self.frames) * self.frames[0].nbytes > MAX_VIDEO_BYTES:
             self.frames, self.times, self.stride = self.frames[::2], self.times[::2], self.stride * 2

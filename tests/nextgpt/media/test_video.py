@@ -162,6 +162,40 @@ def test_a_constant_rate_stays_frame_for_frame(tmp_path):
         assert found.fps == RATE and found.frames.shape == (COUNT, HEIGHT, WIDTH, 3)
 
 
+def test_a_clip_that_changes_its_size_keeps_the_first(tmp_path):
+    """As browsers record a window that is resized."""
+    with av.open(str(tmp_path / "window.webm"), "w") as container:
+        streams = []
+        for size in ((64, 48), (32, 24)):
+            encoder = av.CodecContext.create("libvpx", "w")
+            encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = *size, "yuv420p", Fraction(1, 1000)
+            streams.append(encoder)
+        track = container.add_stream("libvpx", rate=RATE)
+        track.width, track.height, track.pix_fmt = 64, 48, "yuv420p"
+        for i in range(8):
+            encoder = streams[i // 4]
+            pixels = np.full((encoder.height, encoder.width, 3), 30 * i, np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            frame.pts, frame.time_base = 100 * i, Fraction(1, 1000)
+            for packet in encoder.encode(frame) + (encoder.encode(None) if i % 4 == 3 else []):
+                packet.stream, packet.time_base = track, Fraction(1, 1000)
+                container.mux(packet)
+    found = load_media("video", tmp_path / "window.webm")
+    assert found.frames.shape == (8, 48, 64, 3)
+    assert found.frames.mean(axis=(1, 2, 3)) == pytest.approx([30 * i for i in range(8)], abs=6)
+
+
+def test_a_length_in_the_header_that_is_too_short_is_not_believed(tmp_path):
+    """Some browsers count it in another unit than they say."""
+    path = write(tmp_path / "browser.mp4", scene()[::3], times=STARTS)
+    data = bytearray(path.read_bytes())
+    length = data.index(b"mdhd") + 4 + 4 + 4 + 4 + 4  # version and flags, two dates, units a second
+    data[length : length + 4] = (int.from_bytes(data[length : length + 4]) // 30).to_bytes(4)
+    path.write_bytes(data)
+    found = load_media("video", path)
+    assert len(found.frames) / found.fps == pytest.approx(COUNT / RATE, abs=0.15)
+
+
 def test_a_still_that_is_held_long_takes_little_memory(tmp_path):
     first, second = (Image.fromarray(np.full((500, 500, 3), value, np.uint8)) for value in (0, 250))
     first.save(tmp_path / "a.gif", save_all=True, append_images=[second], duration=[20, 60_000])
