@@ -11,10 +11,11 @@ import numpy as np
 from nextgpt.decoders import Audio
 from nextgpt.errors import UserInputError
 from nextgpt.media.images import describe
-from nextgpt.media.limits import CONTAINERS, check_duration
+from nextgpt.media.kinds import declared_seconds
+from nextgpt.media.limits import CONTAINERS, check_duration, check_whole
 
 UNKNOWN_WAV_LENGTH = 0x7FFF0000  # programs that write to a pipe put such a number in place of the length
-FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")  # of libsndfile: samples that were written as floats
+UNKNOWN_FRAMES = 2**62
 # Resampling may lead a little beyond full scale, and a lossy codec or a diffusion decoder further: that much is clipped.
 HIGHEST_FLOAT = 1.1
 HIGHEST_DECODED = 4.0
@@ -26,21 +27,11 @@ def read_audio(file: BinaryIO, name: str) -> Audio:
     Raises:
         UserInputError: it holds no sound, is broken or too long, or its samples are not finite or beyond full scale.
     """
-    import soundfile
-
     _check_wav_length(file, name)
-    try:
-        with soundfile.SoundFile(file) as sound:
-            check_duration("audio", sound.frames / sound.samplerate, name)
-            samples, sampling_rate = sound.read(dtype="float32", always_2d=True), sound.samplerate  # [samples, channels]
-            highest = HIGHEST_FLOAT if sound.subtype in FLOAT_SUBTYPES else HIGHEST_DECODED
-    except soundfile.LibsndfileError:
-        file.seek(0)
-        samples, sampling_rate, is_float = _decode_stream(file, name)
-        highest = HIGHEST_FLOAT if is_float else HIGHEST_DECODED
+    samples, sampling_rate, is_float = _read_libsndfile(file, name) or _read_stream(file, name)
     if not len(samples):
         raise UserInputError(f"{name}: the sound has no samples; record or export it again")
-    return Audio(_mono(samples, name, highest), int(sampling_rate))
+    return Audio(_mono(samples, name, HIGHEST_FLOAT if is_float else HIGHEST_DECODED), int(sampling_rate))
 
 
 def ready_audio(value: Any) -> Audio:
@@ -101,7 +92,28 @@ def _check_wav_length(file: BinaryIO, name: str) -> None:
         raise UserInputError(f"{name}: breaks off after {found:,} of {expected:,} bytes; copy or export it again")
 
 
-def _decode_stream(file: BinaryIO, name: str) -> tuple[np.ndarray, int, bool]:
+def _read_libsndfile(file: BinaryIO, name: str) -> tuple[np.ndarray, int, bool] | None:
+    """As `_read_stream`, what libsndfile reads; None for the rest.
+
+    MP3 is left to FFmpeg: where no header says its length, libsndfile guesses it and reads no further. So is FLAC that
+    was written to a pipe, which says none either.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(file) as sound:
+            if sound.format != "MP3" and sound.frames < UNKNOWN_FRAMES:
+                check_duration("audio", sound.frames / sound.samplerate, name)
+                samples = sound.read(dtype="float32", always_2d=True)
+                check_whole(len(samples) / sound.samplerate, sound.frames / sound.samplerate, name)
+                return samples, sound.samplerate, sound.subtype in ("FLOAT", "DOUBLE")
+    except soundfile.LibsndfileError:
+        pass
+    file.seek(0)
+    return None
+
+
+def _read_stream(file: BinaryIO, name: str) -> tuple[np.ndarray, int, bool]:
     """Containers that libsndfile does not know (m4a, webm, the sound of a video), through FFmpeg.
 
     FFmpeg's own mixing to mono would weigh the channels by their place; the rule here is the plain mean.
@@ -126,6 +138,8 @@ def _decode_stream(file: BinaryIO, name: str) -> tuple[np.ndarray, int, bool]:
                 check_duration("audio", samples / stream.rate, name)
             for out in resampler.resample(None) if resampler is not None else ():
                 chunks.append(out.to_ndarray())
+                samples += out.samples
+            check_whole(samples / stream.rate, declared_seconds(container, stream), name)
             found = np.concatenate(chunks, axis=1).T if chunks else np.zeros((0, 1), np.float32)
             return found, stream.rate, stream.codec_context.name.startswith("pcm_f")
     except av.FFmpegError as error:

@@ -65,6 +65,15 @@ def moving_pictures(container: Any) -> Any | None:
     return None
 
 
+def declared_seconds(container: Any, stream: Any) -> float | None:
+    """How long a stream of an open FFmpeg container is by its header; None where FFmpeg would have to guess it."""
+    if "matroska" in container.format.name:  # says the length of the longest stream
+        return container.duration / 1_000_000 if container.duration and len(container.streams) == 1 else None
+    if "mp4" in container.format.name:
+        return float(stream.duration * stream.time_base) if stream.duration else None
+    return None
+
+
 def _picture_kind(file: BinaryIO, name: str) -> str | None:
     image = open_picture(file, name)
     if image is None:

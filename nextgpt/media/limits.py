@@ -8,6 +8,7 @@ from nextgpt.errors import UserInputError
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,flv,asf,ogg,wav,aac,mp3,flac,aiff,amr"
 MAX_PIXELS = 64_000_000  # of a picture, and of one frame
 MAX_SECONDS = {"audio": 600, "video": 600}
+MIN_DECODED = 0.9  # share of what a header promises; edit lists may hide a little
 MAX_VIDEO_FRAMES = 2048
 MAX_VIDEO_BYTES = 1_500_000_000
 MAX_REPEATED_BYTES = 400_000_000  # of a clip in which frames stand several times, because they are shown longer
@@ -21,6 +22,16 @@ def check_duration(modality: str, seconds: float, name: str) -> None:
     """
     if seconds > MAX_SECONDS[modality]:
         raise UserInputError(f"{name}: {seconds:.0f} s long, at most {MAX_SECONDS[modality]} s are taken; cut it")
+
+
+def check_whole(found: float, declared: float | None, name: str) -> None:
+    """Refuses what is much shorter, in seconds, than its header declares; None where that cannot be relied on.
+
+    Raises:
+        UserInputError: it is.
+    """
+    if declared and found < MIN_DECODED * declared:
+        raise UserInputError(f"{name}: breaks off after {found:.1f} of {declared:.1f} s; copy or export it again")
 
 
 def check_pixels(width: int, height: int, name: str) -> None:

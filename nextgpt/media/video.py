@@ -13,17 +13,18 @@ from PIL import Image
 from nextgpt.decoders import Video
 from nextgpt.errors import UserInputError
 from nextgpt.media.images import animation_frames, describe, is_animated, is_heic, open_picture
-from nextgpt.media.kinds import moving_pictures
+from nextgpt.media.kinds import declared_seconds, moving_pictures
 from nextgpt.media.limits import (
     CONTAINERS,
     MAX_REPEATED_BYTES,
     MAX_VIDEO_BYTES,
     MAX_VIDEO_FRAMES,
+    MIN_DECODED,
     check_duration,
     check_pixels,
+    check_whole,
 )
 
-MIN_DECODED = 0.9  # share of the frames that a video's header promises; edit lists may hide a few
 VIDEO_FILES = "an MP4, MOV, WebM, AVI or GIF file"
 MAX_RATE = 120  # frames per second of a clip whose rate varies
 WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders leave the stream of transparency out
@@ -145,6 +146,8 @@ def _read_streams(file: BinaryIO, name: str) -> Video:
                 frames.add(last, lambda frame=frame: as_shown(frame, stream.sample_aspect_ratio, name))
             if frames.seen < MIN_DECODED * stream.frames:
                 raise UserInputError(f"{name}: breaks off after {frames.seen} of {stream.frames} frames; copy it again")
+            if "matroska" in container.format.name:  # which counts no frames
+                check_whole(last + length, declared_seconds(container, stream), name)
             if declared is not None:  # the length of a frame is that of its place in the file, not on the screen
                 return frames.video(declared if declared > last else None, fps)
             return frames.video(last + length if length else None, fps)

@@ -145,3 +145,57 @@ def test_a_sound_of_one_sample_is_one_and_of_none_is_refused(tmp_path):
     (tmp_path / "none.wav").write_bytes(wav(TONE[:0]))
     with pytest.raises(UserInputError, match="none.wav: the sound has no samples"):
         load_media("audio", tmp_path / "none.wav")
+
+
+def variable_mp3(samples: np.ndarray) -> bytes:
+    """With a rate that follows the sound, and no header that says how long it is."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp3", options={"write_xing": "0", "id3v2_version": "0"}) as container:
+        stream = container.add_stream("libmp3lame", rate=RATE, layout="mono")
+        stream.codec_context.bit_rate, stream.codec_context.global_quality, stream.codec_context.qscale = 0, 236, True
+        frame = av.AudioFrame.from_ndarray(samples[None], "fltp", "mono")
+        frame.sample_rate = RATE
+        resampler = av.AudioResampler(stream.codec_context.format, "mono", RATE, frame_size=1152)
+        for part in [*resampler.resample(frame), *resampler.resample(None), None]:
+            for packet in stream.encode(part):
+                container.mux(packet)
+    return file.getvalue()
+
+
+def test_a_song_whose_length_no_header_says_is_read_to_its_end():
+    loud = np.random.default_rng(0).normal(0, 0.3, 2 * RATE).clip(-1, 1).astype(np.float32)
+    sound = load_media("audio", variable_mp3(np.concatenate([loud, np.zeros(8 * RATE, np.float32), TONE])))
+    assert len(sound.array) / RATE == pytest.approx(11, abs=0.1)
+    assert rms(Audio(sound.array[-RATE:], RATE)) == pytest.approx(0.5 / np.sqrt(2), rel=0.1)
+
+
+NOISE = np.random.default_rng(0).normal(0, 0.2, 4 * RATE).clip(-1, 1).astype(np.float32)
+WHOLE = {
+    "flac": lambda: stored("FLAC"),
+    "wav": lambda: stored("WAV"),
+    "m4a": lambda: encode(NOISE[None], "mono", "mp4", "aac"),
+    "webm": lambda: encode(NOISE[None], "mono", "webm", "libopus"),
+    "mkv": lambda: encode(NOISE[None], "mono", "matroska", "libopus"),
+}
+
+
+def stored(file_format: str) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, NOISE, RATE, format=file_format)
+    return file.getvalue()
+
+
+def test_a_flac_written_to_a_pipe_is_read_to_its_end():
+    data = bytearray(stored("FLAC"))
+    data[21] &= 0xF0  # the number of samples, 36 bits of the first block (RFC 9639, 8.2); 0 for unknown
+    data[22:26] = bytes(4)
+    assert len(load_media("audio", bytes(data)).array) == 4 * RATE
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_sound_that_breaks_off_is_refused(tmp_path, name):
+    data = WHOLE[name]()
+    assert len(load_media("audio", data).array) / RATE == pytest.approx(4, abs=0.1)
+    (tmp_path / "half.bin").write_bytes(data[: len(data) * 6 // 10])
+    with pytest.raises(UserInputError, match=r"half\.bin: (breaks off after|not a sound that can be read)"):
+        load_media("audio", tmp_path / "half.bin")

@@ -196,6 +196,14 @@ def test_a_length_in_the_header_that_is_too_short_is_not_believed(tmp_path):
     assert len(found.frames) / found.fps == pytest.approx(COUNT / RATE, abs=0.15)
 
 
+def test_a_webm_clip_that_breaks_off_is_refused(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (COUNT, HEIGHT, WIDTH, 3), np.uint8)
+    data = write(tmp_path / "whole.webm", noise, "libvpx-vp9").read_bytes()
+    (tmp_path / "half.webm").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserInputError, match=r"half\.webm: breaks off after 0\.\d of 1\.6 s"):
+        load_media("video", tmp_path / "half.webm")
+
+
 def test_a_still_that_is_held_long_takes_little_memory(tmp_path):
     first, second = (Image.fromarray(np.full((500, 500, 3), value, np.uint8)) for value in (0, 250))
     first.save(tmp_path / "a.gif", save_all=True, append_images=[second], duration=[20, 60_000])
