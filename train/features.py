@@ -134,7 +134,6 @@ def _refuse_stale(folder: Path, kind: str, part: dict[str, Any]) -> None:
             found = json.loads((other / PART_FILE).read_text(encoding="utf-8"))
             changed = [name for name in part if part[name] != found.get(name)]
             differences = ", ".join(f"{name} {found.get(name)} there, {part[name]} here" for name in changed)
-            differences = differences or "in an earlier version"
             raise UserInputError(
                 f"{other} is stale: another frozen part computed it ({differences}). Delete it, name another folder "
                 "(features=…), or make the new features with `nextgpt data cache`"
@@ -189,7 +188,7 @@ class FeatureTable(NamedTuple):
                 f"{items[0]} and the {len(items) - 1} items beside it have no features in {self.cache.folder}: a file was "
                 "changed while training ran; start again"
             ) from None
-        if bad := [item for item, row in zip(items, rows, strict=True) if not row.isfinite().all()]:
+        if bad := [item for item, row in zip(items, rows, strict=True) if not _is_finite(row)]:
             raise UserInputError(
                 f"{bad[0]}: its feature in {self.cache.folder} holds NaN or infinite numbers; delete that folder"
             )
@@ -257,7 +256,7 @@ def fill(
         for key, item in zip(keys, items, strict=True):
             if isinstance(computed[item], Exception):
                 note(item, computed[item])
-            elif not computed[item].isfinite().all():
+            elif not _is_finite(computed[item]):
                 note(item, UserInputError("its feature holds NaN or infinite numbers; check it, or compute in float32"))
             else:
                 writer.add(key, computed[item])
@@ -284,6 +283,10 @@ def fill(
 
 def _is_mine(key: bytes, share: tuple[int, int]) -> bool:
     return int.from_bytes(key[:4]) % share[1] == share[0]
+
+
+def _is_finite(feature: Tensor | dict[str, Tensor]) -> bool:
+    return all(tensor.isfinite().all() for tensor in (feature.values() if isinstance(feature, dict) else [feature]))
 
 
 class _ShardWriter:
