@@ -189,9 +189,7 @@ class FeatureTable(NamedTuple):
                 "changed while training ran; start again"
             ) from None
         if bad := [item for item, row in zip(items, rows, strict=True) if not _is_finite(row)]:
-            raise UserInputError(
-                f"{bad[0]}: its feature in {self.cache.folder} holds NaN or infinite numbers; delete that folder"
-            )
+            raise UserInputError(f"{bad[0]}: its feature in {self.cache.folder} is NaN or infinite; delete that folder")
         return rows
 
 
