@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -28,10 +29,10 @@ def read_audio(file: BinaryIO, name: str) -> Audio:
         UserInputError: it holds no sound, is broken or too long, or its samples are not finite or beyond full scale.
     """
     _check_wav_length(file, name)
-    samples, sampling_rate, is_float = _read_libsndfile(file, name) or _read_stream(file, name)
+    samples, sampling_rate = _read_libsndfile(file, name) or _read_stream(file, name)
     if not len(samples):
         raise UserInputError(f"{name}: the sound has no samples; record or export it again")
-    return Audio(_mono(samples, name, HIGHEST_FLOAT if is_float else HIGHEST_DECODED), int(sampling_rate))
+    return Audio(samples, int(sampling_rate))
 
 
 def ready_audio(value: Any) -> Audio:
@@ -71,7 +72,7 @@ def _mono(samples: np.ndarray, name: str, highest: float) -> np.ndarray:
     """
     if not np.isfinite(samples).all():
         raise UserInputError(f"{name}: holds NaN or infinite samples; clean it or export it again")
-    peak = float(np.abs(samples).max())
+    peak = float(np.abs(samples).max(initial=0))
     if peak > highest:
         raise UserInputError(
             f"{name}: holds float samples up to {peak:.4g}, expected -1 to 1; divide them by their full scale "
@@ -92,7 +93,23 @@ def _check_wav_length(file: BinaryIO, name: str) -> None:
         raise UserInputError(f"{name}: breaks off after {found:,} of {expected:,} bytes; copy or export it again")
 
 
-def _read_libsndfile(file: BinaryIO, name: str) -> tuple[np.ndarray, int, bool] | None:
+def _decoded(container: Any, stream: Any) -> Iterator[tuple[np.ndarray, int]]:
+    """The float32 samples of each frame, `[channels, samples]`, and the rate of all; the channels may change midway."""
+    import av
+
+    rate, form, resampler = 0, None, None
+    for frame in container.decode(stream):
+        rate = rate or frame.sample_rate
+        if form != (frame.format.name, frame.layout.name, frame.sample_rate):
+            form = frame.format.name, frame.layout.name, frame.sample_rate
+            resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=rate)
+        for out in resampler.resample(frame):
+            yield out.to_ndarray(), rate
+    for out in resampler.resample(None) if resampler is not None else ():
+        yield out.to_ndarray(), rate
+
+
+def _read_libsndfile(file: BinaryIO, name: str) -> tuple[np.ndarray, int] | None:
     """As `_read_stream`, what libsndfile reads; None for the rest.
 
     MP3 is left to FFmpeg: where no header says its length, libsndfile guesses it and reads no further. So is FLAC that
@@ -106,20 +123,21 @@ def _read_libsndfile(file: BinaryIO, name: str) -> tuple[np.ndarray, int, bool] 
                 check_duration("audio", sound.frames / sound.samplerate, name)
                 samples = sound.read(dtype="float32", always_2d=True)
                 check_whole(len(samples) / sound.samplerate, sound.frames / sound.samplerate, name)
-                return samples, sound.samplerate, sound.subtype in ("FLOAT", "DOUBLE")
+                highest = HIGHEST_FLOAT if sound.subtype in ("FLOAT", "DOUBLE") else HIGHEST_DECODED
+                return _mono(samples, name, highest), sound.samplerate
     except soundfile.LibsndfileError:
         pass
     file.seek(0)
     return None
 
 
-def _read_stream(file: BinaryIO, name: str) -> tuple[np.ndarray, int, bool]:
+def _read_stream(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
     """Containers that libsndfile does not know (m4a, webm, the sound of a video), through FFmpeg.
 
     FFmpeg's own mixing to mono would weigh the channels by their place; the rule here is the plain mean.
 
     Returns:
-        Float samples `[samples, channels]`, their rate, and whether they were stored as floats.
+        Mono float32 samples, and their rate.
     """
     import av
 
@@ -128,20 +146,14 @@ def _read_stream(file: BinaryIO, name: str) -> tuple[np.ndarray, int, bool]:
             if not container.streams.audio:
                 raise UserInputError(f"{name}: holds no sound; give a WAV, FLAC, OGG, MP3 or M4A file")
             stream = container.streams.audio[0]
-            resampler, chunks, samples = None, [], 0
-            for frame in container.decode(stream):
-                if resampler is None:  # the layout of the first frame stays, should the others change theirs
-                    resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=stream.rate)
-                for out in resampler.resample(frame):
-                    chunks.append(out.to_ndarray())  # [channels, samples]
-                    samples += out.samples
-                check_duration("audio", samples / stream.rate, name)
-            for out in resampler.resample(None) if resampler is not None else ():
-                chunks.append(out.to_ndarray())
-                samples += out.samples
-            check_whole(samples / stream.rate, declared_seconds(container, stream), name)
-            found = np.concatenate(chunks, axis=1).T if chunks else np.zeros((0, 1), np.float32)
-            return found, stream.rate, stream.codec_context.name.startswith("pcm_f")
+            highest = HIGHEST_FLOAT if stream.codec_context.name.startswith("pcm_f") else HIGHEST_DECODED
+            rate, chunks, seconds = 0, [np.zeros(0, np.float32)], 0.0
+            for channels, rate in _decoded(container, stream):
+                chunks.append(_mono(channels.T, name, highest))
+                seconds += len(chunks[-1]) / rate
+                check_duration("audio", seconds, name)
+            check_whole(seconds, declared_seconds(container, stream), name)
+            return np.concatenate(chunks), rate or stream.rate
     except av.FFmpegError as error:
         raise UserInputError(
             f"{name}: not a sound that can be read ({error.strerror}); give a WAV, FLAC, OGG, MP3 or M4A file"

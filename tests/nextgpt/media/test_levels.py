@@ -185,6 +185,14 @@ def stored(file_format: str) -> bytes:
     return file.getvalue()
 
 
+def test_a_broadcast_may_change_its_channels_midway():
+    parts = [encode(np.stack([TONE] * count), layout, "adts", "aac") for count, layout in ((2, "stereo"), (1, "mono"))]
+    sound = load_media("audio", parts[0] + parts[1])
+    assert len(sound.array) / RATE == pytest.approx(2, abs=0.15)
+    for second in (sound.array[:RATE], sound.array[-RATE:]):
+        assert rms(Audio(second, RATE)) == pytest.approx(0.5 / np.sqrt(2), rel=0.05)
+
+
 def test_a_flac_written_to_a_pipe_is_read_to_its_end():
     data = bytearray(stored("FLAC"))
     data[21] &= 0xF0  # the number of samples, 36 bits of the first block (RFC 9639, 8.2); 0 for unknown
