@@ -13,10 +13,10 @@ from nextgpt.errors import UserInputError
 from nextgpt.media.audio import read_audio, ready_audio
 from nextgpt.media.images import read_image, ready_image
 from nextgpt.media.kinds import guess_modality, has_usual_suffix
-from nextgpt.media.sources import ARTICLES, open_source
+from nextgpt.media.sources import ARTICLES, open_source, shortened
 from nextgpt.media.video import read_video, ready_video
 
-__all__ = ["guess_modality", "has_usual_suffix", "load_media"]
+__all__ = ["guess_modality", "has_usual_suffix", "load_media", "shortened"]
 
 _LOADERS = {
     "image": (read_image, ready_image),

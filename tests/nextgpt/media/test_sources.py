@@ -10,6 +10,7 @@ import pytest
 
 from nextgpt.errors import UserInputError
 from nextgpt.media import guess_modality, load_media
+from nextgpt.terminal import Chat
 from tiny_models import tiny_model
 
 MEDIA = Path(__file__).parents[2] / "fixtures" / "parity" / "media"
@@ -92,3 +93,19 @@ def test_a_part_may_hold_base64_as_in_transformers(processor):
         assert np.array_equal(values(part), expected)
     with pytest.raises(UserInputError, match="broken base64"):
         values({"base64": "?"})
+
+
+class Silent:
+    """Stands for a pipeline that is never asked."""
+
+    def new_session(self):
+        return object()
+
+
+def test_the_chat_takes_a_data_uri_and_names_it_shortly(tmp_path, capsys):
+    chat = Chat(Silent(), tmp_path, {})
+    chat.attach("data:image/png;base64," + encoded("shapes.png"))
+    told = capsys.readouterr().out
+    assert "attached image data:image/png;base64,…" in told and len(told) < 200
+    with pytest.raises(UserInputError, match="no such file"):
+        chat.attach("a" * 5000)
