@@ -12,7 +12,7 @@ import numpy as np
 from nextgpt.decoders import Audio
 from nextgpt.errors import UserInputError
 from nextgpt.media.images import describe
-from nextgpt.media.kinds import declared_seconds
+from nextgpt.media.kinds import TO_GIVE, declared_seconds, wrong_kind
 from nextgpt.media.limits import CONTAINERS, check_duration, check_whole
 
 UNKNOWN_WAV_LENGTH = 0x7FFF0000  # programs that write to a pipe put such a number in place of the length
@@ -144,7 +144,7 @@ def _read_stream(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
     try:
         with av.open(file, options={"format_whitelist": CONTAINERS}) as container:
             if not container.streams.audio:
-                raise UserInputError(f"{name}: holds no sound; give a WAV, FLAC, OGG, MP3 or M4A file")
+                raise UserInputError(f"{name}: holds no sound; give {TO_GIVE['audio']}")
             stream = container.streams.audio[0]
             highest = HIGHEST_FLOAT if stream.codec_context.name.startswith("pcm_f") else HIGHEST_DECODED
             rate, chunks, seconds = 0, [np.zeros(0, np.float32)], 0.0
@@ -155,6 +155,4 @@ def _read_stream(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
             check_whole(seconds, declared_seconds(container, stream), name)
             return np.concatenate(chunks), rate or stream.rate
     except av.FFmpegError as error:
-        raise UserInputError(
-            f"{name}: not a sound that can be read ({error.strerror}); give a WAV, FLAC, OGG, MP3 or M4A file"
-        ) from None
+        raise wrong_kind(file, name, "audio", error.strerror) from None

@@ -1,4 +1,4 @@
-"""Reads pictures: any mode, upright, on white. Knows which pictures move, and gives their frames."""
+"""Reads pictures: any mode, upright, on white; of one that moves, its frames."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence
 
 from nextgpt.errors import UserInputError
-from nextgpt.media.limits import MAX_PIXELS, check_pixels
+from nextgpt.media.kinds import is_heic, open_picture, wrong_kind
+from nextgpt.media.limits import check_pixels
 
-# Pillow also opens formats that are no pictures (MPEG, HDF5) or programs (EPS). HEIF is there once a plug-in brings it.
-PICTURES = ("PNG", "JPEG", "MPO", "JPEG2000", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "ICO", "PPM", "QOI", "HEIF")
-MOVING = ("GIF", "WEBP", "PNG", "AVIF")  # several frames of others are pages, sizes or views
-HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 SHORTEST_DELAY = 10  # milliseconds; browsers show a frame with a shorter one for a tenth of a second
 USUAL_DELAY = 100
 
@@ -26,8 +23,10 @@ def read_image(file: BinaryIO, name: str) -> Image.Image:
         UserInputError: it is not a picture, or too large.
     """
     image = open_picture(file, name)
+    if image is None and is_heic(file):
+        raise UserInputError(f"{name}: a HEIC picture, which cannot be read here; export it as JPEG or PNG")
     if image is None:
-        raise UserInputError(f"{name}: {_no_picture(file)}")
+        raise wrong_kind(file, name, "image")
     return as_rgb(image, name)
 
 
@@ -40,33 +39,6 @@ def ready_image(value: Any) -> Image.Image:
     raise UserInputError(
         f"image given as {describe(value)}: expected a path, bytes, a PIL image or a uint8 array [height, width, 3]"
     )
-
-
-def open_picture(file: BinaryIO, name: str) -> Image.Image | None:
-    """A picture whose pixels are not read yet; None for what is none."""
-    Image.init()
-    try:
-        return Image.open(file, formats=[each for each in PICTURES if each in Image.OPEN])
-    except UnidentifiedImageError:
-        return None
-    except Image.DecompressionBombError:
-        raise UserInputError(
-            f"{name}: the picture has far more than {MAX_PIXELS:,} pixels, the most that are taken; make it smaller"
-        ) from None
-    finally:
-        file.seek(0)
-
-
-def is_animated(image: Image.Image) -> bool:
-    """Whether a picture moves: an animated GIF, WebP, PNG or AVIF."""
-    return image.format in MOVING and getattr(image, "is_animated", False)
-
-
-def is_heic(file: BinaryIO) -> bool:
-    """Whether a file is a HEIC or HEIF picture, by its brand."""
-    header = file.read(12)
-    file.seek(0)
-    return header[4:8] == b"ftyp" and header[8:] in HEIC_BRANDS
 
 
 def animation_frames(image: Image.Image, name: str) -> Iterator[tuple[Image.Image, float]]:
@@ -100,9 +72,3 @@ def describe(value: Any) -> str:
     if isinstance(value, tuple) and len(value) == 2:
         return f"({describe(value[0])}, {describe(value[1])})"
     return f"{value}" if isinstance(value, (int, float)) else type(value).__name__
-
-
-def _no_picture(file: BinaryIO) -> str:
-    if is_heic(file):
-        return "a HEIC picture, which cannot be read here; export it as JPEG or PNG"
-    return "not a picture that can be read; give a PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF file"

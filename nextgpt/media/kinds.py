@@ -6,15 +6,26 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from PIL import Image, UnidentifiedImageError
+
 from nextgpt.errors import UserInputError
-from nextgpt.media.images import is_animated, is_heic, open_picture
-from nextgpt.media.limits import CONTAINERS
+from nextgpt.media.limits import CONTAINERS, MAX_PIXELS
 from nextgpt.media.sources import open_source
 
 SUFFIXES = {
     "image": ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"),
     "audio": ("wav", "mp3", "flac", "ogg", "opus", "m4a", "aac"),
     "video": ("mp4", "m4v", "mov", "webm", "mkv", "avi"),
+}
+# Pillow also opens formats that are no pictures (MPEG, HDF5) or programs (EPS). HEIF is there once a plug-in brings it.
+PICTURES = ("PNG", "JPEG", "MPO", "JPEG2000", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "ICO", "PPM", "QOI", "HEIF")
+MOVING = ("GIF", "WEBP", "PNG", "AVIF")  # several frames of others are pages, sizes or views
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+NAMES = {"image": "a picture", "audio": "a sound", "video": "a video"}
+TO_GIVE = {
+    "image": "a PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF file",
+    "audio": "a WAV, FLAC, OGG, MP3 or M4A file",
+    "video": "an MP4, MOV, WebM, AVI or GIF file",
 }
 
 
@@ -49,6 +60,19 @@ def kind_of(file: BinaryIO, name: str) -> str:
     return kind
 
 
+def wrong_kind(file: BinaryIO, name: str, expected: str, reason: str = "") -> UserInputError:
+    """The error for an open file that cannot be read as the kind expected; it says what the file is, if it is another."""
+    file.seek(0)
+    try:
+        found = kind_of(file, name)
+    except UserInputError:
+        found = expected
+    if found != expected:
+        return UserInputError(f"{name}: not {NAMES[expected]} but {NAMES[found]}; give it as {found}")
+    reason = f" ({reason})" if reason else ""
+    return UserInputError(f"{name}: not {NAMES[expected]} that can be read{reason}; give {TO_GIVE[expected]}")
+
+
 def has_usual_suffix(path: str | os.PathLike, modality: str) -> bool:
     """Whether a file's name says what it is, so that programs that go by names (browsers) show it."""
     return Path(path).suffix.lower().removeprefix(".") in SUFFIXES.get(modality, ())
@@ -72,6 +96,33 @@ def declared_seconds(container: Any, stream: Any) -> float | None:
     if "mp4" in container.format.name:
         return float(stream.duration * stream.time_base) if stream.duration else None
     return None
+
+
+def open_picture(file: BinaryIO, name: str) -> Image.Image | None:
+    """A picture whose pixels are not read yet; None for what is none."""
+    Image.init()
+    try:
+        return Image.open(file, formats=[each for each in PICTURES if each in Image.OPEN])
+    except UnidentifiedImageError:
+        return None
+    except Image.DecompressionBombError:
+        raise UserInputError(
+            f"{name}: the picture has far more than {MAX_PIXELS:,} pixels, the most that are taken; make it smaller"
+        ) from None
+    finally:
+        file.seek(0)
+
+
+def is_animated(image: Image.Image) -> bool:
+    """Whether a picture moves: an animated GIF, WebP, PNG or AVIF."""
+    return image.format in MOVING and getattr(image, "is_animated", False)
+
+
+def is_heic(file: BinaryIO) -> bool:
+    """Whether a file is a HEIC or HEIF picture, by its brand."""
+    header = file.read(12)
+    file.seek(0)
+    return header[4:8] == b"ftyp" and header[8:] in HEIC_BRANDS
 
 
 def _picture_kind(file: BinaryIO, name: str) -> str | None:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from nextgpt.decoders import Video
 from nextgpt.errors import UserInputError
-from nextgpt.media.images import animation_frames, describe, is_animated, is_heic, open_picture
-from nextgpt.media.kinds import declared_seconds, moving_pictures
+from nextgpt.media.images import animation_frames, describe
+from nextgpt.media.kinds import TO_GIVE, declared_seconds, is_animated, is_heic, moving_pictures, open_picture, wrong_kind
 from nextgpt.media.limits import (
     CONTAINERS,
     MAX_REPEATED_BYTES,
@@ -25,7 +25,6 @@ from nextgpt.media.limits import (
     check_whole,
 )
 
-VIDEO_FILES = "an MP4, MOV, WebM, AVI or GIF file"
 MAX_RATE = 120  # frames per second of a clip whose rate varies
 WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders leave the stream of transparency out
 
@@ -132,7 +131,7 @@ def _read_streams(file: BinaryIO, name: str) -> Video:
         with av.open(file, options={"format_whitelist": CONTAINERS}) as container:
             stream = moving_pictures(container)
             if stream is None:
-                hint = ", only sound; give it as an audio" if container.streams.audio else f"; give {VIDEO_FILES}"
+                hint = ", only sound; give it as an audio" if container.streams.audio else f"; give {TO_GIVE['video']}"
                 raise UserInputError(f"{name}: holds no pictures{hint}")
             stream.thread_type = "AUTO"
             fps = float(stream.average_rate or stream.guessed_rate or 0)
@@ -152,7 +151,7 @@ def _read_streams(file: BinaryIO, name: str) -> Video:
                 return frames.video(declared if declared > last else None, fps)
             return frames.video(last + length if length else None, fps)
     except av.FFmpegError as error:
-        raise UserInputError(f"{name}: not a video that can be read ({error.strerror}); give {VIDEO_FILES}") from None
+        raise wrong_kind(file, name, "video", error.strerror) from None
 
 
 def _decoded(container: Any, stream: Any) -> Iterator[Any]:

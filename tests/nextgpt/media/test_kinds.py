@@ -143,6 +143,22 @@ def test_a_sound_asked_for_as_a_clip_is_refused_as_a_sound(tmp_path, name):
         load_media("video", tmp_path / "a.mp4")
 
 
+@pytest.mark.parametrize(
+    ("name", "asked", "told"),
+    [
+        ("mp4", "image", "not a picture but a video; give it as video"),
+        ("wav", "image", "not a picture but a sound; give it as audio"),
+        ("png", "audio", "not a sound but a picture; give it as image"),
+        ("animated webp", "audio", "not a sound but a video; give it as video"),
+        ("jpeg", "video", "holds one picture, expected a clip; give it as an image"),
+    ],
+)
+def test_another_kind_than_was_asked_for_is_named(tmp_path, name, asked, told):
+    FILES[name][1](tmp_path / "a.bin")
+    with pytest.raises(UserInputError, match=rf"a\.bin: {told}"):
+        load_media(asked, tmp_path / "a.bin")
+
+
 def test_a_clip_gives_its_first_frame_or_its_sound_when_asked_for(tmp_path):
     FILES["animated gif"][1](tmp_path / "a.gif")
     FILES["mp4"][1](tmp_path / "a.mp4")
