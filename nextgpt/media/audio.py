@@ -17,9 +17,11 @@ from nextgpt.media.limits import CONTAINERS, check_duration, check_whole
 
 UNKNOWN_WAV_LENGTH = 0x7FFF0000  # programs that write to a pipe put such a number in place of the length
 UNKNOWN_FRAMES = 2**62
-# Resampling may lead a little beyond full scale, and a lossy codec or a diffusion decoder further: that much is clipped.
+# Beyond full scale: resampling leads a little there, a diffusion decoder further, a lossy codec (at a damaged place)
+# anywhere. So much is clipped; what goes further was never in -1..1.
 HIGHEST_FLOAT = 1.1
-HIGHEST_DECODED = 4.0
+HIGHEST_MADE = 4.0
+HIGHEST_DECODED = math.inf
 
 
 def read_audio(file: BinaryIO, name: str) -> Audio:
@@ -50,7 +52,7 @@ def ready_audio(value: Any) -> Audio:
                     "floats in -1..1; convert it to the type that it was recorded in"
                 )
             check_duration("audio", len(samples) / sampling_rate, "audio array")
-            highest = HIGHEST_DECODED if isinstance(value, Audio) else HIGHEST_FLOAT
+            highest = HIGHEST_MADE if isinstance(value, Audio) else HIGHEST_FLOAT
             return Audio(_mono(scaled(samples), "audio array", highest), int(sampling_rate))
     raise UserInputError(f"audio given as {describe(value)}: expected a path, bytes or (array of samples, sampling_rate)")
 
@@ -98,7 +100,7 @@ def _decoded(container: Any, stream: Any) -> Iterator[tuple[np.ndarray, int]]:
     import av
 
     rate, form, resampler = 0, None, None
-    for frame in container.decode(stream):
+    for frame in _frames(container, stream):
         rate = rate or frame.sample_rate
         if form != (frame.format.name, frame.layout.name, frame.sample_rate):
             form = frame.format.name, frame.layout.name, frame.sample_rate
@@ -109,6 +111,25 @@ def _decoded(container: Any, stream: Any) -> Iterator[tuple[np.ndarray, int]]:
         yield out.to_ndarray(), rate
 
 
+def _frames(container: Any, stream: Any) -> Iterator[Any]:
+    """The decoded frames of a stream. Of MP3 and AAC, which have no other frame around, broken ones are left out."""
+    import av
+
+    found, broken = 0, None
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError as error:
+            if container.format.name not in ("mp3", "aac"):
+                raise
+            broken = error
+            continue
+        found += len(frames)
+        yield from frames
+    if broken is not None and not found:
+        raise broken
+
+
 def _read_libsndfile(file: BinaryIO, name: str) -> tuple[np.ndarray, int] | None:
     """As `_read_stream`, what libsndfile reads; None for the rest.
 
@@ -117,6 +138,10 @@ def _read_libsndfile(file: BinaryIO, name: str) -> tuple[np.ndarray, int] | None
     """
     import soundfile
 
+    header = file.read(3)
+    file.seek(0)
+    if header == b"ID3" or header[:1] == b"\xff":
+        return None
     try:
         with soundfile.SoundFile(file) as sound:
             if sound.format != "MP3" and sound.frames < UNKNOWN_FRAMES:

@@ -185,6 +185,14 @@ def stored(file_format: str) -> bytes:
     return file.getvalue()
 
 
+def test_a_song_with_a_damaged_place_is_read_without_it(capfd):
+    data = stored("MP3")
+    middle = len(data) // 2
+    sound = load_media("audio", data[:middle] + b"junk" * 500 + data[middle:])
+    assert len(sound.array) / RATE == pytest.approx(4, abs=0.2)
+    assert capfd.readouterr().err == "", "no library talks to the user"
+
+
 def test_a_broadcast_may_change_its_channels_midway():
     parts = [encode(np.stack([TONE] * count), layout, "adts", "aac") for count, layout in ((2, "stereo"), (1, "mono"))]
     sound = load_media("audio", parts[0] + parts[1])
