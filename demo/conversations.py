@@ -23,7 +23,7 @@ from pathlib import Path
 
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.events import SUFFIXES, Media, Timings, save_media
-from nextgpt.media import guess_modality, load_media
+from nextgpt.media import guess_modality, has_usual_suffix, load_media
 from nextgpt.pipeline import Session
 
 KEEP_HOURS = 24  # after the last use
@@ -112,7 +112,7 @@ class Conversation:
         self._take(path)
         if path.parent == self.folder:
             return {"type": modality, "path": str(path)}
-        if path.suffix.lower() in UNSHOWABLE:
+        if path.suffix.lower() in UNSHOWABLE or not has_usual_suffix(path, modality):  # what it holds is another kind
             kept = self._new_path(path.stem + SUFFIXES[modality])
             save_media(load_media(modality, path), kept)
         else:
@@ -356,7 +356,7 @@ def _checked_messages(record: dict) -> list[dict]:
 def _checked_part(part: dict) -> dict:
     if part["type"] == "text":
         return {"type": "text", "text": str(part["text"])}
-    if guess_modality(part["path"]) != part["type"]:
+    if not has_usual_suffix(part["path"], part["type"]):
         raise UserInputError(f"{part['path']}: its suffix does not say {part['type']!r}")
     details = {name: kind(part[name]) for name, kind in (("seed", int), ("seconds", float)) if name in part}
     return {"type": part["type"], "path": part["path"], **details}

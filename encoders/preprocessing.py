@@ -82,7 +82,7 @@ class ImageBindPreprocessor(EncoderPreprocessor):
             sampling_rate: in Hz.
 
         Raises:
-            ValueError: for no samples, another shape or type, or a rate that is not positive.
+            ValueError: for no samples, NaN among them, another shape or type, or a rate that is not positive.
         """
         config = self.config
         mono = _resample(_mono(waveform), sampling_rate, config.audio_sampling_rate)
@@ -207,6 +207,8 @@ def _mono(waveform: np.ndarray) -> Tensor:
             "[channels, samples] with at least one sample."
         )
     samples = torch.from_numpy(np.array(waveform, dtype=np.float32))
+    if not samples.isfinite().all():
+        raise ValueError("waveform holds NaN or infinite samples, expected finite ones in -1..1.")
     return samples.mean(dim=0) if samples.ndim == 2 else samples
 
 

@@ -20,7 +20,9 @@ from torch import Tensor
 from transformers import Cache, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from nextgpt.errors import ContractError
+from nextgpt.errors import ContractError, NextGPTError
+
+MEDIA_VALUES = ("image_values", "audio_values", "video_values")
 
 
 @dataclass
@@ -113,8 +115,9 @@ class InterleavedGenerationMixin:
         Raises:
             ContractError: `require` asks for a kind this model cannot give or for more than the token budget holds,
                 or an answer ended without it.
+            NextGPTError: the model computed numbers that are none.
         """
-        values = {name: generate_kwargs.pop(name, None) for name in ("image_values", "audio_values", "video_values")}
+        values = {name: generate_kwargs.pop(name, None) for name in MEDIA_VALUES}
         if media_features is None:
             media_features = self.encode_media(input_ids, **values)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -153,6 +156,18 @@ class InterleavedGenerationMixin:
         self._check_contract(rows, cancel)
         return output
 
+    def _expand_inputs_for_generation(self, expand_size: int = 1, input_ids: Tensor | None = None, **kwargs) -> tuple:
+        """Encodes the media once, before rows become beams or several answers, and repeats their features row by row."""
+        values = {name: kwargs.pop(name) for name in MEDIA_VALUES if name in kwargs}
+        if any(value is not None for value in values.values()):
+            kwargs["media_features"] = self.encode_media(input_ids, **values)
+        features = kwargs.pop("media_features", None)
+        if features is not None and expand_size > 1:
+            rows = features.split(self.placeholder_mask(input_ids).sum(1).tolist())
+            features = torch.cat([row for row in rows for _ in range(expand_size)])
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size=expand_size, input_ids=input_ids, **kwargs)
+        return input_ids, kwargs if features is None else kwargs | {"media_features": features}
+
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
@@ -163,10 +178,9 @@ class InterleavedGenerationMixin:
     ) -> dict:
         """Media features and the recorder belong to the first pass of a segment; a cached prefix needs no features."""
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        if not is_first_iteration:
-            return inputs
-        inputs["signal_recorder"] = signal_recorder
-        if media_features is not None:
+        if is_first_iteration:
+            inputs["signal_recorder"] = signal_recorder
+        if media_features is not None and (is_first_iteration or kwargs.get("use_cache") is False):
             placeholders = self.placeholder_mask(input_ids)
             order = placeholders.flatten().cumsum(0).view_as(placeholders) - 1
             fed = inputs["input_ids"].shape[1]
@@ -265,6 +279,11 @@ class _SignalGate(LogitsProcessor):
         self.eos = model._eos_ids()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if (scores.isnan() | scores.isposinf()).any():  # one such state spoils every later one that looks back at it
+            raise NextGPTError(
+                "the language model computed NaN or infinite numbers, so there is no answer; load it with another dtype "
+                "(float32 or bfloat16), or check its weights"
+            )
         gated = scores.clone()
         gated[:, self.signals] = -torch.inf
         for i, row in enumerate(self.rows):

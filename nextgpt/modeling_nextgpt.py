@@ -337,6 +337,12 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
         if count != found:
             raise UserInputError(f"the prompt has {count} media placeholders, but {found} media features came along")
         if count:
+            if not media_features.isfinite().all():
+                bad = media_features.isfinite().all(-1).logical_not().nonzero().flatten().tolist()
+                raise UserInputError(
+                    f"the features of media {', '.join(str(i + 1) for i in bad)} of {found} hold NaN or infinite numbers; "
+                    "check these media, or load the encoder with another dtype (float32)"
+                )
             projected = self.input_projection(media_features.to(self.input_projection.weight.dtype))
             embeddings = embeddings.masked_scatter(placeholders[..., None], projected.to(embeddings))
         return embeddings

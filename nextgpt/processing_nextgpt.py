@@ -289,9 +289,11 @@ class NextGPTProcessor(ProcessorMixin):
             known = ", ".join(self.vocabulary.placeholders) or "no media"
             raise UserInputError(f"message {index}: this model takes {known} as input, not {modality}")
         values = [part[key] for key in ("path", "url", modality) if part.get(key) is not None]
+        if part.get("base64") is not None:
+            values.append(f"data:;base64,{part['base64']}")
         if len(values) != 1:
             raise UserInputError(
-                f"message {index}: the {modality} part needs one of path, url or {modality}, found {len(values)}"
+                f"message {index}: the {modality} part needs one of path, url or {modality} (or base64), found {len(values)}"
             )
         return Piece(token_ids=[self.vocabulary.placeholders[modality]]), (modality, values[0])
 

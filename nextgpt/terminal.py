@@ -7,6 +7,7 @@ line's.
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import signal
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.events import SUFFIXES, Event, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, save_media
-from nextgpt.media import guess_modality, load_media
+from nextgpt.media import guess_modality, load_media, shortened
 from nextgpt.pipeline import NextGPTPipeline
 from nextgpt.text import whole_characters
 
@@ -137,7 +138,7 @@ class Chat:
     def attach(self, argument: str) -> None:
         """Checks a file and keeps it for the next message."""
         try:
-            paths = [argument] if Path(argument).expanduser().is_file() else shlex.split(argument)
+            paths = [argument] if os.path.isfile(os.path.expanduser(argument)) else shlex.split(argument)
         except ValueError:
             raise UserInputError(f"/attach {argument}: a quotation mark is not closed") from None
         if not paths:
@@ -146,7 +147,7 @@ class Chat:
         modality = guess_modality(path)
         # What was read is kept, so that a file that goes away later does not break the conversation.
         self.attached.append({"type": modality, modality: load_media(modality, path)})
-        self._say(f"attached {modality} {path}; it goes with your next message")
+        self._say(f"attached {modality} {shortened(path)}; it goes with your next message")
 
     def run(self) -> None:
         """Leads the conversation until its end.

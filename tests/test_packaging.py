@@ -19,7 +19,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 ROOMS = {"nextgpt": "nextgpt", "encoders": "nextgpt/encoders", "decoders": "nextgpt/decoders"}
 ROOMS |= {"train": "nextgpt/train", "demo": "nextgpt/demo"}
-PACKAGES = ("encoders", "decoders", "train", "train.nano", "demo", "presets")
+PACKAGES = ("encoders", "decoders", "train", "train.nano", "demo", "media", "presets")
 WHERE_THEY_ARE = f"""
 import importlib.util
 for package in {PACKAGES}:

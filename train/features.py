@@ -56,12 +56,15 @@ class FeatureTable(NamedTuple):
         """
         keys = self.keys(items)
         try:
-            return self.cache.rows([keys[item] for item in items])
+            rows = self.cache.rows([keys[item] for item in items])
         except (KeyError, sqlite3.Error):
             raise UserInputError(
                 f"{items[0]} and the {len(items) - 1} items beside it have no features in {self.cache.folder}: a file was "
                 "changed while training ran; start again"
             ) from None
+        if bad := [item for item, row in zip(items, rows, strict=True) if not _is_finite(row)]:
+            raise UserInputError(f"{bad[0]}: its feature in {self.cache.folder} is NaN or infinite; delete that folder")
+        return rows
 
 
 class FeatureSource(NamedTuple):
@@ -126,6 +129,8 @@ def fill(
         for key, item in zip(keys, items, strict=True):
             if isinstance(computed[item], Exception):
                 note(item, computed[item])
+            elif not _is_finite(computed[item]):
+                note(item, UserInputError("its feature holds NaN or infinite numbers; check it, or compute in float32"))
             else:
                 writer.add(key, computed[item])
 
@@ -151,6 +156,10 @@ def fill(
 
 def _is_mine(key: bytes, share: tuple[int, int]) -> bool:
     return int.from_bytes(key[:4]) % share[1] == share[0]
+
+
+def _is_finite(feature: Tensor | dict[str, Tensor]) -> bool:
+    return all(tensor.isfinite().all() for tensor in (feature.values() if isinstance(feature, dict) else [feature]))
 
 
 class _ShardWriter:

@@ -145,7 +145,7 @@ def test_a_refused_import_leaves_nothing(client, served, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("broken.png", "^broken.png: not a picture"), ("notes.txt", "^notes.txt: its suffix does not say what it is")],
+    [("broken.png", "^broken.png: not a picture"), ("notes.txt", "^notes.txt: not a picture, sound or video")],
 )
 def test_a_bad_file_is_refused_in_the_pipelines_words_and_nothing_changes(client, conversation, tmp_path, name, told):
     (tmp_path / name).write_text("no picture")

@@ -156,6 +156,8 @@ def test_long_text_is_cut_but_ended(tiny):
         (lambda p: p.audio(np.zeros(0, np.float32), 16000), "at least one sample"),
         (lambda p: p.audio(np.zeros(10, np.int16), 16000), "int16"),
         (lambda p: p.audio(np.zeros(10, np.float32), 0), "sampling_rate is 0"),
+        (lambda p: p.audio(np.array([0, np.nan, 0], np.float32), 16000), "NaN or infinite"),
+        (lambda p: p.audio(np.array([0, 1e300, 0]), 16000), "NaN or infinite"),
         (lambda p: p.video(np.zeros((0, 4, 4, 3), np.uint8), 4), "T >= 1"),
         (lambda p: p.video(np.zeros((2, 4, 4, 3), np.float32), 4), "float32"),
         (lambda p: p.video(np.zeros((2, 4, 4, 3), np.uint8), float("nan")), "fps is nan"),
