@@ -14,6 +14,7 @@ from pathlib import Path
 
 from nextgpt import __version__
 from nextgpt.errors import NextGPTError, UserInputError
+from nextgpt.status_line import quiet_libraries, status
 from nextgpt.training_commands import add_data, add_train
 
 DEFAULT_OUT = "nextgpt-out"
@@ -81,12 +82,19 @@ def _add_model_options(parser: argparse.ArgumentParser, positional: bool = False
 
 def _add_answer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of the first piece of media; the next takes one more (default: random)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="length of an answer (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="diffusion steps of each piece of media (default: the decoder's own)")
+    parser.add_argument("--max-new-tokens", type=_positive, default=256, help="length of an answer (default: %(default)s)")
+    parser.add_argument("--steps", type=_positive, help="diffusion steps of each piece of media (default: the decoder's own)")
     parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance (default: the decoder's own)")
     parser.add_argument(
         "-o", "--out", type=Path, default=Path(DEFAULT_OUT), help="folder for the media (default: ./%(default)s)"
     )
+
+
+def _positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def _add_chat(commands, debug) -> None:
@@ -177,20 +185,19 @@ def _add_evaluate(commands, debug) -> None:
 
 def chat(options: argparse.Namespace) -> None:
     """A conversation in the terminal, or of the lines of standard input."""
-    from nextgpt.terminal import Chat, check_folder
+    pipeline = _load_pipeline(options)
+    from nextgpt.terminal import Chat
 
-    check_folder(options.out)
-    Chat(_load_pipeline(options), options.out, _answer_options(options)).run()
+    Chat(pipeline, options.out, _answer_options(options)).run()
 
 
 def generate(options: argparse.Namespace) -> None:
     """One answer: its text and the paths of its media, as they come, or one JSON object at the end."""
-    from nextgpt.terminal import AnswerPrinter, check_folder
-
     answer_options = _answer_options(options) | _contract(options)
     message = {"role": "user", "content": _content(options)}
-    check_folder(options.out)
     pipeline = _load_pipeline(options)
+    from nextgpt.terminal import AnswerPrinter
+
     printer = AnswerPrinter(options.out, quiet=options.json)
     reply = printer.print(pipeline.stream([message], **answer_options))
     if options.json:
@@ -253,7 +260,7 @@ def info(options: argparse.Namespace) -> None:
 def doctor(options: argparse.Namespace) -> int:
     """One line for each check; exit code 1 where something would not work."""
     if not options.debug:
-        _quiet_libraries()
+        quiet_libraries()
     from nextgpt.doctor import examine
 
     findings = examine(options.model)
@@ -277,7 +284,7 @@ def download(options: argparse.Namespace) -> None:
 def convert(options: argparse.Namespace) -> None:
     """Every key of the original and of this model, then the result."""
     if not options.debug:
-        _quiet_libraries()
+        quiet_libraries()
     from nextgpt.original import IncompleteCheckpoint, convert_checkpoint
 
     try:
@@ -311,25 +318,16 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def _load_pipeline(options: argparse.Namespace):
-    if not options.debug:
-        _quiet_libraries()
-    from nextgpt.pipeline import NextGPTPipeline
+    with status(f"loading {options.model} …"):
+        if not options.debug:
+            quiet_libraries()
+        if "out" in options:  # before anything is loaded
+            from nextgpt.terminal import check_folder
 
-    return NextGPTPipeline.from_pretrained(options.model, device=options.device, dtype=options.dtype)
+            check_folder(options.out)
+        from nextgpt.pipeline import NextGPTPipeline
 
-
-def _quiet_libraries() -> None:
-    """What libraries say to programmers is not for users; their progress bars are for terminals."""
-    import warnings
-
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    warnings.simplefilter("ignore", FutureWarning)
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        if not sys.stderr.isatty():
-            library.utils.logging.disable_progress_bar()
+        return NextGPTPipeline.from_pretrained(options.model, device=options.device, dtype=options.dtype)
 
 
 def _answer_options(options: argparse.Namespace) -> dict:
@@ -349,14 +347,20 @@ def _contract(options: argparse.Namespace) -> dict:
         if not separator or not number.isdecimal():
             raise UserInputError(f"--require {given}: expected KIND=N, e.g. --require image=1")
         require[kind] = int(number)
-    only = [kind.strip() for kind in options.only.split(",")] if options.only else None
+    only = [kind.strip() for kind in options.only.split(",")] if options.only is not None else None
+    if only and "text" not in only:  # said here in the words of the command line
+        raise UserInputError(f"--only {options.only}: an answer always may hold text, e.g. --only text,image")
     return {"output_modalities": only, "require": require or None}
 
 
 def _content(options: argparse.Namespace) -> list[dict]:
-    """Attached media first, in the order of their kinds, then the words."""
-    media = [{"type": modality, "path": path} for modality in INPUT_MODALITIES for path in getattr(options, modality)]
-    return [*media, {"type": "text", "text": options.prompt}]
+    """Attached media first, in the order of their kinds, then the words, if there are any."""
+    content = [{"type": modality, "path": path} for modality in INPUT_MODALITIES for path in getattr(options, modality)]
+    if options.prompt.strip():
+        content.append({"type": "text", "text": options.prompt})
+    if not content:
+        raise UserInputError("the prompt is empty: say what to ask, or attach a file")
+    return content
 
 
 def _aligned(rows: Sequence[Sequence[str]], right: int | None = None) -> str:

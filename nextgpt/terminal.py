@@ -6,12 +6,13 @@ line's.
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.events import SUFFIXES, Event, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, save_media
 from nextgpt.media import guess_modality, load_media
 from nextgpt.pipeline import NextGPTPipeline
+from nextgpt.status_line import StatusLine
 
 HELP = """\
 Write a message and press Enter. Files go with the next message:
@@ -33,10 +35,13 @@ def check_folder(folder: Path) -> None:
     """Checks, before any model loads, that media can be saved in `folder`; it is made when it is needed.
 
     Raises:
-        UserInputError: something else bears its name.
+        UserInputError: a file bears its name or that of a folder above it, or nothing may be written there.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserInputError(f"{folder}: is a file, expected a folder for the media; give another with --out")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserInputError(f"{there}: is a file, expected a folder for the media; give another with --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserInputError(f"{folder}: nothing may be written in {there}; give another folder with --out")
 
 
 class AnswerPrinter:
@@ -52,7 +57,7 @@ class AnswerPrinter:
 
     def __init__(self, folder: Path, quiet: bool = False):
         self.folder, self.quiet = folder, quiet
-        self.shows_progress = sys.stderr.isatty() and not quiet
+        self.status = StatusLine(enabled=not quiet)
         self.files: list[Path] = []
         self.in_line = False
 
@@ -62,7 +67,7 @@ class AnswerPrinter:
             for event in events:
                 self._show(event)
         finally:
-            self._progress("")
+            self.status.clear()
             self._end_line()
         return event.reply  # the last one is `Finished`
 
@@ -72,11 +77,10 @@ class AnswerPrinter:
                 self._write(text if self.in_line else text.lstrip())
             case MediaStarted(modality=modality):
                 self._end_line()
-                self._progress(f"making the {modality} …")
+                self.status.show(f"making the {modality} …")
             case MediaProgress(modality=modality, step=step, total=total):
-                self._progress(f"making the {modality}: step {step} of {total}")
+                self.status.show(f"making the {modality}: step {step} of {total}")
             case MediaDone():
-                self._progress("")
                 self._save(event)
 
     def _save(self, done: MediaDone) -> None:
@@ -91,6 +95,7 @@ class AnswerPrinter:
 
     def _write(self, text: str) -> None:
         if text and not self.quiet:
+            self.status.clear()
             sys.stdout.write(text)
             sys.stdout.flush()
             self.in_line = not text.endswith("\n")
@@ -98,11 +103,6 @@ class AnswerPrinter:
     def _end_line(self) -> None:
         if self.in_line:
             self._write("\n")
-
-    def _progress(self, text: str) -> None:
-        if self.shows_progress:
-            sys.stderr.write(f"\r\033[K{text}")  # \033[K clears the rest of the line
-            sys.stderr.flush()
 
 
 class Chat:
@@ -118,10 +118,14 @@ class Chat:
         self.pipeline, self.folder, self.options = pipeline, folder, options
         self.is_interactive = sys.stdin.isatty()
         self.commands = {"/attach": self.attach, "/help": self.help, "/reset": self.reset}
-        self.reset()
+        self._start_afresh()
 
     def reset(self, argument: str = "") -> None:
-        """Forgets the conversation and the attached files."""
+        """Forgets the conversation and the attached files, and says so."""
+        self._start_afresh()
+        self._say("The conversation and what was attached are forgotten.")
+
+    def _start_afresh(self) -> None:
         self.messages: list[dict] = []
         self.attached: list[dict] = []
         self.session = self.pipeline.new_session()
@@ -152,6 +156,8 @@ class Chat:
                 and the conversation goes on.
         """
         if self.is_interactive:
+            with suppress(ImportError):  # absent on some systems
+                import readline  # noqa: F401  `input` then edits lines and recalls earlier ones; any length, paste included
             self._say("Write a message, or /help.")
         for line in self._lines():
             if line in ("/quit", "/exit"):
@@ -191,6 +197,8 @@ class Chat:
             try:
                 line = input("> " if self.is_interactive else "").strip()
             except EOFError:
+                if self.is_interactive:
+                    self._say("")  # what comes next begins a line of its own
                 return
             except KeyboardInterrupt:
                 if interrupted or not self.is_interactive:
