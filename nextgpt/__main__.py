@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def _add_model_options(parser: argparse.ArgumentParser, positional: bool = False
 def _add_answer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of the first piece of media; the next takes one more (default: random)")
     parser.add_argument("--max-new-tokens", type=_positive, default=256, help="length of an answer (default: %(default)s)")
-    parser.add_argument("--steps", type=_positive, help="diffusion steps of each piece of media (default: the decoder's own)")
+    parser.add_argument("--steps", type=_positive, help="diffusion steps of each medium (default: the decoder's own)")
     parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance (default: the decoder's own)")
     parser.add_argument(
         "-o", "--out", type=Path, default=Path(DEFAULT_OUT), help="folder for the media (default: ./%(default)s)"
@@ -226,6 +227,8 @@ def demo(options: argparse.Namespace) -> None:
 
 def params(options: argparse.Namespace) -> None:
     """The table of a model's parts."""
+    if not options.debug:
+        quiet_libraries()
     from nextgpt.params import count_parameters
 
     table = count_parameters(options.model)
@@ -248,6 +251,8 @@ def params(options: argparse.Namespace) -> None:
 
 def info(options: argparse.Namespace) -> None:
     """Versions, devices, and the parts of a model; no weights are loaded."""
+    if not options.debug:
+        quiet_libraries()
     from nextgpt.info import describe_environment, describe_model, describe_run
 
     run = describe_run(options.model)
@@ -271,12 +276,27 @@ def doctor(options: argparse.Namespace) -> int:
 
 def download(options: argparse.Namespace) -> None:
     """The sizes first, then the files."""
-    from nextgpt.download import download, plan_downloads
+    if not options.debug:
+        quiet_libraries(bars=True)
+    from nextgpt.download import download, parts_to_fetch, plan_downloads
+    from nextgpt.errors import ModelLoadError
 
-    plans = plan_downloads(options.model, options.only)
-    rows = [("part", "repository", "files", "GB", "licence")]
-    rows += [(p.name, p.part.source, str(len(p.files)), f"{p.size / 1e9:.2f}", p.part.license or "–") for p in plans]
-    print(_aligned(rows, right=3), f"\n{sum(plan.size for plan in plans) / 1e9:.2f} GB in all", flush=True)
+    def show(*rows: tuple[str, ...]) -> None:
+        print(_aligned([("part", "repository", "files", "GB", "licence"), *rows], right=3), flush=True)
+
+    parts = parts_to_fetch(options.model, options.only)
+    if not parts:
+        print(f"nothing to fetch: all that was asked for of {options.model} is on this machine")
+        return
+    try:
+        plans = plan_downloads(parts)
+    except ModelLoadError:  # what the configuration knows is shown all the same
+        sizes = {name: f"{part.size / 1e9:.2f}" if part.size else "?" for name, part in parts.items()}
+        show(*((name, part.source, "?", sizes[name], part.license or "–") for name, part in parts.items()))
+        print(f"about {sum(part.size or 0 for part in parts.values()) / 1e9:.0f} GB in all\n", flush=True)
+        raise
+    show(*((p.name, p.part.source, str(len(p.files)), f"{p.size / 1e9:.2f}", p.part.license or "–") for p in plans))
+    print(f"{sum(plan.size for plan in plans) / 1e9:.2f} GB in all", flush=True)
     for plan in plans:
         print(f"{plan.name}: {download(plan)}", flush=True)
 
@@ -301,14 +321,20 @@ def convert(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """The table of what a nano model can do, measured on its held-out world."""
-    from nextgpt.train.nano.evaluate import ROWS, Bench, ablate, as_json, table
+    with status("loading the evaluation …"):
+        from nextgpt.train.nano.evaluate import ROWS, Bench, ablations, as_json, summary, table
     from nextgpt.train.nano.report import write_report
 
     if unknown := set(options.part or ()) - set(ROWS):
         raise UserInputError(f"--part {unknown.pop()}: there is no such row; the rows are {', '.join(ROWS)}")
     bench = Bench(_load_pipeline(options), 40 if options.quick else 200, options.split)
-    rows = [ablate] if options.ablate else [ROWS[part] for part in options.part or ROWS]
-    scores = [score for row in rows for score in row(bench)]
+    rows = ablations(bench) if options.ablate else [ROWS[part] for part in options.part or ROWS]
+    scores = []
+    for number, row in enumerate(rows, start=1):  # twenty minutes: every row is told as soon as it is there
+        began = time.monotonic()
+        scores += (found := row(bench))
+        seconds = time.monotonic() - began
+        print(f"{number} of {len(rows)}: {summary(found)} ({seconds:.0f} s)", file=sys.stderr, flush=True)
     print(as_json(scores) if options.json else table(scores))
     if options.report:
         print(f"\n{write_report(options.report, scores, bench.samples)}", file=sys.stderr)

@@ -16,7 +16,7 @@ from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.modeling_nextgpt import LORA_FOLDER, TRAINED_FILE
-from nextgpt.parts import FrozenPart, preset_names, resolve_model
+from nextgpt.parts import FrozenPart, fetch_model, preset_names, resolve_model
 
 RUN_FILE = "run.json"  # a training run's folder says in it how it came to be
 KNOWN_FILE = "known_world.json"  # a model that knows one closed world may list in it what that holds
@@ -42,11 +42,11 @@ def describe_model(name_or_path: str | os.PathLike) -> list[tuple[str, str]]:
     Raises:
         ModelLoadError: there is no such model.
     """
-    location = resolve_model(name_or_path)
-    config = NextGPTConfig.from_pretrained(name_or_path)
+    location = fetch_model(name_or_path, patterns=["*.json"])
+    config = NextGPTConfig.from_pretrained(location)
     rows = [("model", f"{name_or_path} ({location})")]
     rows += [(_part_name(config, name), _describe_part(part, config)) for name, part in config.parts().items()]
-    rows.append(("trained", _describe_trained(Path(location))))
+    rows.append(("trained", _describe_trained(location)))
     rows.append(("takes", ", ".join(["text", *config.input_modalities])))
     rows.append(("gives", ", ".join(["text", *(f"{m} ({n} signal tokens)" for m, n in config.signal_tokens.items())])))
     return rows

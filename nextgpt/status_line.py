@@ -54,14 +54,19 @@ def status(text: str) -> Iterator[None]:
         line.clear()
 
 
-def quiet_libraries() -> None:
-    """Keeps the libraries' bars, warnings and notes off the terminal; their errors stay."""
+def quiet_libraries(bars: bool = False) -> None:
+    """Keeps the libraries' warnings and notes off the terminal; their errors stay.
+
+    Args:
+        bars: whether their progress bars stay.
+    """
     import diffusers.utils.logging
     import transformers.utils.logging
 
     warnings.simplefilter("ignore")
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+        if not bars:
+            library.utils.logging.disable_progress_bar()
     for name in ("accelerate", "huggingface_hub", "open_clip", "peft", "py.warnings", "torch"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -155,7 +155,9 @@ class Terminal:
         start = getattr(self, "_seen", 0)
         while not (found := re.search(expected, self.raw[start:])):
             if not self._read(seconds):
-                raise AssertionError(f"{expected!r} did not come; the screen:\n{self.shown}\n(written: {self.raw[start:]!r})")
+                raise AssertionError(
+                    f"{expected!r} did not come; the screen:\n{self.shown}\n(written: {self.raw[start:]!r})"
+                )
         self._seen = start + found.end()
 
     def finish(self, seconds: float = 60) -> int:
