@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -253,13 +254,18 @@ def info(options: argparse.Namespace) -> None:
     """Versions, devices, and the parts of a model; no weights are loaded."""
     if not options.debug:
         quiet_libraries()
-    from nextgpt.info import describe_environment, describe_model, describe_run
+    from nextgpt.info import describe_environment, describe_model, describe_run, known_world
 
     run = describe_run(options.model)
     if run:
         print(_aligned(run), end="\n\n")
     if not run or (Path(options.model) / "config.json").is_file():  # a run that is under way holds no model yet
         print(_aligned(describe_environment()), _aligned(describe_model(options.model)), sep="\n\n")
+        if known := known_world(options.model):
+            print("\nIt knows")
+            for heading, names in known.items():
+                text = f"{heading} ({len(names)}): {', '.join(names)}"
+                print(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False))
 
 
 def doctor(options: argparse.Namespace) -> int:

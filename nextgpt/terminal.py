@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-from nextgpt.errors import NextGPTError, UserInputError
+from nextgpt.errors import ConversationTooLong, NextGPTError, UserInputError
 from nextgpt.events import SUFFIXES, Event, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, save_media
 from nextgpt.media import guess_modality, load_media
 from nextgpt.pipeline import NextGPTPipeline
@@ -167,7 +167,8 @@ class Chat:
             except NextGPTError as error:
                 if not self.is_interactive:
                     raise
-                self._say(f"error: {error}")
+                hint = ", or begin anew with /reset" if isinstance(error, ConversationTooLong) else ""
+                self._say(f"error: {error}{hint}")
 
     def _take(self, line: str) -> None:
         word, _, argument = line.partition(" ")

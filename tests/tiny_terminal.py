@@ -11,11 +11,9 @@ import os
 import pty
 import re
 import select
-import signal
 import struct
 import subprocess
 import termios
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -107,6 +105,7 @@ class Terminal:
 
     def __init__(self, command: Sequence[str], folder: Path, columns: int = 80, **environment: str):
         self.raw, self.columns = "", columns
+        self._bytes, self._seen = b"", 0
         self._end, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         self.process = subprocess.Popen(
@@ -120,12 +119,10 @@ class Terminal:
         )
         os.close(theirs)
 
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(self, *error) -> None:
+    def close(self) -> None:
+        """Ends the command, if it still runs."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGKILL)
+            self.process.kill()
             self.process.wait()
         os.close(self._end)
 
@@ -152,7 +149,7 @@ class Terminal:
 
     def wait_for(self, expected: str, seconds: float = 60) -> None:
         """Reads on until `expected` (a regular expression) matches what was written since the last call."""
-        start = getattr(self, "_seen", 0)
+        start = self._seen
         while not (found := re.search(expected, self.raw[start:])):
             if not self._read(seconds):
                 raise AssertionError(
@@ -167,13 +164,12 @@ class Terminal:
         return self.process.wait(seconds)
 
     def _read(self, seconds: float) -> bool:
-        until = time.monotonic() + seconds
-        ready, _, _ = select.select([self._end], [], [], max(until - time.monotonic(), 0))
+        ready, _, _ = select.select([self._end], [], [], seconds)
         try:
             got = os.read(self._end, 65536) if ready else b""
         except OSError:  # the other end is closed
             got = b""
-        self._bytes = getattr(self, "_bytes", b"") + got
+        self._bytes += got
         self.raw = self._bytes.decode(errors="ignore")
         return bool(got)
 
