@@ -77,10 +77,12 @@ def known_world(model_folder_or_name: str | os.PathLike) -> dict[str, list[str]]
         return None
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
-        return {str(heading): [str(name) for name in names] for heading, names in known.items()}
-    except (ValueError, AttributeError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ModelLoadError(f"{file} is damaged ({reason}): expected lists of names by heading; copy it again") from None
+    except ValueError as error:
+        raise ModelLoadError(f"{file} is damaged (no JSON: {error}): copy it again") from None
+    lists = known.values() if isinstance(known, dict) else [None]
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        raise ModelLoadError(f"{file} is damaged: expected an object with lists of names; copy it again")
+    return known
 
 
 def describe_run(folder: str | os.PathLike) -> list[tuple[str, str]]:
