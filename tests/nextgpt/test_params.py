@@ -61,3 +61,9 @@ def test_every_frozen_part_has_a_licence_and_the_non_commercial_ones_are_told(ta
 )
 def test_a_licence_is_read_for_what_it_forbids(license, restricted):
     assert PartCount("encoder", "somewhere", 1, trained=False, license=license).is_non_commercial is restricted
+
+
+def test_nano_is_counted_and_what_two_decoders_share_is_counted_once():
+    parts = {part.name: part for part in count_parameters("nano").parts}
+    assert "vae" in parts["image decoder"].breakdown and "vae" not in parts["video decoder"].breakdown
+    assert parts["video decoder"].parameters == sum(parts["video decoder"].breakdown.values()) > 0
