@@ -25,7 +25,11 @@ INPUT_MODALITIES = ("image", "audio", "video")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0, 2 for what the user can mend, 1 for a defect, 130 for Ctrl-C."""
-    options = build_parser().parse_args(arguments, argparse.Namespace(debug=False))
+    parser = build_parser()
+    if not (sys.argv[1:] if arguments is None else arguments):  # nothing at all was said: show what there is
+        parser.print_help()
+        return 2
+    options = parser.parse_args(arguments, argparse.Namespace(debug=False))
     try:
         return options.command(options) or 0
     except KeyboardInterrupt:

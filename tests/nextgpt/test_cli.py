@@ -195,6 +195,11 @@ def test_params_prints_the_table_and_its_footnote(saved, capsys):
     assert table["total"] == sum(part["parameters"] for part in table["parts"])
 
 
+def test_without_a_command_it_says_what_there_is(capsys):
+    assert main([]) == 2
+    assert re.search(r"^    chat +talk to the assistant", capsys.readouterr().out, re.M)
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])
