@@ -1,13 +1,14 @@
 """A vocoder without learned weights: log-mel spectrogram in, waveform out, its phase found by Griffin and Lim's rounds.
 
-It stands where a diffusers pipeline expects a `SpeechT5HifiGan`: the same configuration keys, the same call.
+It stands where a diffusers pipeline expects a `SpeechT5HifiGan`, and is one by its type, for diffusers checks that: the same
+configuration keys, the same call, and none of its layers.
 """
 
 import math
 
 import torch
 from torchaudio.functional import griffinlim, melscale_fbanks
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, SpeechT5HifiGan
 
 
 class GriffinLimVocoderConfig(PreTrainedConfig):
@@ -38,7 +39,7 @@ class GriffinLimVocoderConfig(PreTrainedConfig):
         return 2 ** math.ceil(math.log2(4 * self.hop_length))
 
 
-class GriffinLimVocoder(PreTrainedModel):
+class GriffinLimVocoder(SpeechT5HifiGan):
     """Finds a waveform whose spectrogram is the given one (Griffin and Lim 1984; the fast form of Perraudin 2013).
 
     The mel filters are undone by their pseudo-inverse. It is deterministic and has no weights but the filters.
@@ -48,7 +49,7 @@ class GriffinLimVocoder(PreTrainedModel):
     main_input_name = "spectrogram"
 
     def __init__(self, config: GriffinLimVocoderConfig):
-        super().__init__(config)
+        PreTrainedModel.__init__(self, config)
         with torch.device("cpu"):  # not on the meta device, where models are made before their weights are read
             filters = melscale_fbanks(
                 config.n_fft // 2 + 1,
@@ -63,6 +64,9 @@ class GriffinLimVocoder(PreTrainedModel):
         # A parameter, for transformers takes a model's dtype and device from its parameters.
         self.inverse_filters = torch.nn.Parameter(inverse, requires_grad=False)
         self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Draws nothing: the filters are computed."""
 
     @torch.no_grad()
     def forward(self, spectrogram: torch.Tensor) -> torch.Tensor:

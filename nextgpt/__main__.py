@@ -10,11 +10,14 @@ import argparse
 import io
 import json
 import sys
+import textwrap
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from nextgpt import __version__
 from nextgpt.errors import NextGPTError, UserInputError
+from nextgpt.status_line import quiet_libraries, status
 from nextgpt.training_commands import add_data, add_train
 
 DEFAULT_OUT = "nextgpt-out"
@@ -23,9 +26,13 @@ INPUT_MODALITIES = ("image", "audio", "video")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0, 2 for what the user can mend, 1 for a defect, 130 for Ctrl-C."""
-    options = build_parser().parse_args(arguments, argparse.Namespace(debug=False))
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8; in JSON it is the right escape, too
         sys.stdout.reconfigure(errors="backslashreplace")
+    parser = build_parser()
+    if not (sys.argv[1:] if arguments is None else arguments):  # nothing at all was said: show what there is
+        parser.print_help()
+        return 2
+    options = parser.parse_args(arguments, argparse.Namespace(debug=False))
     try:
         return options.command(options) or 0
     except KeyboardInterrupt:
@@ -84,12 +91,19 @@ def _add_model_options(parser: argparse.ArgumentParser, positional: bool = False
 
 def _add_answer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of the first piece of media; the next takes one more (default: random)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="length of an answer (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="diffusion steps of each piece of media (default: the decoder's own)")
+    parser.add_argument("--max-new-tokens", type=_positive, default=256, help="length of an answer (default: %(default)s)")
+    parser.add_argument("--steps", type=_positive, help="diffusion steps of each medium (default: the decoder's own)")
     parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance (default: the decoder's own)")
     parser.add_argument(
         "-o", "--out", type=Path, default=Path(DEFAULT_OUT), help="folder for the media (default: ./%(default)s)"
     )
+
+
+def _positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def _add_chat(commands, debug) -> None:
@@ -180,20 +194,19 @@ def _add_evaluate(commands, debug) -> None:
 
 def chat(options: argparse.Namespace) -> None:
     """A conversation in the terminal, or of the lines of standard input."""
-    from nextgpt.terminal import Chat, check_folder
+    pipeline = _load_pipeline(options)
+    from nextgpt.terminal import Chat
 
-    check_folder(options.out)
-    Chat(_load_pipeline(options), options.out, _answer_options(options)).run()
+    Chat(pipeline, options.out, _answer_options(options)).run()
 
 
 def generate(options: argparse.Namespace) -> None:
     """One answer: its text and the paths of its media, as they come, or one JSON object at the end."""
-    from nextgpt.terminal import AnswerPrinter, check_folder
-
     answer_options = _answer_options(options) | _contract(options)
     message = {"role": "user", "content": _content(options)}
-    check_folder(options.out)
     pipeline = _load_pipeline(options)
+    from nextgpt.terminal import AnswerPrinter
+
     printer = AnswerPrinter(options.out, quiet=options.json)
     reply = printer.print(pipeline.stream([message], **answer_options))
     if options.json:
@@ -222,6 +235,8 @@ def demo(options: argparse.Namespace) -> None:
 
 def params(options: argparse.Namespace) -> None:
     """The table of a model's parts."""
+    if not options.debug:
+        quiet_libraries()
     from nextgpt.params import count_parameters
 
     table = count_parameters(options.model)
@@ -244,19 +259,26 @@ def params(options: argparse.Namespace) -> None:
 
 def info(options: argparse.Namespace) -> None:
     """Versions, devices, and the parts of a model; no weights are loaded."""
-    from nextgpt.info import describe_environment, describe_model, describe_run
+    if not options.debug:
+        quiet_libraries()
+    from nextgpt.info import describe_environment, describe_model, describe_run, known_world
 
     run = describe_run(options.model)
     if run:
         print(_aligned(run), end="\n\n")
     if not run or (Path(options.model) / "config.json").is_file():  # a run that is under way holds no model yet
         print(_aligned(describe_environment()), _aligned(describe_model(options.model)), sep="\n\n")
+        if known := known_world(options.model):
+            print("\nIt knows")
+            for heading, names in known.items():
+                text = f"{heading} ({len(names)}): {', '.join(names)}"
+                print(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False))
 
 
 def doctor(options: argparse.Namespace) -> int:
     """One line for each check; exit code 1 where something would not work."""
     if not options.debug:
-        _quiet_libraries()
+        quiet_libraries()
     from nextgpt.doctor import examine
 
     findings = examine(options.model)
@@ -267,12 +289,27 @@ def doctor(options: argparse.Namespace) -> int:
 
 def download(options: argparse.Namespace) -> None:
     """The sizes first, then the files."""
-    from nextgpt.download import download, plan_downloads
+    if not options.debug:
+        quiet_libraries(bars=True)
+    from nextgpt.download import download, parts_to_fetch, plan_downloads
+    from nextgpt.errors import ModelLoadError
 
-    plans = plan_downloads(options.model, options.only)
-    rows = [("part", "repository", "files", "GB", "licence")]
-    rows += [(p.name, p.part.source, str(len(p.files)), f"{p.size / 1e9:.2f}", p.part.license or "–") for p in plans]
-    print(_aligned(rows, right=3), f"\n{sum(plan.size for plan in plans) / 1e9:.2f} GB in all", flush=True)
+    def show(*rows: tuple[str, ...]) -> None:
+        print(_aligned([("part", "repository", "files", "GB", "licence"), *rows], right=3), flush=True)
+
+    parts = parts_to_fetch(options.model, options.only)
+    if not parts:
+        print(f"nothing to fetch: all that was asked for of {options.model} is on this machine")
+        return
+    try:
+        plans = plan_downloads(parts)
+    except ModelLoadError:  # what the configuration knows is shown all the same
+        sizes = {name: f"{part.size / 1e9:.2f}" if part.size else "?" for name, part in parts.items()}
+        show(*((name, part.source, "?", sizes[name], part.license or "–") for name, part in parts.items()))
+        print(f"about {sum(part.size or 0 for part in parts.values()) / 1e9:.0f} GB in all\n", flush=True)
+        raise
+    show(*((p.name, p.part.source, str(len(p.files)), f"{p.size / 1e9:.2f}", p.part.license or "–") for p in plans))
+    print(f"{sum(plan.size for plan in plans) / 1e9:.2f} GB in all", flush=True)
     for plan in plans:
         print(f"{plan.name}: {download(plan)}", flush=True)
 
@@ -280,7 +317,7 @@ def download(options: argparse.Namespace) -> None:
 def convert(options: argparse.Namespace) -> None:
     """Every key of the original and of this model, then the result."""
     if not options.debug:
-        _quiet_libraries()
+        quiet_libraries()
     from nextgpt.original import IncompleteCheckpoint, convert_checkpoint
 
     try:
@@ -297,14 +334,20 @@ def convert(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """The table of what a nano model can do, measured on its held-out world."""
-    from nextgpt.train.nano.evaluation.evaluate import ROWS, Bench, ablate, as_json, table
+    with status("loading the evaluation …"):
+        from nextgpt.train.nano.evaluation.evaluate import ROWS, Bench, ablations, as_json, summary, table
     from nextgpt.train.nano.evaluation.report import write_report
 
     if unknown := set(options.part or ()) - set(ROWS):
         raise UserInputError(f"--part {unknown.pop()}: there is no such row; the rows are {', '.join(ROWS)}")
     bench = Bench(_load_pipeline(options), 40 if options.quick else 200, options.split)
-    rows = [ablate] if options.ablate else [ROWS[part] for part in options.part or ROWS]
-    scores = [score for row in rows for score in row(bench)]
+    rows = ablations(bench) if options.ablate else [ROWS[part] for part in options.part or ROWS]
+    scores = []
+    for number, row in enumerate(rows, start=1):  # twenty minutes: every row is told as soon as it is there
+        began = time.monotonic()
+        scores += (found := row(bench))
+        seconds = time.monotonic() - began
+        print(f"{number} of {len(rows)}: {summary(found)} ({seconds:.0f} s)", file=sys.stderr, flush=True)
     print(as_json(scores) if options.json else table(scores))
     if options.report:
         print(f"\n{write_report(options.report, scores, bench.samples)}", file=sys.stderr)
@@ -314,25 +357,16 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def _load_pipeline(options: argparse.Namespace):
-    if not options.debug:
-        _quiet_libraries()
-    from nextgpt.pipeline import NextGPTPipeline
+    with status(f"loading {options.model} …"):
+        if not options.debug:
+            quiet_libraries()
+        if "out" in options:  # before anything is loaded
+            from nextgpt.terminal import check_folder
 
-    return NextGPTPipeline.from_pretrained(options.model, device=options.device, dtype=options.dtype)
+            check_folder(options.out)
+        from nextgpt.pipeline import NextGPTPipeline
 
-
-def _quiet_libraries() -> None:
-    """What libraries say to programmers is not for users; their progress bars are for terminals."""
-    import warnings
-
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    warnings.simplefilter("ignore", FutureWarning)
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        if not sys.stderr.isatty():
-            library.utils.logging.disable_progress_bar()
+        return NextGPTPipeline.from_pretrained(options.model, device=options.device, dtype=options.dtype)
 
 
 def _answer_options(options: argparse.Namespace) -> dict:
@@ -352,14 +386,20 @@ def _contract(options: argparse.Namespace) -> dict:
         if not separator or not number.isdecimal():
             raise UserInputError(f"--require {given}: expected KIND=N, e.g. --require image=1")
         require[kind] = int(number)
-    only = [kind.strip() for kind in options.only.split(",")] if options.only else None
+    only = [kind.strip() for kind in options.only.split(",")] if options.only is not None else None
+    if only and "text" not in only:  # said here in the words of the command line
+        raise UserInputError(f"--only {options.only}: an answer always may hold text, e.g. --only text,image")
     return {"output_modalities": only, "require": require or None}
 
 
 def _content(options: argparse.Namespace) -> list[dict]:
-    """Attached media first, in the order of their kinds, then the words."""
-    media = [{"type": modality, "path": path} for modality in INPUT_MODALITIES for path in getattr(options, modality)]
-    return [*media, {"type": "text", "text": options.prompt}]
+    """Attached media first, in the order of their kinds, then the words, if there are any."""
+    content = [{"type": modality, "path": path} for modality in INPUT_MODALITIES for path in getattr(options, modality)]
+    if options.prompt.strip():
+        content.append({"type": "text", "text": options.prompt})
+    if not content:
+        raise UserInputError("the prompt is empty: say what to ask, or attach a file")
+    return content
 
 
 def _aligned(rows: Sequence[Sequence[str]], right: int | None = None) -> str:

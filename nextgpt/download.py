@@ -19,7 +19,7 @@ from transformers.utils.logging import tqdm
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, UserInputError
-from nextgpt.parts import FrozenPart, first_line
+from nextgpt.parts import FrozenPart, fetch_model, hub_errors, hub_reason
 from nextgpt.signals import MODALITIES
 
 logger = logging.getLogger(__name__)
@@ -76,21 +76,30 @@ class PartDownload:
         return sum(file.size for file in self.files)
 
 
-def plan_downloads(model: str, only: Iterable[str] = ()) -> list[PartDownload]:
-    """Asks the Hub which files the frozen parts of a model need.
+def parts_to_fetch(model: str, only: Iterable[str] = ()) -> dict[str, FrozenPart]:
+    """The frozen parts of a model that come from the Hub, by name; the Hub is not asked for them.
 
     Args:
         only: the parts that are wanted (`language_model`, `encoder`, or a decoder by its kind); by default all.
 
     Raises:
         UserInputError: there is no such part.
-        ModelLoadError: the Hub does not answer, or has no such repository.
+        ModelLoadError: there is no such model.
     """
-    config = NextGPTConfig.from_pretrained(model)
-    parts = {name: part for name, part in config.parts().items() if not _is_local(part, config)}
+    config = NextGPTConfig.from_pretrained(fetch_model(model, patterns=["*.json"]))
     if unknown := set(only) - set(config.parts()):
         raise UserInputError(f"--only {', '.join(sorted(unknown))}: {model} has the parts {', '.join(config.parts())}")
-    return [PartDownload(name, part, _files(name, part)) for name, part in parts.items() if not only or name in only]
+    parts = {name: part for name, part in config.parts().items() if not only or name in only}
+    return {name: part for name, part in parts.items() if not _is_local(part, config)}
+
+
+def plan_downloads(parts: dict[str, FrozenPart]) -> list[PartDownload]:
+    """Asks the Hub which files these parts need.
+
+    Raises:
+        ModelLoadError: the Hub does not answer, or has no such repository.
+    """
+    return [PartDownload(name, part, _files(name, part)) for name, part in parts.items()]
 
 
 def download(plan: PartDownload) -> Path:
@@ -103,7 +112,6 @@ def download(plan: PartDownload) -> Path:
         ModelLoadError: a file cannot be fetched, or is not what the Hub says it is.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     where = {"repo_id": plan.part.source, "revision": plan.part.revision}
     try:
@@ -115,7 +123,7 @@ def download(plan: PartDownload) -> Path:
                 if not file.is_whole(folder / file.path):
                     raise ModelLoadError(f"{folder / file.path} is not what the Hub says it is, twice: try again later")
         _delete_leftovers(folder.parents[1])
-    except (OSError, HfHubHTTPError) as error:
+    except hub_errors() as error:
         raise _unreachable(plan.part, error) from error
     return folder
 
@@ -134,11 +142,10 @@ def _is_local(part: FrozenPart, config: NextGPTConfig) -> bool:
 
 def _files(name: str, part: FrozenPart) -> tuple[RemoteFile, ...]:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         found = HfApi().model_info(part.source, revision=part.revision, files_metadata=True)
-    except (OSError, HfHubHTTPError) as error:
+    except hub_errors() as error:
         raise _unreachable(part, error) from error
     files = [
         RemoteFile(each.rfilename, each.size or 0, each.lfs.sha256 if each.lfs else None, each.blob_id)
@@ -178,7 +185,9 @@ def _unreachable(part: FrozenPart, error: Exception) -> ModelLoadError:
     if isinstance(error, ModelLoadError):
         return error
     at = f" at revision {part.revision}" if part.revision else ""
+    reason = hub_reason(error)
+    asked = "" if reason.startswith("no connection") else ", the name, and `hf auth login` where the owner must consent"
     return ModelLoadError(
-        f"{part.source}{at} could not be fetched from the Hub ({first_line(error)}): check the network, the name, and "
-        "`hf auth login` for repositories that ask for consent; what was fetched is kept"
+        f"{part.source}{at} could not be fetched from the Hub ({reason}): check the network{asked}, then run it again; "
+        "what was fetched is kept"
     )

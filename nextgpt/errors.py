@@ -17,6 +17,10 @@ class UserInputError(NextGPTError, ValueError):
     """A message, a file or an argument is not what it should be."""
 
 
+class ConversationTooLong(UserInputError):
+    """A conversation has more tokens than the model takes."""
+
+
 class ModelLoadError(NextGPTError, OSError):
     """A model, a checkpoint or one of its frozen parts is missing or does not fit."""
 

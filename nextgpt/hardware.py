@@ -44,7 +44,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if dtype == "auto":
         return INFERENCE_DTYPES.get(device.type, torch.bfloat16)
     found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype):
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise UserInputError(f"dtype {dtype!r} is unknown: use auto, float32, bfloat16 or float16")
     return found
 

@@ -16,9 +16,10 @@ from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.modeling_nextgpt import LORA_FOLDER, TRAINED_FILE
-from nextgpt.parts import FrozenPart, preset_names, resolve_model
+from nextgpt.parts import FrozenPart, fetch_model, preset_names, resolve_model
 
 RUN_FILE = "run.json"  # a training run's folder says in it how it came to be
+KNOWN_FILE = "known_world.json"  # a model that knows one closed world may list in it what that holds
 LIBRARIES = ("torch", "transformers", "diffusers", "peft", "gradio", "accelerate", "bitsandbytes")
 
 
@@ -41,14 +42,47 @@ def describe_model(name_or_path: str | os.PathLike) -> list[tuple[str, str]]:
     Raises:
         ModelLoadError: there is no such model.
     """
-    location = resolve_model(name_or_path)
-    config = NextGPTConfig.from_pretrained(name_or_path)
+    location = fetch_model(name_or_path, patterns=["*.json"])
+    config = NextGPTConfig.from_pretrained(location)
     rows = [("model", f"{name_or_path} ({location})")]
     rows += [(_part_name(config, name), _describe_part(part, config)) for name, part in config.parts().items()]
-    rows.append(("trained", _describe_trained(Path(location))))
+    rows.append(("trained", _describe_trained(location)))
     rows.append(("takes", ", ".join(["text", *config.input_modalities])))
     rows.append(("gives", ", ".join(["text", *(f"{m} ({n} signal tokens)" for m, n in config.signal_tokens.items())])))
     return rows
+
+
+def known_world(model_folder_or_name: str | os.PathLike) -> dict[str, list[str]] | None:
+    """What a model of one closed world knows, as its folder lists it in `known_world.json`.
+
+    Args:
+        model_folder_or_name: a preset or a folder; of a Hub repository, what its copy on this machine says.
+
+    Returns:
+        Heading → names, in the order to show them: for nano `things`, `styles`, `backgrounds`, `sizes`, `sounds`,
+        `sounds without pitch`, `registers`, `figures`, `filmed things` and `motions`. None where the folder lists nothing.
+
+    Raises:
+        ModelLoadError: there is no such model, or its list is damaged.
+    """
+    location = resolve_model(model_folder_or_name)
+    if not Path(location).is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        file = try_to_load_from_cache(location, KNOWN_FILE)
+        file = Path(file) if isinstance(file, str) else None
+    else:
+        file = Path(location) / KNOWN_FILE
+    if file is None or not file.is_file():
+        return None
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelLoadError(f"{file} is damaged (no JSON: {error}): copy it again") from None
+    lists = known.values() if isinstance(known, dict) else [None]
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        raise ModelLoadError(f"{file} is damaged: expected an object with lists of names; copy it again")
+    return known
 
 
 def describe_run(folder: str | os.PathLike) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -522,7 +523,9 @@ def _add_lora(language_model: PreTrainedModel, config: NextGPTConfig) -> nn.Modu
     # peft writes the base's name into the adapter's own configuration: as ours does, not the folder where it was found.
     if config.language_model:
         language_model.name_or_path = language_model.config._name_or_path = config.part("language_model").source
-    return get_peft_model(language_model, LoraConfig(task_type="CAUSAL_LM", **config.lora))
+    with warnings.catch_warnings():  # peft asks for a property that transformers has renamed
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return get_peft_model(language_model, LoraConfig(task_type="CAUSAL_LM", **config.lora))
 
 
 def _load_tensors(file: Path) -> dict[str, Tensor]:

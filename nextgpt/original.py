@@ -23,9 +23,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.download import SETTINGS
 from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.modeling_nextgpt import LORA_FOLDER, TRAINED_FILE, TRAINED_GROUPS, NextGPTModel
-from nextgpt.parts import first_line, resolve_model
+from nextgpt.parts import fetch_model, fetch_repository, first_line, is_repository_name
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.signals import SIGNAL_PREFIX, SignalVocabulary
 
@@ -106,8 +107,11 @@ def convert_checkpoint(source: str | Path, out: str | Path, *, language_model: s
         ModelLoadError: a file cannot be read.
     """
     file = Path(source) / CHECKPOINT_FILE if Path(source).is_dir() else Path(source)
-    if Path(language_model).is_dir():
-        language_model = str(Path(language_model).resolve())  # relative paths would start from the new folder
+    folder = Path(language_model).expanduser()
+    if folder.is_dir():
+        language_model = str(folder.resolve())  # relative paths would start from the new folder
+    elif not is_repository_name(language_model):
+        raise ModelLoadError(f"{language_model}: no such folder; name a folder of Vicuna 7B v0 with --language-model")
     tensors = _read(file)
     if second := [key for key in tensors if _after(key, SECOND_PREFIXES)]:
         raise _second_code(file, tensors, second)
@@ -157,7 +161,7 @@ def _second_code(file: Path, tensors: dict[str, Tensor], second: list[str]) -> I
 
 def _config(model: str, language_model: str, tensors: dict[str, Tensor]) -> NextGPTConfig:
     """The configuration of `model` on the base that the checkpoint was trained on."""
-    config = NextGPTConfig.from_pretrained(resolve_model(model))
+    config = NextGPTConfig.from_pretrained(fetch_model(model, patterns=["*.json"]))
     config.language_model = {"source": language_model, "license": "LLaMA 1 licence (non-commercial)"}
     config._text_config = None  # the base's own is read
     config._token_offset = len(_tokenizer(language_model))
@@ -253,8 +257,9 @@ def _compare(file: Path, found: dict[str, Tensor], expected: dict[str, Tensor], 
 
 
 def _tokenizer(language_model: str) -> PreTrainedTokenizerBase:
+    folder = language_model if Path(language_model).is_dir() else fetch_repository(language_model, patterns=[*SETTINGS])
     try:
-        return AutoTokenizer.from_pretrained(language_model)
+        return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ModelLoadError(
             f"{language_model}: no tokenizer can be read there ({first_line(error)}); name a folder of Vicuna 7B v0"

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders import DECODERS, describe_shapes
-from nextgpt.decoders.sources import part_class, read_json, shared_components
+from nextgpt.decoders.sources import local_folder, part_class, read_json, shared_components
 from nextgpt.errors import ModelLoadError
 from nextgpt.modeling_nextgpt import NextGPTModel
+from nextgpt.parts import fetch_model
 
 NON_COMMERCIAL = re.compile(r"\bNC\b|non-?commercial", re.IGNORECASE)
 
@@ -94,7 +95,7 @@ def count_parameters(name_or_path: str | os.PathLike) -> ParameterTable:
         ModelLoadError: a configuration file is missing or does not describe a model.
     """
     try:
-        config = NextGPTConfig.from_pretrained(name_or_path)
+        config = NextGPTConfig.from_pretrained(fetch_model(name_or_path, patterns=["*.json"]))
         with torch.device("meta"):
             model = NextGPTModel(config)
         decoders = [_decoder_count(config, modality) for modality in config.signal_tokens]
@@ -131,17 +132,23 @@ def _model_counts(model: NextGPTModel) -> list[PartCount]:
 def _decoder_count(config: NextGPTConfig, modality: str) -> PartCount:
     """A frozen diffusers pipeline: every model that its `model_index.json` names and the decoder loads.
 
-    What it shares with another pipeline is counted there.
+    A model that it shares with another decoder is counted where it lies.
     """
     part = config.part(modality)
     location, revision = part.config_location(config.base_folder), part.revision
     components = read_json(location, "model_index.json", revision)
-    left_out = {*DECODERS[part.kind].load_options, *shared_components(Path(location))}
+    left_out = DECODERS[part.kind].load_options
+    folder = local_folder(location)
+    shared = shared_components(folder) if folder else {}
+    counted = {Path(config.part(other).config_location(config.base_folder)).resolve() for other in config.decoders}
     breakdown = {}
     for name, entry in components.items():
         if name in left_out or not isinstance(entry, list) or entry[-1] is None:
             continue
-        module = _meta_component(*entry, location, name, revision)
+        if name in shared and shared[name].parent in counted:
+            continue  # it is the other decoder's
+        where = (str(shared[name]), "") if name in shared else (location, name)
+        module = _meta_component(*entry, *where, revision)
         if module is not None:
             breakdown[name] = _size(module.parameters())
     return _frozen(config, modality, f"{modality} decoder", breakdown)

@@ -8,6 +8,7 @@ from pathlib import Path
 from nextgpt.errors import ModelLoadError
 
 PRESET_PREFIX = "preset:"
+FILE_ENDINGS = (".bin", ".ckpt", ".json", ".pt", ".pth", ".safetensors")  # what is named so is a file, not a repository
 _PRESETS = Path(__file__).parent / "presets"
 
 
@@ -37,14 +38,21 @@ def resolve_model(name_or_path: str | Path) -> str:
     name = str(name_or_path)
     if name in preset_names():
         return str(preset_folder(name))
-    if Path(name).is_dir():
-        return name
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists():
+    if Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser())
+    if is_repository_name(name):
         return name
     raise ModelLoadError(
         f"model {name!r} is neither a preset ({', '.join(preset_names())}), nor a folder, nor a Hub repository "
         "(organisation/name): check the spelling or give the path of a saved model"
     )
+
+
+def is_repository_name(name: str) -> bool:
+    """Whether `name` can be a Hub repository, `organisation/name`, and is no path: only then is the Hub asked for it."""
+    parts = name.split("/")
+    is_path = name.startswith((".", "~")) or "\\" in name or name.lower().endswith(FILE_ENDINGS) or Path(name).exists()
+    return len(parts) == 2 and all(parts) and not is_path
 
 
 def fetch_model(name_or_path: str | Path, revision: str | None = None, patterns: list[str] | None = None) -> Path:
@@ -54,18 +62,49 @@ def fetch_model(name_or_path: str | Path, revision: str | None = None, patterns:
         ModelLoadError: there is no such model, or it cannot be fetched.
     """
     location = resolve_model(name_or_path)
-    if Path(location).is_dir():
-        return Path(location)
+    return Path(location) if Path(location).is_dir() else fetch_repository(location, revision, patterns)
+
+
+def fetch_repository(name: str, revision: str | None = None, patterns: list[str] | None = None) -> Path:
+    """The folder of a Hub repository's snapshot in the Hub's cache; what is not there yet is downloaded.
+
+    Args:
+        patterns: of the files that are wanted; all by default.
+
+    Raises:
+        ModelLoadError: the Hub does not answer, or has no such repository.
+    """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(location, revision=revision, allow_patterns=patterns))
-    except (OSError, HfHubHTTPError) as error:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except hub_errors() as error:
         raise ModelLoadError(
-            f"model {location!r} could not be fetched from the Hub ({first_line(error)}): "
-            "check the name and the network, or give a folder"
+            f"{name}: there is no such folder here, and the Hub did not give it ({hub_reason(error)}): "
+            "check the name and the network, or give the path of a folder"
         ) from error
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What a call of huggingface_hub raises: the network's errors (some are no `OSError`), the Hub's, and the cache's."""
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    return (OSError, HTTPError, HFValidationError)
+
+
+def hub_reason(error: BaseException) -> str:
+    """Why the Hub did not give something, in a few words."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    if HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, so it was not asked"
+    cause = error
+    while cause is not None:
+        if isinstance(cause, HTTPError) and not isinstance(cause, HfHubHTTPError):  # the Hub did not answer at all
+            return f"no connection: {first_line(cause)}"
+        cause = cause.__cause__ or cause.__context__
+    return first_line(error)
 
 
 def first_line(error: BaseException) -> str:

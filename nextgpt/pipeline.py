@@ -29,7 +29,7 @@ from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStart
 from nextgpt.generation import InterleavedOutput, SignalRun
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.modeling_nextgpt import TRAINED_FILE, NextGPTModel
-from nextgpt.parts import FrozenPart, fetch_model, first_line
+from nextgpt.parts import FrozenPart, fetch_model, first_line, is_repository_name
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.signals import MODALITIES
 
@@ -588,15 +588,16 @@ def _check_parts(config: NextGPTConfig, location: str, name: str) -> None:
         listed = "\n  - ".join(missing)
         raise ModelLoadError(
             f"{name} needs parts that are not on this machine:\n  - {listed}\n"
-            "Give a local folder with from_pretrained(..., parts={'part': folder}) or in config.json."
+            f"`nextgpt download {name}` fetches what is on the Hub, sizes first; or give local folders with "
+            "from_pretrained(..., parts={'part': folder}) or in config.json."
         )
 
 
 def _missing_line(name: str, part: FrozenPart) -> str:
     size = f" ({part.size / 1e9:.1f} GB)" if part.size else ""
-    if part.source.startswith((".", "/")):
-        return f"{name}{size}: no folder {part.source}"
-    return f"{name}{size}: {part.source}, to be fetched with `hf download {part.source}` into the Hub's cache or a folder"
+    if is_repository_name(part.source):
+        return f"{name}{size}: {part.source} on the Hub"
+    return f"{name}{size}: no folder {part.source}"
 
 
 def _load_decoder(config: NextGPTConfig, modality: str, device: torch.device, dtype: torch.dtype) -> Decoder:

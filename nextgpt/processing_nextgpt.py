@@ -20,7 +20,7 @@ from transformers import AddedToken, AutoProcessor, AutoTokenizer, BatchFeature,
 
 from nextgpt import encoders as encoder_room
 from nextgpt.configuration_nextgpt import NextGPTConfig, encoder_config_from_dict
-from nextgpt.errors import ModelLoadError, UserInputError
+from nextgpt.errors import ConversationTooLong, ModelLoadError, UserInputError
 from nextgpt.media import load_media
 from nextgpt.parts import fetch_model, first_line
 from nextgpt.signals import MODALITIES, SignalVocabulary
@@ -375,7 +375,7 @@ class NextGPTProcessor(ProcessorMixin):
         for i, (ids, _) in enumerate(rows):
             if max_length is not None and len(ids) > max_length:
                 which = f"conversation {i}" if len(rows) > 1 else "the conversation"
-                raise UserInputError(f"{which} has {len(ids)} tokens, the model takes {max_length}: shorten it")
+                raise ConversationTooLong(f"{which} has {len(ids)} tokens, the model takes {max_length}: shorten it")
 
     def _pad(self, rows: list, side: str, return_labels: bool) -> dict[str, torch.Tensor]:
         length = max(len(ids) for ids, _ in rows)

@@ -13,14 +13,15 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-from nextgpt.errors import NextGPTError, UserInputError
+from nextgpt.errors import ConversationTooLong, NextGPTError, UserInputError
 from nextgpt.events import SUFFIXES, Event, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, save_media
 from nextgpt.media import guess_modality, load_media, shortened
 from nextgpt.pipeline import NextGPTPipeline
+from nextgpt.status_line import StatusLine
 from nextgpt.text import whole_characters
 
 HELP = """\
@@ -36,10 +37,13 @@ def check_folder(folder: Path) -> None:
     """Checks, before any model loads, that media can be saved in `folder`; it is made when it is needed.
 
     Raises:
-        UserInputError: something else bears its name.
+        UserInputError: a file bears its name or that of a folder above it, or nothing may be written there.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserInputError(f"{folder}: is a file, expected a folder for the media; give another with --out")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserInputError(f"{there}: is a file, expected a folder for the media; give another with --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserInputError(f"{folder}: nothing may be written in {there}; give another folder with --out")
 
 
 class AnswerPrinter:
@@ -55,7 +59,7 @@ class AnswerPrinter:
 
     def __init__(self, folder: Path, quiet: bool = False):
         self.folder, self.quiet = folder, quiet
-        self.shows_progress = sys.stderr.isatty() and not quiet
+        self.status = StatusLine(enabled=not quiet)
         self.files: list[Path] = []
         self.in_line = False
 
@@ -65,7 +69,7 @@ class AnswerPrinter:
             for event in events:
                 self._show(event)
         finally:
-            self._progress("")
+            self.status.clear()
             self._end_line()
         return event.reply  # the last one is `Finished`
 
@@ -75,11 +79,10 @@ class AnswerPrinter:
                 self._write(text if self.in_line else text.lstrip())
             case MediaStarted(modality=modality):
                 self._end_line()
-                self._progress(f"making the {modality} …")
+                self.status.show(f"making the {modality} …")
             case MediaProgress(modality=modality, step=step, total=total):
-                self._progress(f"making the {modality}: step {step} of {total}")
+                self.status.show(f"making the {modality}: step {step} of {total}")
             case MediaDone():
-                self._progress("")
                 self._save(event)
 
     def _save(self, done: MediaDone) -> None:
@@ -94,6 +97,7 @@ class AnswerPrinter:
 
     def _write(self, text: str) -> None:
         if text and not self.quiet:
+            self.status.clear()
             sys.stdout.write(text)
             sys.stdout.flush()
             self.in_line = not text.endswith("\n")
@@ -101,11 +105,6 @@ class AnswerPrinter:
     def _end_line(self) -> None:
         if self.in_line:
             self._write("\n")
-
-    def _progress(self, text: str) -> None:
-        if self.shows_progress:
-            sys.stderr.write(f"\r\033[K{text}")  # \033[K clears the rest of the line
-            sys.stderr.flush()
 
 
 class Chat:
@@ -123,10 +122,14 @@ class Chat:
         if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are not UTF-8 are legal in names of files
             sys.stdin.reconfigure(errors="surrogateescape")
         self.commands = {"/attach": self.attach, "/help": self.help, "/reset": self.reset}
-        self.reset()
+        self._start_afresh()
 
     def reset(self, argument: str = "") -> None:
-        """Forgets the conversation and the attached files."""
+        """Forgets the conversation and the attached files, and says so."""
+        self._start_afresh()
+        self._say("The conversation and what was attached are forgotten.")
+
+    def _start_afresh(self) -> None:
         self.messages: list[dict] = []
         self.attached: list[dict] = []
         self.session = self.pipeline.new_session()
@@ -157,6 +160,8 @@ class Chat:
                 and the conversation goes on.
         """
         if self.is_interactive:
+            with suppress(ImportError):  # absent on some systems
+                import readline  # noqa: F401  `input` then edits lines and recalls earlier ones; any length, paste included
             self._say("Write a message, or /help.")
         for line in self._lines():
             if line in ("/quit", "/exit"):
@@ -166,7 +171,8 @@ class Chat:
             except NextGPTError as error:
                 if not self.is_interactive:
                     raise
-                self._say(f"error: {error}")
+                hint = ", or begin anew with /reset" if isinstance(error, ConversationTooLong) else ""
+                self._say(f"error: {error}{hint}")
 
     def _take(self, line: str) -> None:
         word, _, argument = line.partition(" ")
@@ -197,6 +203,8 @@ class Chat:
             try:
                 line = input("> " if self.is_interactive else "").strip()
             except EOFError:
+                if self.is_interactive:
+                    self._say("")  # what comes next begins a line of its own
                 return
             except KeyboardInterrupt:
                 if interrupted or not self.is_interactive:

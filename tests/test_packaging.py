@@ -6,6 +6,7 @@ Each install goes into an environment of its own that sees this one's dependenci
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -156,3 +157,9 @@ def test_every_locked_version_satisfies_the_declared_dependencies() -> None:
         name = canonicalize_name(requirement.name)
         assert name in locked, f"constraints.txt does not lock {name}"
         assert requirement.specifier.contains(locked[name]), f"{requirement} excludes the locked {locked[name]}"
+
+
+def test_the_wheels_that_the_readme_names_are_the_locked_ones() -> None:
+    named = re.findall(r"\b(torch\w*)==([\d.]+)", (REPOSITORY / "README.md").read_text(encoding="utf-8"))
+    locked = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert len(named) == 3 and all(f"{name}=={version}" in locked for name, version in named)

@@ -5,6 +5,7 @@ It knows no words of an answer (random weights speak gibberish); errors are test
 
 import io
 import json
+import os
 import re
 import signal
 import sys
@@ -77,6 +78,26 @@ def test_only_text_makes_no_files(short, tmp_path):
 def test_a_contract_that_cannot_be_kept_is_refused(short, require, capsys):
     assert main(["generate", "draw", *short, "--require", require]) == 2
     assert require.split("=")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--steps", "0"], ["--max-new-tokens", "-1"], ["--steps", "many"]])
+def test_a_number_that_is_none_is_refused_before_the_model_loads(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["generate", "draw", *option])
+    assert f"{option[1]!r} is not a whole number above 0" in capsys.readouterr().err
+
+
+def test_an_out_below_a_file_is_refused_before_the_model_loads(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["generate", "draw", "--model", "no such model", "--out", str(tmp_path / "file" / "out")]) == 2
+    assert f"{tmp_path / 'file'}: is a file, expected a folder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_out_that_cannot_be_written_is_refused_before_the_model_loads(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert main(["generate", "draw", "--model", "no such model", "--out", str(tmp_path / "out")]) == 2
+    assert f"nothing may be written in {tmp_path}" in capsys.readouterr().err
 
 
 def test_an_out_that_is_a_file_is_refused_before_the_model_loads(tmp_path, capsys):
@@ -172,6 +193,11 @@ def test_params_prints_the_table_and_its_footnote(saved, capsys):
     assert main(["params", saved, "--json"]) == 0
     table = json.loads(capsys.readouterr().out)
     assert table["total"] == sum(part["parameters"] for part in table["parts"])
+
+
+def test_without_a_command_it_says_what_there_is(capsys):
+    assert main([]) == 2
+    assert re.search(r"^    chat +talk to the assistant", capsys.readouterr().out, re.M)
 
 
 def test_version(capsys):

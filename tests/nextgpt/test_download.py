@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from nextgpt.__main__ import main
 from nextgpt.download import RemoteFile, _needed
+from nextgpt.parts import is_repository_name
 from tiny_models import tiny_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -227,6 +230,58 @@ def test_what_the_hub_does_not_have_is_said_in_one_line(hub, model) -> None:
     absent = download(hub, model)
     assert absent.returncode == 2
     assert "org/none could not be fetched from the Hub" in absent.stderr and "Traceback" not in absent.stderr
+
+
+def test_without_a_network_the_known_sizes_come_first_then_one_line(model) -> None:
+    file = model / "config.json"
+    config = json.loads(file.read_text())
+    config["language_model"]["size"] = 13_500_000_000
+    file.write_text(json.dumps(config))
+    done = download("http://127.0.0.1:1", model)  # nobody listens there
+    assert done.returncode == 2
+    assert (
+        re.search(r"^language_model +org/llm +\? +13.50 +free$", done.stdout, re.MULTILINE) and "about 14 GB" in done.stdout
+    )
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(
+        r"nextgpt: error: org/llm could not be fetched from the Hub \(no connection: .*\): .*run it again.*", line
+    )
+
+
+def test_a_model_on_the_hub_is_one_line_in_every_command_without_a_network(tmp_path) -> None:
+    names = (
+        "info",
+        "params",
+        "download",
+        "evaluate",
+        "chat --model",
+        "generate hi --model",
+        "data check README.md --model",
+    )
+    calls = [[*command.split(), "org/none"] for command in names]
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    program = f"from nextgpt.__main__ import main\nfor call in {calls}: print(main(call))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    assert done.stdout.split() == ["2"] * len(calls), done.stderr
+    assert len(lines) == len(calls)
+    assert all(line.startswith("nextgpt: error: org/none: there is no such folder here") for line in lines), lines
+
+
+def test_nothing_to_fetch_is_said(capsys) -> None:
+    assert main(["download", "nano"]) == 0
+    assert capsys.readouterr().out == "nothing to fetch: all that was asked for of nano is on this machine\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["./org/llm", "~/llm", "/org/llm", "a/b/c", "runs/pytorch_model.pt", "org\\llm", "llm", "org/"]
+)
+def test_what_looks_like_a_path_is_none_of_the_hubs(name) -> None:
+    assert not is_repository_name(name)
+
+
+def test_names_of_repositories_may_hold_dots() -> None:
+    assert is_repository_name("lmsys/vicuna-7b-v1.5")
 
 
 def test_old_weights_are_taken_where_there_are_no_others() -> None:

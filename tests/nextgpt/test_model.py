@@ -1,5 +1,7 @@
 """The model across LLM families: forward, losses, what is trained, what is saved."""
 
+import warnings
+
 import pytest
 import torch
 from PIL import Image
@@ -231,6 +233,12 @@ def test_meta_device_instantiates_without_weights(tmp_path):
     with torch.device("meta"):
         model = NextGPTModel(config)
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_making_a_model_warns_of_nothing_that_a_user_could_not_mend(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny_model(tmp_path)
 
 
 def test_tokenizer_that_does_not_belong_is_refused(tmp_path):

@@ -10,6 +10,7 @@ import re
 import pytest
 
 from nextgpt import NextGPTPipeline
+from nextgpt.__main__ import main
 from nextgpt.demo.app import EXAMPLES, read_examples
 from nextgpt.doctor import file_hash
 from nextgpt.media import guess_modality
@@ -142,6 +143,24 @@ def test_a_saved_adapter_names_its_base_as_the_configuration_does(bench, tmp_pat
     bench.pipeline.model.save_pretrained(tmp_path)
     adapter = json.loads((tmp_path / "lora" / "adapter_config.json").read_text(encoding="utf-8"))
     assert adapter["base_model_name_or_path"] == "preset:nano/language_model"
+
+
+def test_evaluate_tells_each_row_as_it_is_done(monkeypatch, capsys):
+    told_before = []
+
+    def row(bench):
+        told_before.append(capsys.readouterr().err)
+        return [
+            evaluate.Score("time", "text", bar=1, quantity=0.5, unit="s"),
+            evaluate.Score("time", note="left out: no reason"),
+        ]
+
+    monkeypatch.setattr(evaluate, "ROWS", {"one": row, "two": row})
+    assert main(["evaluate", "nano", "--quick"]) == 0
+    printed = capsys.readouterr()
+    line = "time: text 0.50 s, left out: no reason (0 s)"
+    assert told_before == ["", f"1 of 2: {line}\n"] and printed.err == f"2 of 2: {line}\n"
+    assert printed.out.startswith("| what | measured |")
 
 
 def test_the_files_are_those_of_the_model_card():

@@ -153,6 +153,8 @@ def test_the_second_codes_checkpoint_is_refused_with_the_reason(base, tmp_path) 
 def test_what_is_no_checkpoint_is_refused(base, tmp_path) -> None:
     with pytest.raises(ModelLoadError, match="no such file"):
         convert(tmp_path, tmp_path / "out", base)
+    with pytest.raises(ModelLoadError, match="no/such/base: no such folder; name a folder of Vicuna 7B v0"):
+        convert_checkpoint(tmp_path, tmp_path / "out", language_model="no/such/base", model=str(base / "model"))
     with pytest.raises(UserInputError, match="expected keys such as llama_proj.weight, found other"):
         convert(save({"other": torch.zeros(1)}, tmp_path / "1"), tmp_path / "out", base)
 

@@ -218,4 +218,4 @@ def test_the_full_size_model_says_what_it_lacks_and_where_it_goes(monkeypatch, t
     message = str(error.value)
     for repository in ("lmsys/vicuna-7b-v1.5", "stable-diffusion-v1-5/stable-diffusion-v1-5", "cvssp/audioldm-l-full"):
         assert repository in message
-    assert "GB" in message and "parts=" in message
+    assert "GB" in message and "parts=" in message and "`nextgpt download 7b`" in message

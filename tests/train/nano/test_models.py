@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL
 
 from nextgpt.decoders import sources
 from nextgpt.encoders import ImageBind, preprocessor_for
+from nextgpt.info import known_world
 from nextgpt.train.nano import assemble
 from nextgpt.train.nano.evaluation import clip_judge, judge, sound_judge
 from nextgpt.train.nano.models import audio_encoder, autoencoder, encoder, loop, sound_lessons
@@ -309,6 +310,7 @@ def test_what_is_there_decides_what_the_model_takes_and_makes(folder, tmp_path, 
     (shared,) = sources.shared_components(preset / "clip_decoder").values()
     assert (shared / "config.json").read_text(encoding="utf-8") == "refined"
     assert not (preset / "clip_decoder" / "vae").exists()
+    assert {"things", "motions"} < (known := known_world(preset)).keys() and "sounds" not in known
     (preset / "large.safetensors").write_bytes(bytes(assemble.MOST_FILE_BYTES + 1))
     with pytest.raises(ValueError, match="large.safetensors"):
         assemble.check_sizes(preset)

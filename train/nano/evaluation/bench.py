@@ -149,7 +149,8 @@ class Bench:
     def ask(self, what: str, conversations: list[list[dict]], **options) -> list[Reply]:
         """The assistant's replies, by the batch."""
         replies = []
-        for start in tqdm(range(0, len(conversations), BATCH), desc=what, disable=len(conversations) <= BATCH):
+        hidden = len(conversations) <= BATCH or None  # None: shown in a terminal only
+        for start in tqdm(range(0, len(conversations), BATCH), desc=what, disable=hidden, leave=False):
             replies += self.pipeline(conversations[start : start + BATCH], seed=self.seed, **options)
         return replies
 

@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,9 @@ from nextgpt.train.nano.evaluation.rows import (
     text_to_media,
     vocoder_alone,
 )
-from nextgpt.train.nano.evaluation.scores import Sample, Score, as_json, table
+from nextgpt.train.nano.evaluation.scores import Sample, Score, as_json, summary, table
 
-__all__ = ["ROWS", "Bench", "Sample", "Score", "ablate", "as_json", "table"]
+__all__ = ["ROWS", "Bench", "Sample", "Score", "ablate", "ablations", "as_json", "summary", "table"]
 
 Row = Callable[[Bench], list[Score]]
 
@@ -224,18 +225,24 @@ def zero(module: nn.Module) -> None:
             parameter.zero_()
 
 
-def ablate(bench: Bench) -> list[Score]:
-    """Naming with the input projection zeroed, then making with each output projection zeroed: all fall to chance."""
+def ablations(bench: Bench) -> list[Row]:
+    """Naming with the input projection zeroed, then making with each output projection zeroed: rows that fall to chance."""
     model = bench.pipeline.model
     trials = [("input projection zeroed", model.input_projection, media_to_text, each) for each in bench.media]
     trials += [
         (f"{each} output projection zeroed", model.output_projections[each], text_to_media, each) for each in bench.media
     ]
-    scores = []
-    for name, module, row, modality in trials:
-        kept = {key: value.clone() for key, value in module.state_dict().items()}
-        zero(module)
-        found = row(bench, modality)
-        module.load_state_dict(kept)
-        scores += [Score(f"{score.row}, {name}", score.part, score.right, score.count) for score in found]
-    return scores
+    return [partial(_ablated, name, module, row, modality) for name, module, row, modality in trials]
+
+
+def _ablated(name: str, module: nn.Module, row: Callable[..., list[Score]], modality: str, bench: Bench) -> list[Score]:
+    kept = {key: value.clone() for key, value in module.state_dict().items()}
+    zero(module)
+    found = row(bench, modality)
+    module.load_state_dict(kept)
+    return [Score(f"{score.row}, {name}", score.part, score.right, score.count) for score in found]
+
+
+def ablate(bench: Bench) -> list[Score]:
+    """The scores of all `ablations`."""
+    return [score for row in ablations(bench) for score in row(bench)]

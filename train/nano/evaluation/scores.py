@@ -83,6 +83,15 @@ def table(scores: list[Score]) -> str:
     return "\n".join(lines)
 
 
+def summary(scores: list[Score]) -> str:
+    """The scores of one row in one line, e.g. "text → image: concept 67.5%, style 80.0%"."""
+    figures = []
+    for score in scores:
+        figure = f"{100 * score.share:.1f}%" if score.quantity is None else f"{score.quantity:.2f} {score.unit}"
+        figures.append(" ".join(filter(None, (score.part, score.note or figure))))
+    return f"{scores[0].row}: {', '.join(figures)}"
+
+
 def as_json(scores: list[Score]) -> str:
     """The scores as one JSON list."""
     return json.dumps([vars(score) | {"share": score.share, "met": score.met} for score in scores], indent=1)
