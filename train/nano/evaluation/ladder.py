@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -332,16 +332,21 @@ def _rungs() -> dict[str, Callable[[Ladder], list[Score]]]:
 RUNGS = _rungs()
 
 
-def climb(ladder: Ladder, rungs: Iterable[str] | None = None) -> Iterable[tuple[str, list[Score]]]:
+def check_rungs(rungs: Iterable[str] | None) -> list[str]:
+    """The rungs to measure, all by default. Raises UserInputError where there is no such rung."""
+    rungs = list(rungs or RUNGS)
+    if unknown := [rung for rung in rungs if rung not in RUNGS]:
+        raise UserInputError(f"--rung {unknown[0]}: there is no such rung; the rungs are {', '.join(RUNGS)}")
+    return rungs
+
+
+def climb(ladder: Ladder, rungs: Iterable[str] | None = None) -> Iterator[tuple[str, list[Score]]]:
     """Rung by rung: its name and its figures. A rung whose part is not there is left out, and a line says so.
 
     Raises:
         UserInputError: there is no such rung.
     """
-    rungs = list(rungs or RUNGS)
-    if unknown := [rung for rung in rungs if rung not in RUNGS]:
-        raise UserInputError(f"--rung {unknown[0]}: there is no such rung; the rungs are {', '.join(RUNGS)}")
-    for rung in rungs:
+    for rung in check_rungs(rungs):
         try:
             yield rung, ladder.measure(rung)
         except MissingPart as missing:
