@@ -70,7 +70,7 @@ def test_captions_that_are_too_long_are_told_of_once_and_not_repeated(kind, fold
     diffusers_logger.addHandler(caplog.handler)  # diffusers does not pass its messages on to the root logger
     try:
         for one, other in decoder.encode([long, long + "a cat"]).values():
-            assert torch.equal(one, other)
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=0)  # rows of a batch may round differently
         decoder.encode([long])
     finally:
         diffusers_logger.removeHandler(caplog.handler)
