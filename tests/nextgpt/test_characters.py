@@ -12,9 +12,9 @@ from PIL import Image
 
 from nextgpt import NextGPTPipeline
 from nextgpt.__main__ import main
+from nextgpt.cli.terminal import Chat
 from nextgpt.errors import ModelLoadError, NextGPTError, UserInputError
 from nextgpt.events import Finished, Reply, TextDelta
-from nextgpt.terminal import Chat
 from nextgpt.text import whole_characters
 from tiny_models import tiny_model
 

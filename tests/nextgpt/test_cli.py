@@ -16,8 +16,8 @@ from PIL import Image
 
 from nextgpt import __version__
 from nextgpt.__main__ import main
+from nextgpt.cli.terminal import Chat
 from nextgpt.events import Finished, Reply, TextDelta
-from nextgpt.terminal import Chat
 from tiny_models import tiny_model
 
 PICTURE = Path(__file__).parents[1] / "fixtures" / "parity" / "media" / "shapes.png"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from nextgpt.cli.terminal import AnswerPrinter
 from nextgpt.decoders.media import Audio
 from nextgpt.events import Finished, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta
 from nextgpt.parts import preset_names
-from nextgpt.terminal import AnswerPrinter
 from tiny_terminal import Screen, Terminal
 
 REPOSITORY = Path(__file__).parents[2]

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nextgpt.cli.terminal import Chat
 from nextgpt.errors import UserInputError
 from nextgpt.media import guess_modality, load_media
-from nextgpt.terminal import Chat
 from tiny_models import tiny_model
 
 MEDIA = Path(__file__).parents[2] / "fixtures" / "parity" / "media"

@@ -17,11 +17,11 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
+from nextgpt.cli.status_line import StatusLine
 from nextgpt.errors import ConversationTooLong, NextGPTError, UserInputError
 from nextgpt.events import SUFFIXES, Event, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, save_media
 from nextgpt.media import guess_modality, load_media, shortened
 from nextgpt.pipeline import NextGPTPipeline
-from nextgpt.status_line import StatusLine
 from nextgpt.text import whole_characters
 
 HELP = """\

@@ -15,6 +15,12 @@ SUMMARIES = {
 }
 
 
+def add(commands: Any, debug: argparse.ArgumentParser) -> None:
+    """Adds `nextgpt train` and `nextgpt data`."""
+    add_train(commands, debug)
+    add_data(commands, debug)
+
+
 def add_train(commands: Any, debug: argparse.ArgumentParser) -> None:
     """`nextgpt train encoders|decoders|instruct --config FILE [key=value ...]`."""
     parser = commands.add_parser("train", help="train one of the three stages", parents=[debug])

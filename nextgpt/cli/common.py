@@ -1,0 +1,94 @@
+"""What several commands share: their options, loading a model, tables. Imports nothing heavy before it is needed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nextgpt.cli.status_line import quiet_libraries, status
+
+if TYPE_CHECKING:
+    from nextgpt.pipeline import NextGPTPipeline
+
+DEFAULT_OUT = "nextgpt-out"
+INPUT_MODALITIES = ("image", "audio", "video")
+
+
+def add_command(
+    commands: Any, name: str, function: Callable, summary: str, debug: argparse.ArgumentParser, **details: Any
+) -> argparse.ArgumentParser:
+    """A command's parser; `function` runs it."""
+    parser = commands.add_parser(name, help=summary, description=summary, parents=[debug], **details)
+    parser.set_defaults(command=function)
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
+    """Which model, where it runs, in which precision."""
+    names = ("model",) if positional else ("--model", "--preset")
+    parser.add_argument(
+        *names,
+        default="nano",
+        metavar="MODEL",
+        help="preset, folder or Hub repository (default: %(default)s)",
+        **({"nargs": "?"} if positional else {}),
+    )
+    parser.add_argument("--device", default="auto", help="e.g. cpu, mps (default: an accelerator if there is one)")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: by the device)")
+
+
+def add_answer_options(parser: argparse.ArgumentParser) -> None:
+    """How answers are made, and where their media go."""
+    parser.add_argument("--seed", type=int, help="of the first piece of media; the next takes one more (default: random)")
+    parser.add_argument("--max-new-tokens", type=_positive, default=256, help="length of an answer (default: %(default)s)")
+    parser.add_argument("--steps", type=_positive, help="diffusion steps of each medium (default: the decoder's own)")
+    parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance (default: the decoder's own)")
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path(DEFAULT_OUT), help="folder for the media (default: ./%(default)s)"
+    )
+
+
+def _positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def load_pipeline(options: argparse.Namespace) -> NextGPTPipeline:
+    """The pipeline that the options name, said to be loading; libraries are silent unless `--debug`."""
+    with status(f"loading {options.model} …"):
+        if not options.debug:
+            quiet_libraries()
+        if "out" in options:  # before anything is loaded
+            from nextgpt.cli.terminal import check_folder
+
+            check_folder(options.out)
+        from nextgpt.pipeline import NextGPTPipeline
+
+        return NextGPTPipeline.from_pretrained(options.model, device=options.device, dtype=options.dtype)
+
+
+def answer_options(options: argparse.Namespace) -> dict:
+    """The options of an answer as the pipeline takes them."""
+    media = {"num_inference_steps": options.steps, "guidance_scale": options.guidance_scale}
+    return {
+        "seed": options.seed,
+        "max_new_tokens": options.max_new_tokens,
+        **{modality: dict(media) for modality in INPUT_MODALITIES},
+    }
+
+
+def aligned(rows: Sequence[Sequence[str]], right: int | None = None) -> str:
+    """Rows as columns of even width; column `right` is flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if i == right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,82 @@
+"""`nextgpt evaluate`: the table of what a nano model can do, or the ladder of its parts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nextgpt.cli.common import add_command, add_model_options, load_pipeline
+from nextgpt.cli.status_line import quiet_libraries, status
+from nextgpt.errors import UserInputError
+
+
+def add(commands: Any, debug: argparse.ArgumentParser) -> None:
+    """Adds `nextgpt evaluate`."""
+    parser = add_command(commands, "evaluate", run, "measure a nano model on what it has never seen", debug)
+    add_model_options(parser, positional=True)
+    parser.add_argument("--part", action="append", metavar="PART", help="only this row of the table; repeatable")
+    parser.add_argument("--quick", action="store_true", help="40 questions a row instead of 200")
+    parser.add_argument("--split", choices=("heldout", "dev"), help="(default: heldout; of the ladder dev)")
+    parser.add_argument("--ladder", action="store_true", help="measure each part alone, from the ground up, instead")
+    parser.add_argument("--rung", action="append", metavar="RUNG", help="only this rung of the ladder; repeatable")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="of the ladder: a folder with the parts, e.g. runs/nano")
+    parser.add_argument("--ablate", action="store_true", help="zero each projection: its row must fall to chance")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write a page with pictures and mistakes into DIR")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+
+
+def run(options: argparse.Namespace) -> None:
+    """The table of what a nano model can do, measured on its held-out world; or the ladder of its parts."""
+    if options.ladder or options.rung or options.root:
+        return climb(options)
+    with status("loading the evaluation …"):
+        from nextgpt.train.nano.evaluation.evaluate import ROWS, Bench, ablations, as_json, table
+    from nextgpt.train.nano.evaluation.report import write_report
+
+    if unknown := set(options.part or ()) - set(ROWS):
+        raise UserInputError(f"--part {unknown.pop()}: there is no such row; the rows are {', '.join(ROWS)}")
+    bench = Bench(load_pipeline(options), 40 if options.quick else 200, options.split or "heldout")
+    rows = ablations(bench) if options.ablate else [ROWS[part] for part in options.part or ROWS]
+    scores = _told(len(rows), (row(bench) for row in rows))
+    print(as_json(scores) if options.json else table(scores))
+    if options.report:
+        print(f"\n{write_report(options.report, scores, bench.samples)}", file=sys.stderr)
+
+
+def climb(options: argparse.Namespace) -> None:
+    """The ladder: every part alone, and what the rungs can carry."""
+    with status("loading the ladder …"):
+        from nextgpt.parts import preset_folder
+        from nextgpt.train.nano.evaluation.ladder import RUNGS, Ladder, check_rungs, climb, paths
+        from nextgpt.train.nano.evaluation.scores import as_json, table
+
+    rungs = check_rungs(options.rung)
+    root = options.root or (preset_folder(options.model) if options.model == "nano" else Path(options.model))
+    if not root.is_dir():
+        raise UserInputError(f"{root}: there is no such folder; expected one with the parts of a nano model")
+    whole = (root / "config.json").is_file() and any(rung.startswith("projections") for rung in rungs)
+    options.model = str(root)
+    if not options.debug:
+        quiet_libraries()
+    pipeline = load_pipeline(options) if whole else None
+    ladder = Ladder(root, 40 if options.quick else 120, options.split or "dev", pipeline=pipeline)
+    scores = _told(len(rungs), (found for _, found in climb(ladder, rungs)))
+    print(as_json(scores) if options.json else table(scores))
+    if not options.json and set(rungs) == set(RUNGS):
+        print(f"\n{paths(ladder)}")
+
+
+def _told(count: int, rows: Iterable[list]) -> list:
+    """All scores; every row is told as soon as it is there, for there may be twenty minutes of them."""
+    from nextgpt.train.nano.evaluation.scores import summary
+
+    scores, began = [], time.monotonic()
+    for number, found in enumerate(rows, start=1):
+        seconds, began = time.monotonic() - began, time.monotonic()
+        scores += found
+        print(f"{number} of {count}: {summary(found)} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+    return scores
