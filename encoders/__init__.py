@@ -1,21 +1,33 @@
-"""Frozen encoders: arrays in, one embedding per item out. Knows no files to decode, no language model, no training."""
+"""Frozen encoders: arrays in, one embedding per item out. Imports no language model, no decoder, no training."""
 
-from nextgpt.encoders.configuration import ImageBindConfig, OpenClipConfig, imagebind_huge_config
-from nextgpt.encoders.imagebind import ImageBind, load_imagebind_checkpoint
-from nextgpt.encoders.loading import encoder_config, encoder_from_config, load_encoder
-from nextgpt.encoders.open_clip_encoder import OpenClipEncoder
-from nextgpt.encoders.preprocessing import EncoderPreprocessor, preprocessor_for
+from nextgpt.encoders.base import Encoder, EncoderPreprocessor
+from nextgpt.encoders.imagebind import ImageBind, ImageBindConfig, imagebind_huge_config, load_imagebind_checkpoint
+from nextgpt.encoders.loading import (
+    encoder_config,
+    encoder_from_config,
+    keeps_own_cache,
+    load_encoder,
+    preprocessor_for,
+    register_encoder,
+)
+from nextgpt.encoders.open_clip import OpenClipConfig, OpenClipEncoder
+from nextgpt.encoders.siglip import SiglipEncoder, SiglipEncoderConfig
 
 __all__ = [
+    "Encoder",
     "EncoderPreprocessor",
     "ImageBind",
     "ImageBindConfig",
     "OpenClipConfig",
     "OpenClipEncoder",
+    "SiglipEncoder",
+    "SiglipEncoderConfig",
     "encoder_config",
     "encoder_from_config",
     "imagebind_huge_config",
+    "keeps_own_cache",
     "load_encoder",
     "load_imagebind_checkpoint",
     "preprocessor_for",
+    "register_encoder",
 ]

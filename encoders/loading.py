@@ -1,24 +1,38 @@
-"""From a source to an encoder or its configuration. Knows where encoders live, not how they work."""
+"""From a source to an encoder or its configuration. What a source is, each kind of encoder knows itself."""
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from transformers.utils import cached_file
+from transformers import PreTrainedConfig
 
-from nextgpt.encoders.configuration import ImageBindConfig, OpenClipConfig, imagebind_huge_config
-from nextgpt.encoders.imagebind import ImageBind, freeze, load_imagebind_checkpoint
-from nextgpt.encoders.open_clip_encoder import PREFIX, OpenClipEncoder, load_open_clip, open_clip_config
+from nextgpt.encoders.base import Encoder, EncoderPreprocessor, freeze, read_json
+from nextgpt.encoders.imagebind import ImageBind
+from nextgpt.encoders.imagebind.modeling import OFFICIAL_FILE
+from nextgpt.encoders.open_clip import OpenClipEncoder
+from nextgpt.encoders.siglip import SiglipEncoder
 
-Encoder = ImageBind | OpenClipEncoder
-EncoderConfig = ImageBindConfig | OpenClipConfig
-
-ENCODERS: dict[str, type[Encoder]] = {cls.config_class.model_type: cls for cls in (ImageBind, OpenClipEncoder)}
-OFFICIAL_FILE = "imagebind_huge.pth"
+ENCODERS: dict[str, type[Encoder]] = {
+    model_type: encoder for encoder in (ImageBind, OpenClipEncoder, SiglipEncoder) for model_type in encoder.model_types()
+}
 
 
-def encoder_config(source: str | Path, revision: str | None = None) -> EncoderConfig:
+def register_encoder(encoder: type[Encoder]) -> type[Encoder]:
+    """Adds an encoder of one's own; may stand above its class as a decorator.
+
+    Raises:
+        ValueError: one of its model types is taken by another class.
+    """
+    for model_type in encoder.model_types():
+        taken = ENCODERS.setdefault(model_type, encoder)
+        if taken is not encoder:
+            raise ValueError(
+                f"The model_type '{model_type}' of {encoder.__module__}.{encoder.__name__} is taken by "
+                f"{taken.__module__}.{taken.__name__}. Choose another."
+            )
+    return encoder
+
+
+def encoder_config(source: str | Path, revision: str | None = None) -> PreTrainedConfig:
     """Read an encoder's configuration; its weights are not read.
 
     Args:
@@ -31,19 +45,13 @@ def encoder_config(source: str | Path, revision: str | None = None) -> EncoderCo
         ValueError: when it is not an encoder's.
     """
     source = str(source)
-    if source.startswith(PREFIX):
-        return open_clip_config(source)
-    if _official_checkpoint(source):
-        return imagebind_huge_config()
-    path = _config_file(source, revision)
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON, expected an encoder's configuration. Get it anew. ({error})") from error
+    if claiming := _claiming(source):
+        return claiming.read_config(source, revision, {})
+    values = _read_config(source, revision)
     kind = values.get("model_type")
     if kind not in ENCODERS:
-        raise ValueError(f"{path} has model_type {kind!r}, expected one of {', '.join(ENCODERS)}. Name an encoder.")
-    return ENCODERS[kind].config_class.from_dict(values)
+        raise ValueError(f"{source} has model_type {kind!r}, expected one of {', '.join(ENCODERS)}. Name an encoder.")
+    return ENCODERS[kind].read_config(source, revision, values)
 
 
 def load_encoder(
@@ -51,7 +59,7 @@ def load_encoder(
     *,
     revision: str | None = None,
     dtype: torch.dtype | None = None,
-    config: EncoderConfig | None = None,
+    config: PreTrainedConfig | None = None,
 ) -> Encoder:
     """Load an encoder, frozen: evaluation mode, no gradients.
 
@@ -66,47 +74,35 @@ def load_encoder(
         ValueError: when the weights are not exactly the configuration's; missing and unexpected ones are listed.
     """
     source = str(source)
-    if source.startswith(PREFIX):
-        return freeze(load_open_clip(source, dtype))
-    if checkpoint := _official_checkpoint(source):
-        return load_imagebind_checkpoint(checkpoint, config, dtype)
+    if claiming := _claiming(source):
+        return freeze(claiming.read(source, revision, config, dtype))
     config = config or encoder_config(source, revision)
-    try:
-        encoder, report = ENCODERS[config.model_type].from_pretrained(
-            source,
-            config=config,
-            revision=revision,
-            dtype=dtype or "auto",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported with the rest below, and refused
-        )
-    except SafetensorError as error:
-        raise ValueError(f"The weights in {source} cannot be read ({error}). Get them anew.") from error
-    problems = {what.removesuffix("_keys"): sorted(map(str, keys)) for what, keys in report.items() if keys}
-    if problems:
-        listed = "; ".join(f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in problems.items())
-        raise ValueError(f"The weights in {source} do not fit its configuration: {listed}. Check both.")
-    return freeze(encoder)
+    return freeze(ENCODERS[config.model_type].read(source, revision, config, dtype))
 
 
-def encoder_from_config(config: EncoderConfig) -> Encoder:
+def encoder_from_config(config: PreTrainedConfig) -> Encoder:
     """A randomly initialised, frozen encoder; allocates nothing under `torch.device("meta")`."""
     return freeze(ENCODERS[config.model_type](config))
 
 
-def _config_file(source: str, revision: str | None) -> Path:
-    if not Path(source).is_dir():
-        return Path(cached_file(source, "config.json", revision=revision))
-    path = Path(source) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; expected an encoder folder, or one with {OFFICIAL_FILE}.")
-    return path
+def preprocessor_for(config: PreTrainedConfig) -> EncoderPreprocessor:
+    """The preprocessor of an encoder, from its configuration alone."""
+    return ENCODERS[config.model_type].preprocessor_class(config)
 
 
-def _official_checkpoint(source: str) -> Path | None:
-    """The reference implementation's checkpoint at the source, if that is what stands there."""
-    path = Path(source)
-    if path.suffix == ".pth":
-        return path
-    inside = path / OFFICIAL_FILE
-    return inside if inside.is_file() and not (path / "model.safetensors").exists() else None
+def keeps_own_cache(source: str | Path) -> bool:
+    """Whether a source is fetched by a library of its own, so that it is no folder and no repository to ask for."""
+    claiming = _claiming(str(source))
+    return claiming is not None and claiming.keeps_own_cache(str(source))
+
+
+def _claiming(source: str) -> type[Encoder] | None:
+    return next((encoder for encoder in ENCODERS.values() if encoder.claims(source)), None)
+
+
+def _read_config(source: str, revision: str | None) -> dict:
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{Path(source) / 'config.json'} is missing; expected an encoder folder, or one with {OFFICIAL_FILE}."
+        )
+    return read_json(source, "config.json", revision)

@@ -136,8 +136,10 @@ def _delete_leftovers(repository: Path) -> None:
 
 
 def _is_local(part: FrozenPart, config: NextGPTConfig) -> bool:
+    from nextgpt.encoders import keeps_own_cache
+
     location = part.location(config.base_folder)
-    return Path(location).is_absolute() or location.startswith("open_clip:")
+    return Path(location).is_absolute() or keeps_own_cache(location)
 
 
 def _files(name: str, part: FrozenPart) -> tuple[RemoteFile, ...]:

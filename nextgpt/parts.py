@@ -154,8 +154,10 @@ class FrozenPart:
 
     def is_available(self, base: str | Path | None = None) -> bool:
         """Whether the weights are on this machine: a folder, or a snapshot in the Hub's cache."""
-        if self.location(base).startswith("open_clip:"):
-            return True  # open_clip keeps a cache of its own
+        from nextgpt.encoders import keeps_own_cache
+
+        if keeps_own_cache(self.location(base)):
+            return True
         return self.local_path(base) is not None
 
     def local_path(self, base: str | Path | None = None) -> Path | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from nextgpt.encoders import ImageBind, ImageBindConfig
-from nextgpt.encoders.imagebind import freeze
+from nextgpt.encoders.base import freeze
 
 TINY_OPEN_CLIP = {
     "embed_dim": 24,

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nextgpt.encoders.configuration import ImageBindConfig
+from nextgpt.encoders import ImageBindConfig, preprocessor_for
 from nextgpt.encoders.imagebind import ImageBind
-from nextgpt.encoders.preprocessing import FRAME_SHIFT_MS, preprocessor_for
+from nextgpt.encoders.imagebind.processing import FRAME_SHIFT_MS
 from nextgpt.train.nano.models import loop
 from nextgpt.train.nano.models.encoder import EMBED_DIM, WEIGHT_DECAY, Probes
 from nextgpt.train.nano.models.sound_lessons import PARTS, SoundLessons

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextgpt.encoders.configuration import ImageBindConfig
 from nextgpt.encoders.imagebind import ImageBind
+from nextgpt.encoders.imagebind.configuration import ImageBindConfig
 from nextgpt.train.nano.models import loop
 from nextgpt.train.nano.models.captions import CONTEXT, Captions, train_tokenizer
 from nextgpt.train.nano.models.sums import SUM_WEIGHT, Codes, away_from

@@ -1,4 +1,4 @@
-"""From pictures, waveforms, frames and texts to an encoder's input tensors. Knows no files, no weights, no models.
+"""From pictures, waveforms, frames and texts to ImageBind's input tensors.
 
 The numbers come from the encoder's configuration. The steps are those of ImageBind's `data.py`
 (github.com/facebookresearch/ImageBind) and of the pytorchvideo samplers that it calls.
@@ -15,46 +15,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from nextgpt.encoders.configuration import ImageBindConfig, OpenClipConfig
+from nextgpt.encoders.base import EncoderPreprocessor
+from nextgpt.encoders.imagebind.configuration import ImageBindConfig
 
 FRAME_SHIFT_MS = 10
 FRAME_LENGTH_MS = 25
 # Rates are matched by a ratio of small numbers: exact for the common ones, and 44101 does not need a huge filter bank.
 MAX_RATE_DENOMINATOR = 1000
 MAX_ASPECT_RATIO = 64
-
-
-class EncoderPreprocessor:
-    """The face of a preprocessor. A modality that the encoder does not know raises ValueError."""
-
-    def __init__(self, modalities: tuple[str, ...]):
-        self.modalities = modalities
-
-    def image(self, image: Image.Image) -> Tensor:
-        """A picture of any size and mode -> [3, height, width]."""
-        raise self._unknown("image")
-
-    def audio(self, waveform: np.ndarray, sampling_rate: int) -> Tensor:
-        """Float samples in -1..1, [samples] or [channels, samples] -> [clips, 1, mel bins, frames]."""
-        raise self._unknown("audio")
-
-    def video(self, frames: np.ndarray, fps: float) -> Tensor:
-        """Uint8 frames [T, H, W, 3] at `fps` frames per second -> [views, 3, frames, height, width]."""
-        raise self._unknown("video")
-
-    def text(self, texts: list[str]) -> Tensor:
-        """Texts -> token ids [N, context]."""
-        raise self._unknown("text")
-
-    def _unknown(self, modality: str) -> ValueError:
-        return ValueError(f"This encoder knows {', '.join(self.modalities)}, not {modality}; choose another encoder.")
-
-
-def preprocessor_for(config: ImageBindConfig | OpenClipConfig) -> EncoderPreprocessor:
-    """The preprocessor of an encoder, from its configuration alone."""
-    if isinstance(config, OpenClipConfig):
-        return OpenClipPreprocessor(config)
-    return ImageBindPreprocessor(config)
 
 
 class ImageBindPreprocessor(EncoderPreprocessor):
@@ -159,20 +127,6 @@ class ImageBindPreprocessor(EncoderPreprocessor):
             last = max(end - 1, first)  # at less than one frame per clip, its span may hold none
             indices.append(first + torch.linspace(0, last - first, config.video_frames).long())
         return indices
-
-
-class OpenClipPreprocessor(EncoderPreprocessor):
-    """The image transform that an open_clip model was made with."""
-
-    def __init__(self, config: OpenClipConfig):
-        super().__init__(config.modalities)
-        from open_clip.transform import PreprocessCfg, image_transform_v2
-
-        self._transform = image_transform_v2(PreprocessCfg(**(config.preprocess_cfg or {})), is_train=False)
-
-    def image(self, image: Image.Image) -> Tensor:
-        """A picture of any size and mode -> [3, height, width]."""
-        return self._transform(image.convert("RGB"))
 
 
 def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:

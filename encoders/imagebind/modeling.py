@@ -5,17 +5,19 @@ reference implementation (github.com/facebookresearch/ImageBind). Parameter name
 """
 
 import math
-import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from nextgpt.encoders.configuration import ImageBindConfig, imagebind_huge_config
-from nextgpt.encoders.preprocessing import EncoderPreprocessor, preprocessor_for
+from nextgpt.encoders.base import Encoder
+from nextgpt.encoders.imagebind.configuration import ImageBindConfig, imagebind_huge_config
+from nextgpt.encoders.imagebind.processing import ImageBindPreprocessor
+
+OFFICIAL_FILE = "imagebind_huge.pth"
 
 MAX_LOGIT_SCALE = 100.0
 LOGIT_SCALES = {"text": 1 / 0.07, "depth": 5.0, "thermal": 10.0, "imu": 5.0}
@@ -265,14 +267,14 @@ def _postprocessor(config: ImageBindConfig, tower: str) -> nn.Module:
     return nn.Sequential(Normalize(), LogitScale(scale, learnable=tower == "text"))
 
 
-class ImageBind(PreTrainedModel):
+class ImageBind(Encoder):
     """One embedding space for images, videos, sounds, texts, depth and thermal pictures and motion sensors.
 
     `embed` serves training (contrastive, by whoever trains one); `encode` is the frozen encoder's face.
     """
 
     config_class = ImageBindConfig
-    main_input_name = "image"
+    preprocessor_class = ImageBindPreprocessor
     _no_split_modules = ["Block"]
 
     def __init__(self, config: ImageBindConfig):
@@ -289,17 +291,26 @@ class ImageBind(PreTrainedModel):
         self.modality_postprocessors = nn.ModuleDict({t: _postprocessor(config, t) for t in towers})
         self.post_init()
 
-    @property
-    def embed_dim(self) -> int:
-        return self.config.embed_dim
+    @classmethod
+    def claims(cls, source: str) -> bool:
+        """The reference implementation's checkpoint, or a folder with it and no weights of transformers."""
+        return official_checkpoint(source) is not None
 
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        return self.config.modalities
+    @classmethod
+    def read_config(cls, source: str, revision: str | None, values: dict[str, Any]) -> ImageBindConfig:
+        """The published sizes for the reference implementation's checkpoint, which has no configuration of its own."""
+        return cls.config_class.from_dict(values) if values else imagebind_huge_config()
 
-    def preprocessor(self) -> EncoderPreprocessor:
-        """What turns pictures, waveforms, frames and texts into the tensors of `encode`."""
-        return preprocessor_for(self.config)
+    @classmethod
+    def read(
+        cls, source: str, revision: str | None, config: ImageBindConfig | None, dtype: torch.dtype | None
+    ) -> "ImageBind":
+        """As for any encoder; the reference implementation's checkpoint key for key."""
+        if checkpoint := official_checkpoint(source):
+            from nextgpt.encoders.imagebind.checkpoint import load_imagebind_checkpoint
+
+            return load_imagebind_checkpoint(checkpoint, config, dtype)
+        return super().read(source, revision, config, dtype)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -395,57 +406,10 @@ class ImageBind(PreTrainedModel):
         return self.embed(modality, values.to(self.device, dtype))
 
 
-def load_imagebind_checkpoint(
-    path: str | Path, config: ImageBindConfig | None = None, dtype: torch.dtype | None = None
-) -> ImageBind:
-    """Load a checkpoint of the reference implementation, key for key, frozen.
-
-    Args:
-        path: `imagebind_huge.pth`; only tensors are read from it, no pickled code is run.
-        config: its sizes, `imagebind_huge_config()` by default.
-        dtype: type of the loaded weights; as stored by default.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when the file is not a checkpoint of weights, or its keys or shapes are not the model's.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is not a file; expected the official ImageBind checkpoint (imagebind_huge.pth, 4.5 GB). "
-            "Download it from the ImageBind repository and give its path."
-        )
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint of weights only; expected a state dict saved by torch.save. "
-            f"Download it again. ({str(error).splitlines()[0]})"
-        ) from error
-    with torch.device("meta"):
-        model = ImageBind(config or imagebind_huge_config())
-    _check_state_dict(path, weights, model.state_dict())
-    model.load_state_dict(weights, assign=True)
-    return freeze(model if dtype is None else model.to(dtype))
-
-
-def _check_state_dict(path: Path, found: object, expected: dict[str, Tensor]) -> None:
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"{path} holds {type(found).__name__}, expected a state dict: names to tensors.")
-    problems = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "of another shape": [
-            f"{name} {list(found[name].shape)} instead of {list(tensor.shape)}"
-            for name, tensor in expected.items()
-            if name in found and found[name].shape != tensor.shape
-        ],
-    }
-    if any(problems.values()):
-        listed = "; ".join(f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in problems.items() if keys)
-        raise ValueError(f"{path} does not fit the ImageBind configuration. Weights {listed}. Check the sizes given.")
-
-
-def freeze(model: nn.Module) -> nn.Module:
-    """Evaluation mode and no gradients: what every loaded encoder is."""
-    return model.eval().requires_grad_(False)
+def official_checkpoint(source: str) -> Path | None:
+    """The reference implementation's checkpoint at a source, if that is what stands there."""
+    path = Path(source)
+    if path.suffix == ".pth":
+        return path
+    inside = path / OFFICIAL_FILE
+    return inside if inside.is_file() and not (path / "model.safetensors").exists() else None

@@ -8,41 +8,51 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from nextgpt.encoders.configuration import OpenClipConfig
-from nextgpt.encoders.preprocessing import EncoderPreprocessor, preprocessor_for
+from nextgpt.encoders.base import Encoder
+from nextgpt.encoders.open_clip.configuration import OpenClipConfig
+from nextgpt.encoders.open_clip.processing import OpenClipPreprocessor
 
 PREFIX = "open_clip:"
 CONFIG_FILE = "open_clip_config.json"
 
 
-class OpenClipEncoder(PreTrainedModel):
+class OpenClipEncoder(Encoder):
     """The vision tower of an open_clip model (github.com/mlfoundations/open_clip), L2-normalised.
 
     Saved and loaded like any transformers model, without the text tower.
     """
 
     config_class = OpenClipConfig
-    main_input_name = "image"
+    preprocessor_class = OpenClipPreprocessor
 
     def __init__(self, config: OpenClipConfig, visual: nn.Module | None = None):
         super().__init__(config)
         self.visual = visual if visual is not None else _vision_tower(config)
         self.post_init()
 
-    @property
-    def embed_dim(self) -> int:
-        return self.config.embed_dim
+    @classmethod
+    def claims(cls, source: str) -> bool:
+        """`open_clip:…`, as open_clip names its models."""
+        return source.startswith(PREFIX)
 
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        return self.config.modalities
+    @classmethod
+    def keeps_own_cache(cls, source: str) -> bool:
+        """open_clip fetches what it names into a cache of its own."""
+        return cls.claims(source)
 
-    def preprocessor(self) -> EncoderPreprocessor:
-        """What turns a picture into the tensor of `encode`."""
-        return preprocessor_for(self.config)
+    @classmethod
+    def read_config(cls, source: str, revision: str | None, values: dict[str, Any]) -> OpenClipConfig:
+        """From open_clip's own tables, or of a saved encoder."""
+        return cls.config_class.from_dict(values) if values else open_clip_config(source)
+
+    @classmethod
+    def read(
+        cls, source: str, revision: str | None, config: OpenClipConfig | None, dtype: torch.dtype | None
+    ) -> "OpenClipEncoder":
+        """Through open_clip, or as any saved encoder."""
+        return load_open_clip(source, dtype) if cls.claims(source) else super().read(source, revision, config, dtype)
 
     def _init_weights(self, module: nn.Module) -> None:
         """open_clip's towers initialise themselves."""

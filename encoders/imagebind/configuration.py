@@ -1,4 +1,4 @@
-"""Every number of an encoder: tower sizes and preprocessing. Knows no weights, nor how the numbers are used."""
+"""Every number of an ImageBind: tower sizes and preprocessing."""
 
 from typing import Any
 
@@ -118,25 +118,3 @@ class ImageBindConfig(PreTrainedConfig):
 def imagebind_huge_config() -> ImageBindConfig:
     """The configuration of the published `imagebind_huge.pth`: six towers, 1024-d embeddings, 1.2 B parameters."""
     return ImageBindConfig()
-
-
-@strict
-class OpenClipConfig(PreTrainedConfig):
-    """The vision tower of an open_clip model, described completely: no name has to be looked up to build it.
-
-    - `embed_dim`: width of the embedding.
-    - `vision_cfg`, `quick_gelu`: as in open_clip's own model configurations.
-    - `preprocess_cfg`: open_clip's `PreprocessCfg` as a dictionary (size, mean, std, interpolation, resize_mode, ...).
-    """
-
-    model_type = "open_clip_vision"
-
-    embed_dim: int = 1024
-    vision_cfg: dict[str, Any] | None = None
-    quick_gelu: bool = False
-    preprocess_cfg: dict[str, Any] | None = None
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """What can be encoded: images only."""
-        return ("image",)
