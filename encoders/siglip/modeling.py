@@ -4,16 +4,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers import SiglipVisionModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from torch import Tensor, nn
 
 from nextgpt.encoders.base import Encoder, read_json
 from nextgpt.encoders.siglip.configuration import SiglipEncoderConfig
 from nextgpt.encoders.siglip.processing import SiglipPreprocessor
 
 
-class SiglipEncoder(SiglipVisionModel, Encoder):
+class SiglipEncoder(Encoder):
     """SigLIP (Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training"): pooled, L2-normalised pictures.
 
     It reads whole SigLIP models, whose text tower is left out, and vision towers by themselves.
@@ -21,7 +19,18 @@ class SiglipEncoder(SiglipVisionModel, Encoder):
 
     config_class = SiglipEncoderConfig
     preprocessor_class = SiglipPreprocessor
+    base_model_prefix = "vision_model"
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_(scale|bias)$"]
+
+    def __init__(self, config: SiglipEncoderConfig):
+        from transformers import SiglipVisionModel  # it brings sound libraries along
+
+        super().__init__(config)
+        self.vision_model = SiglipVisionModel(config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The tower initialises itself."""
 
     @classmethod
     def model_types(cls) -> tuple[str, ...]:
@@ -45,5 +54,8 @@ class SiglipEncoder(SiglipVisionModel, Encoder):
         """Encode a batch of pictures, [N, 3, H, W] -> [N, embed_dim]; any other modality raises ValueError."""
         if modality not in self.modalities:
             raise ValueError(f"modality is {modality!r}, a SigLIP vision tower knows image only.")
-        output: BaseModelOutputWithPooling = self(pixel_values=values.to(self.device, self.dtype))
-        return F.normalize(output.pooler_output, dim=-1)
+        return self(values.to(self.device, self.dtype))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, embed_dim], L2-normalised."""
+        return F.normalize(self.vision_model(pixel_values=image).pooler_output, dim=-1)

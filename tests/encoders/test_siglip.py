@@ -62,6 +62,14 @@ def test_it_saves_and_loads_by_itself(folder, tmp_path, picture):
     assert torch.equal(again.encode("image", values), encoder.encode("image", values))
 
 
+def test_a_tower_that_transformers_saved_is_read_too(folder, tmp_path, picture):
+    SiglipVisionModel.from_pretrained(folder).save_pretrained(tmp_path / "tower")
+    values = load_encoder(folder).preprocessor().image(picture)[None]
+    assert torch.equal(
+        load_encoder(tmp_path / "tower").encode("image", values), load_encoder(folder).encode("image", values)
+    )
+
+
 def test_a_model_type_that_is_taken_is_refused_by_name():
     class Other(Encoder):
         @classmethod
