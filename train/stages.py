@@ -36,6 +36,7 @@ from nextgpt.train.watch import SampleAnswers
 
 logger = logging.getLogger(__name__)
 
+WORTH_WORKERS = 5_000_000  # bytes of data; less is tokenized before a process has started
 STRATEGIES = ("random", "sequential", "group_by_length")
 
 
@@ -117,7 +118,9 @@ def open_dataset(
         needs_output_files=config.denoising,
         on_bad_item=config.on_bad_item,
     )
-    return ChatDataset(config.data, reader, folder=config.features, workers=config.tokenizing_workers, retry=retry)
+    size = sum(Path(file).stat().st_size for file in config.data if Path(file).is_file())
+    workers = config.tokenizing_workers if size > WORTH_WORKERS else 0
+    return ChatDataset(config.data, reader, folder=config.features, workers=workers, retry=retry)
 
 
 def _trainer(

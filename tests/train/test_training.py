@@ -72,6 +72,8 @@ def test_a_stage_starts_from_the_one_before(world, tmp_path) -> None:
     kept, moved = checkpoint_tensors(first), checkpoint_tensors(second)
     assert torch.equal(kept["input_projection.weight"], moved["input_projection.weight"])
     assert not torch.equal(kept["signal_rows.input"], moved["signal_rows.input"])
+    assert "\n# model, encoders aligned on align_encoders\n" in (first / "README.md").read_text()
+    assert "\n# model, decoders aligned on align_decoders\n" in (second / "README.md").read_text(), "not named for a folder"
 
 
 def test_frozen_features_are_computed_once(world, tmp_path, monkeypatch) -> None:
@@ -258,6 +260,58 @@ def test_the_packaged_configurations_are_valid_and_overrides_win() -> None:
     for file in files:
         arguments = TrainingConfig.from_file(file, ["learning_rate=3e-5", "bf16=false"]).training_arguments()
         assert (arguments.learning_rate, arguments.adam_beta2) == (3e-5, 0.95)
+
+
+PRESET = {
+    **{"model": "nano", "data": ["a", "b", "c"], "output_dir": "out", "data_weights": [2, 1, 0.7], "max_steps": 1700},
+    **{"warmup_steps": 100, "bf16": True, "lr_scheduler_type": "cosine_with_restarts", "learning_rate": 1e-3},
+    **{"lr_scheduler_kwargs": {"num_cycles": 2}, "optim": "adafactor", "optim_args": "scale_parameter=false"},
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "gone"),
+    [
+        ("data=[mine.jsonl, yours.jsonl]", {"data_weights"}),
+        ("train_sampling_strategy=sequential", {"data_weights"}),
+        ("num_train_epochs=3", {"max_steps"}),
+        ("max_steps=60", {"warmup_steps"}),
+        ("max_steps=2000", set()),
+        ("fp16=true", {"bf16"}),
+        ("fp16=false", set()),
+        ("lr_scheduler_type=linear", {"lr_scheduler_kwargs"}),
+        ("optim=adamw_torch", {"optim_args"}),
+        ("output_dir=elsewhere", set()),
+    ],
+)
+def test_a_setting_does_not_outlive_the_one_that_it_belongs_to(given, gone, tmp_path, caplog) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(PRESET))
+    with caplog.at_level("INFO"):
+        config = TrainingConfig.from_file(file, [given])
+    kept = {key for key in PRESET if key in config.arguments or getattr(config, key, None) is not None}
+    assert set(PRESET) - kept == gone
+    for key in gone:
+        assert f"{key}=" in caplog.text and str(file) in caplog.text, "what is left out is said"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["data=[a]", "data_weights=[1, 2]"], r"command line: data_weights is \[1, 2\], .* each of the 1 files \(a\)"),
+        (["data_weights=[1]"], r"command line: data_weights is \[1\], .* each of the 3 files \(a, b, c\)"),
+        (["seed=1"], r"run.yaml: dtype is 'float8', expected one of"),
+        (["dtype=int8"], r"command line: dtype is 'int8', expected one of"),
+        (["learning_rate=fast"], r"command line: learning_rate is 'fast', expected a number"),
+        (["loss_weights=3"], r"command line: loss_weights is 3, expected a number for each part"),
+    ],
+)
+def test_a_message_says_whether_the_file_or_the_command_line_is_wrong(given, message, tmp_path) -> None:
+    file = tmp_path / "run.yaml"
+    wrong = {"dtype": "float8"} if given == ["seed=1"] else {}
+    file.write_text(json.dumps(PRESET | wrong))
+    with pytest.raises(UserInputError, match=message):
+        TrainingConfig.from_file(file, given)
 
 
 def test_the_command_trains_and_says_what_is_wrong_in_one_line(world, tmp_path) -> None:
