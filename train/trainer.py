@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -51,6 +51,7 @@ class StageTrainer(Trainer):
         self._part_names = ["text", *(f"{kind}/{m}" for kind in ("conditioning", "denoising") for m in modalities)]
         self._meter = _Meter()
         self._saving = False
+        self.add_callback(LogAtEnd())
         if self.pop_callback(ProgressCallback):
             self.add_callback(ProgressBar())
 
@@ -213,6 +214,13 @@ class _Meter:
             "samples_per_second": round(self.conversations / seconds, 3),
             "input_share": round(self.input_seconds / seconds, 4),
         }
+
+
+class LogAtEnd(TrainerCallback):
+    """Logs the last step too, however short a run is."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= state.global_step >= state.max_steps
 
 
 class ProgressBar(ProgressCallback):
