@@ -18,6 +18,7 @@ from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.doctor import ADAPTER_FILE, file_hash
 from nextgpt.info import RUN_FILE, describe_environment
 from nextgpt.modeling_nextgpt import LORA_FOLDER, TRAINED_FILE
+from nextgpt.parts import preset_names
 from nextgpt.train.config import TrainingConfig
 from nextgpt.train.data import ChatDataset
 from nextgpt.train.hashes import FileHashes
@@ -82,6 +83,7 @@ def write_start(
     }
     record = {
         "stage": stage,
+        "base_model": base_model(config.model),
         "configuration": dataclasses.asdict(config),
         "data": {
             "files": config.data,
@@ -96,6 +98,16 @@ def write_start(
     }
     write_record(folder, record)
     write_skipped(Path(folder) / SKIPPED_FILE, dataset.skipped)
+
+
+def base_model(model: str) -> str:
+    """The preset, repository or folder that the first of several trainings started from; `model`: where this one does."""
+    if model in preset_names() or not Path(model).is_dir():
+        return model
+    for folder in (Path(model), Path(model).parent):  # the model may be a checkpoint in a run's folder
+        if earlier := read_record(folder):
+            return earlier.get("base_model") or base_model(earlier["configuration"]["model"])
+    return Path(model).resolve().name
 
 
 def finish_record(folder: str | Path, model: Path, state: Any) -> dict[str, Any]:
