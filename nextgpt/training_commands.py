@@ -36,10 +36,10 @@ def train(options: argparse.Namespace) -> None:
 
 
 def add_data(commands: Any, debug: argparse.ArgumentParser) -> None:
-    """`nextgpt data convert|check|cache`."""
-    parser = commands.add_parser("data", help="convert, check and cache training data", parents=[debug])
+    """`nextgpt data convert|nano|check|cache`."""
+    parser = commands.add_parser("data", help="convert, make, check and cache training data", parents=[debug])
     tools = parser.add_subparsers(title="tools", metavar="TOOL", required=True)
-    for add in (_add_convert, _add_check, _add_cache):
+    for add in (_add_convert, _add_nano, _add_check, _add_cache):
         add(tools, debug)
 
 
@@ -73,6 +73,22 @@ def convert_data(options: argparse.Namespace) -> None:
     print(f"{options.out}: {report.conversations:,} conversations from {', '.join(map(str, options.files))}")
     for reason, count in report.left_out.items():
         print(f"left out {count:,}: {reason}")
+
+
+def _add_nano(tools, debug) -> None:
+    summary = "write conversations such as nano learned from, to be mixed with yours so that it forgets nothing"
+    parser = _add_tool(tools, "nano", nano_data, summary, debug)
+    parser.add_argument("-o", "--out", type=Path, required=True, help="JSON-lines file to write; its media go beside it")
+    parser.add_argument("--count", type=int, default=2000, help="conversations (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another one, other conversations (default: %(default)s)")
+
+
+def nano_data(options: argparse.Namespace) -> None:
+    """Makes the conversations and renders their media."""
+    from nextgpt.train.nano.rehearsal import write_rehearsal
+
+    files = write_rehearsal(options.out, options.count, seed=options.seed)
+    print(f"{options.out}: {options.count:,} conversations, {files:,} media in {options.out.with_suffix('')}")
 
 
 def _add_check(tools, debug) -> None:
