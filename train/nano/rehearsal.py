@@ -86,19 +86,28 @@ class _Rehearsal:
         for some in self.combinations.values():
             for media in some.values():
                 rng.shuffle(media)
+        written: set[str] = set()
         for index, kind in enumerate(kinds):
-            line = self._line("train", kind, index, rng)
-            while not self._can_show(line):  # a sound that the package lacks: then one about another sound
-                line = self._line("dev", kind, rng.randrange(2**20), rng)
-                while not any(part["type"] == "audio" for part in _shown(line)):
-                    line = self._line("dev", kind, rng.randrange(2**20), rng)
+            line = self._line(kind, index, rng)
+            while (messages := json.dumps(line["messages"])) in written:
+                line = self._line(kind, rng.randrange(2**20), rng)
+            written.add(messages)
             yield line
 
     def medium(self, path: str):
         """What is shown under a path."""
         return self.true.outside(path) if path in self.outside else self.true.render(self.media[path])
 
-    def _line(self, split: str, kind: str, index: int, rng: random.Random) -> dict:
+    def _line(self, kind: str, index: int, rng: random.Random) -> dict:
+        """A conversation of the training split; one about a sound that the package lacks gives way to a development one."""
+        line = self._of("train", kind, index, rng)
+        while not self._can_show(line):
+            line = self._of("dev", kind, rng.randrange(2**20), rng)
+            while not any(part["type"] == "audio" for part in _shown(line)):
+                line = self._of("dev", kind, rng.randrange(2**20), rng)
+        return line
+
+    def _of(self, split: str, kind: str, index: int, rng: random.Random) -> dict:
         return LINES[kind](self.composers[split], self.combinations[split], index, rng)
 
     def _can_show(self, line: dict) -> bool:
