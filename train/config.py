@@ -68,6 +68,7 @@ class TrainingConfig:
         dtype: of the frozen weights; the trained ones are always fp32.
         loss_weights: weight of each part of the loss: `text`, `conditioning`, `denoising`, or of one modality's part
             (`conditioning/audio`).
+        trains: only these of what the stage trains: `lora`, `input_projection`, `output_projections`, `signal_rows`.
         denoising: add the decoders' own denoising loss; the assistant's media then need a `path` beside the `caption`.
         resume: `auto` goes on from the last checkpoint in `output_dir`, if there is one; a folder names one; `false`
             starts anew.
@@ -88,6 +89,7 @@ class TrainingConfig:
     tokenizing_workers: int = 0
     dtype: str = "float32"
     loss_weights: dict[str, float] = field(default_factory=dict)
+    trains: list[str] | None = None
     denoising: bool = False
     resume: str | bool = "auto"
     sample_steps: int = 500

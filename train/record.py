@@ -36,21 +36,26 @@ def run_identity(
 ) -> dict[str, Any]:
     """What two runs must share to go through the same sequence of steps: the identity that checkpoints carry."""
     step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    return {
-        "stage": stage,
-        "the starting model": model_fingerprint,
-        "the data": dataset.fingerprint,
-        "the media": dataset.media_fingerprint(denoising=config.denoising),
-        "the number of conversations": len(dataset),
-        "data_weights": config.data_weights,
-        "loss_weights": config.loss_weights,
-        "denoising": config.denoising,
-        "dtype": config.dtype,
-        "max_length": config.max_length,
-        "seed": arguments.seed,
-        "conversations per step": step,
-        "train_sampling_strategy": str(arguments.train_sampling_strategy),
-    } | {name: str(getattr(arguments, name)) for name in OF_THE_OPTIMIZER}
+    chosen = {"trains": sorted(config.trains)} if config.trains else {}
+    return (
+        chosen
+        | {
+            "stage": stage,
+            "the starting model": model_fingerprint,
+            "the data": dataset.fingerprint,
+            "the media": dataset.media_fingerprint(denoising=config.denoising),
+            "the number of conversations": len(dataset),
+            "data_weights": config.data_weights,
+            "loss_weights": config.loss_weights,
+            "denoising": config.denoising,
+            "dtype": config.dtype,
+            "max_length": config.max_length,
+            "seed": arguments.seed,
+            "conversations per step": step,
+            "train_sampling_strategy": str(arguments.train_sampling_strategy),
+        }
+        | {name: str(getattr(arguments, name)) for name in OF_THE_OPTIMIZER}
+    )
 
 
 def fingerprint_model(location: Path, config: NextGPTConfig, hashes: FileHashes) -> str:

@@ -69,6 +69,7 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
     arguments = config.training_arguments()
     if arguments.n_gpu > 1:
         raise UserInputError(f"{arguments.n_gpu} accelerators are visible to one process: use `accelerate launch -m`")
+    trains = trained_groups(stage, config)
     set_seed(arguments.seed)
     model, processor = load_for_training(config)
     with arguments.main_process_first(desc="data and frozen features"):
@@ -87,15 +88,15 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
         )
     _report_skipped(dataset, Path(config.output_dir))
     model.encoder = nn.Module()  # its features are there: the frozen encoder need not travel to the device
-    model.train_only(STAGES[stage].trains)
-    model.config.trained_groups = sorted({*(model.config.trained_groups or ()), *STAGES[stage].trains})
+    model.train_only(trains)
+    model.config.trained_groups = sorted({*(model.config.trained_groups or ()), *trains})
     fingerprint = fingerprint_model(fetch_model(config.model), model.config, dataset.hashes)
     identity = run_identity(stage, config, arguments, dataset, fingerprint)
     trainer = _trainer(stage, config, arguments, model, processor, dataset, features, identity)
     checkpoint = _checkpoint(config, identity, is_main=arguments.should_save)
     if arguments.should_save:
         write_start(config.output_dir, stage, config, arguments, dataset, identity, checkpoint)
-    logger.info("%s: %d conversations, %s trained", stage, len(dataset), ", ".join(STAGES[stage].trains))
+    logger.info("%s: %d conversations, %s trained", stage, len(dataset), ", ".join(trains))
     _train(trainer, checkpoint)
     if arguments.should_save:
         with written_whole(config.output_dir) as folder:
@@ -105,6 +106,20 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
         write_record(config.output_dir, record)  # last: it says that all the rest is there
     trainer.save_state()
     return Path(config.output_dir)
+
+
+def trained_groups(stage: str, config: TrainingConfig) -> tuple[str, ...]:
+    """What a run trains: all that its stage does, or those that `trains` names.
+
+    Raises:
+        UserInputError: `trains` names nothing, or something else.
+    """
+    groups, chosen = STAGES[stage].trains, config.trains
+    if chosen is None:
+        return groups
+    if not isinstance(chosen, list) or not chosen or set(chosen) - set(groups):
+        raise UserInputError(f"trains is {chosen!r}, expected a list of some of {', '.join(groups)}, which {stage} trains")
+    return tuple(group for group in groups if group in chosen)
 
 
 def open_dataset(

@@ -66,6 +66,17 @@ def test_a_stage_learns_changes_its_own_parts_alone_and_saves_only_those(stage, 
         assert NextGPTProcessor.from_pretrained(place).vocabulary.num_signals == 4
 
 
+def test_a_run_can_leave_some_of_a_stages_parts_as_they_are(world, tmp_path) -> None:
+    before = run_stage("instruct", config_for(world, "instruct", tmp_path / "1", max_steps=1))
+    changes = {"model": str(before), "max_steps": 2, "trains": ["lora", "input_projection"]}
+    after = checkpoint_tensors(run_stage("instruct", config_for(world, "instruct", tmp_path / "2", **changes)))
+    changed = {name for name, tensor in checkpoint_tensors(before).items() if not torch.equal(tensor, after[name])}
+    assert {"lora" if "lora" in name else name.split(".")[0] for name in changed} == {"lora", "input_projection"}
+    for wrong in (["lora"], [], "input_projection"):  # the first stage has no LoRA
+        with pytest.raises(UserInputError, match="trains is .*expected a list of some of input_projection, which align_enc"):
+            run_stage("align_encoders", config_for(world, "align_encoders", tmp_path / "3", trains=wrong))
+
+
 def test_a_stage_starts_from_the_one_before(world, tmp_path) -> None:
     first = run_stage("align_encoders", config_for(world, "align_encoders", tmp_path / "1", max_steps=2))
     second = run_stage("align_decoders", config_for(world, "align_decoders", tmp_path / "2", model=str(first), max_steps=2))
