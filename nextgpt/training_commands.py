@@ -63,6 +63,13 @@ def _add_convert(tools, debug) -> None:
         default="encoders",
         help="what plain pairs of media and caption become: questions about media or wishes for them (default: %(default)s)",
     )
+    parser.add_argument(
+        "--questions",
+        type=int,
+        default=0,
+        metavar="N",
+        help="ask for what is said of a single medium in N other ways too, so that any question finds it (default: none)",
+    )
 
 
 def convert_data(options: argparse.Namespace) -> None:
@@ -73,6 +80,11 @@ def convert_data(options: argparse.Namespace) -> None:
     print(f"{options.out}: {report.conversations:,} conversations from {', '.join(map(str, options.files))}")
     for reason, count in report.left_out.items():
         print(f"left out {count:,}: {reason}")
+    if options.questions > 0:
+        from nextgpt.train.nano.questions import ask_in_other_words
+
+        added = ask_in_other_words(options.out, options.questions)
+        print(f"{options.out}: {added:,} more, the same asked in other words")
 
 
 def _add_nano(tools, debug) -> None:
