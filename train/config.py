@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from peft import LoraConfig
 from transformers import TrainingArguments
 
 from nextgpt.configuration_nextgpt import LOSS_PARTS
@@ -69,6 +70,8 @@ class TrainingConfig:
         loss_weights: weight of each part of the loss: `text`, `conditioning`, `denoising`, or of one modality's part
             (`conditioning/audio`).
         trains: only these of what the stage trains: `lora`, `input_projection`, `output_projections`, `signal_rows`.
+        lora: fields of peft's `LoraConfig` that replace the model's own, such as more `target_modules`. Layers that are new
+            to it start without effect.
         denoising: add the decoders' own denoising loss; the assistant's media then need a `path` beside the `caption`.
         resume: `auto` goes on from the last checkpoint in `output_dir`, if there is one; a folder names one; `false`
             starts anew.
@@ -90,6 +93,7 @@ class TrainingConfig:
     dtype: str = "float32"
     loss_weights: dict[str, float] = field(default_factory=dict)
     trains: list[str] | None = None
+    lora: dict[str, Any] = field(default_factory=dict)
     denoising: bool = False
     resume: str | bool = "auto"
     sample_steps: int = 500
@@ -112,6 +116,9 @@ class TrainingConfig:
             raise _BadSetting("on_bad_item", self.on_bad_item, f"one of {', '.join(ON_BAD_ITEM)}")
         if self.data_weights is not None:
             self._check_weights()
+        if not isinstance(self.lora, dict):
+            raise _BadSetting("lora", self.lora, "fields of peft's LoraConfig, as {target_modules: [q_proj, up_proj]}")
+        _refuse_unknown(self.lora, {each.name for each in dataclasses.fields(LoraConfig)}, "lora: ")
         if not isinstance(self.loss_weights, dict):
             raise _BadSetting("loss_weights", self.loss_weights, "a number for each part, as {text: 1, conditioning: 2}")
         _refuse_unknown(self.loss_weights, LOSS_PARTS, "loss_weights: ")

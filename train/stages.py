@@ -17,7 +17,7 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.configuration_nextgpt import LORA_DEFAULTS, NextGPTConfig
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.hardware import is_out_of_memory, training_attention
 from nextgpt.modeling_nextgpt import TRAINED_FILE, NextGPTModel
@@ -219,9 +219,11 @@ def load_for_training(config: TrainingConfig) -> tuple[NextGPTModel, NextGPTProc
     location = fetch_model(config.model)
     model_config = NextGPTConfig.from_pretrained(location)
     model_config.loss_weights = model_config.loss_weights | config.loss_weights
+    if config.lora:
+        model_config.lora = (model_config.lora or LORA_DEFAULTS) | config.lora
     model = NextGPTModel.from_parts(model_config, dtype=getattr(torch, config.dtype))
     if (location / TRAINED_FILE).is_file():
-        model.load_trained(location)
+        model.load_trained(location, widened=bool(config.lora))
     else:
         logger.info("%s holds no %s: the trained parts start afresh", location, TRAINED_FILE)
     model.get_base_model().config.use_cache = False  # nothing is generated here

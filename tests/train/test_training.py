@@ -77,6 +77,22 @@ def test_a_run_can_leave_some_of_a_stages_parts_as_they_are(world, tmp_path) -> 
             run_stage("align_encoders", config_for(world, "align_encoders", tmp_path / "3", trains=wrong))
 
 
+def test_a_run_can_widen_the_adapter_which_then_starts_as_it_was(world, tmp_path) -> None:
+    first = run_stage("instruct", config_for(world, "instruct", tmp_path / "1", max_steps=2))
+    wider = {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"]}
+    model, _ = load_for_training(config_for(world, "instruct", tmp_path / "2", model=str(first), lora=wider))
+    narrow, wide = NextGPTModel.from_pretrained(first).eval(), model.eval()
+    ids = torch.arange(5, 11)[None]
+    with torch.no_grad():
+        assert torch.allclose(narrow(ids).logits, wide(ids).logits, atol=1e-5)
+    changes = {"model": str(first), "lora": wider, "max_steps": 2}
+    second = run_stage("instruct", config_for(world, "instruct", tmp_path / "2", **changes))
+    reloaded = NextGPTModel.from_pretrained(second).state_dict()
+    assert any("up_proj.lora_B" in name and tensor.any() for name, tensor in reloaded.items())
+    with pytest.raises(UserInputError, match="lora: unknown key 'target_module'; did you mean 'target_modules'"):
+        config_for(world, "instruct", tmp_path / "3", lora={"target_module": ["up_proj"]})
+
+
 def test_a_stage_starts_from_the_one_before(world, tmp_path) -> None:
     first = run_stage("align_encoders", config_for(world, "align_encoders", tmp_path / "1", max_steps=2))
     second = run_stage("align_decoders", config_for(world, "align_decoders", tmp_path / "2", model=str(first), max_steps=2))
