@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 
 from nextgpt.configuration_nextgpt import LOSS_PARTS
 from nextgpt.errors import UserInputError
+from nextgpt.modeling_nextgpt import TRAINED_GROUPS
 from nextgpt.train.data import ON_BAD_ITEM
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class TrainingConfig:
         trains: only these of what the stage trains: `lora`, `input_projection`, `output_projections`, `signal_rows`.
         lora: fields of peft's `LoraConfig` that replace the model's own, such as more `target_modules`. Layers that are new
             to it start without effect.
+        learning_rates: of single trained parts, where `learning_rate` does not suit them: `input_projection: 2.0e-2`.
         denoising: add the decoders' own denoising loss; the assistant's media then need a `path` beside the `caption`.
         resume: `auto` goes on from the last checkpoint in `output_dir`, if there is one; a folder names one; `false`
             starts anew.
@@ -94,6 +96,7 @@ class TrainingConfig:
     loss_weights: dict[str, float] = field(default_factory=dict)
     trains: list[str] | None = None
     lora: dict[str, Any] = field(default_factory=dict)
+    learning_rates: dict[str, float] = field(default_factory=dict)
     denoising: bool = False
     resume: str | bool = "auto"
     sample_steps: int = 500
@@ -119,13 +122,18 @@ class TrainingConfig:
         if not isinstance(self.lora, dict):
             raise _BadSetting("lora", self.lora, "fields of peft's LoraConfig, as {target_modules: [q_proj, up_proj]}")
         _refuse_unknown(self.lora, {each.name for each in dataclasses.fields(LoraConfig)}, "lora: ")
-        if not isinstance(self.loss_weights, dict):
-            raise _BadSetting("loss_weights", self.loss_weights, "a number for each part, as {text: 1, conditioning: 2}")
-        _refuse_unknown(self.loss_weights, LOSS_PARTS, "loss_weights: ")
+        self.loss_weights = self._numbers("loss_weights", LOSS_PARTS)
+        self.learning_rates = self._numbers("learning_rates", TRAINED_GROUPS)
+
+    def _numbers(self, name: str, known: Iterable[str]) -> dict[str, float]:
+        """A setting that gives a number for each of some parts."""
+        given = getattr(self, name)
         try:
-            self.loss_weights = {name: float(weight) for name, weight in self.loss_weights.items()}
-        except (TypeError, ValueError):
-            raise _BadSetting("loss_weights", self.loss_weights, "a number for each part") from None
+            numbers = {part: float(number) for part, number in given.items()}
+        except (AttributeError, TypeError, ValueError):
+            raise _BadSetting(name, given, f"a number for each part, as {{{next(iter(known))}: 0.5}}") from None
+        _refuse_unknown(numbers, known, f"{name}: ")
+        return numbers
 
     def _check_weights(self) -> None:
         weights = self.data_weights

@@ -36,7 +36,7 @@ def run_identity(
 ) -> dict[str, Any]:
     """What two runs must share to go through the same sequence of steps: the identity that checkpoints carry."""
     step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    chosen = {name: getattr(config, name) for name in ("trains", "lora") if getattr(config, name)}
+    chosen = {name: getattr(config, name) for name in ("trains", "lora", "learning_rates") if getattr(config, name)}
     return (
         chosen
         | {

@@ -169,7 +169,14 @@ def _trainer(
     )
     collator = ChatCollator(processor.tokenizer.pad_token_id, features)
     trainer = StageTrainer(
-        processor, sampler, identity, model=model, args=arguments, train_dataset=dataset, data_collator=collator
+        processor,
+        sampler,
+        identity,
+        config.learning_rates,
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=collator,
     )
     if config.sample_steps:
         makes_media = "output_projections" in STAGES[stage].trains

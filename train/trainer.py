@@ -40,10 +40,19 @@ class StageTrainer(Trainer):
         processor: saved beside the model.
         sampler: the order of the conversations.
         identity: what a run must share with a checkpoint to go on from it.
+        learning_rates: of single trained parts (`input_projection` …), where the arguments' own is not theirs.
     """
 
-    def __init__(self, processor: NextGPTProcessor, sampler: Sampler, identity: dict[str, Any], **kwargs: Any):
+    def __init__(
+        self,
+        processor: NextGPTProcessor,
+        sampler: Sampler,
+        identity: dict[str, Any],
+        learning_rates: dict[str, float] | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
+        self.learning_rates = learning_rates or {}
         self.processor = processor  # not as `processing_class`: the Trainer would change the model's special tokens
         self.sampler, self.identity = sampler, identity
         self.loss_is_scaled_for_ga = True
@@ -59,6 +68,19 @@ class StageTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         return self.sampler
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As the `Trainer` makes it, with groups of their own for parts that have their own learning rate."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        for part, rate in self.learning_rates.items():
+            start = "lora_" if part == "lora" else f"{part}."
+            own = {id(each) for name, each in self.model.named_parameters() if start in name}
+            for group in list(optimizer.param_groups):
+                moved = [each for each in group["params"] if id(each) in own]
+                if moved:
+                    group["params"] = [each for each in group["params"] if id(each) not in own]
+                    optimizer.add_param_group({**group, "params": moved, "lr": rate})
+        return optimizer
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device

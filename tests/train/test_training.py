@@ -93,6 +93,19 @@ def test_a_run_can_widen_the_adapter_which_then_starts_as_it_was(world, tmp_path
         config_for(world, "instruct", tmp_path / "3", lora={"target_module": ["up_proj"]})
 
 
+def test_a_part_can_have_a_learning_rate_of_its_own(world, tmp_path) -> None:
+    before = run_stage("instruct", config_for(world, "instruct", tmp_path / "1", max_steps=1))
+    changes = {"model": str(before), "max_steps": 1, "learning_rate": 1e-6, "weight_decay": 0.0}
+    changes["learning_rates"] = {"input_projection": 1e-2}
+    after = checkpoint_tensors(run_stage("instruct", config_for(world, "instruct", tmp_path / "2", **changes)))
+    moved = {name: (after[name] - tensor).abs().max().item() for name, tensor in checkpoint_tensors(before).items()}
+    assert moved.pop("input_projection.weight") == pytest.approx(1e-2, rel=0.1)  # Adam's first step is the rate
+    assert moved.pop("input_projection.bias") == pytest.approx(1e-2, rel=0.1)
+    assert 0 < max(moved.values()) < 1e-4
+    with pytest.raises(UserInputError, match="learning_rates: unknown key 'input'; did you mean 'input_projection'"):
+        config_for(world, "instruct", tmp_path / "3", learning_rates={"input": 1})
+
+
 def test_a_stage_starts_from_the_one_before(world, tmp_path) -> None:
     first = run_stage("align_encoders", config_for(world, "align_encoders", tmp_path / "1", max_steps=2))
     second = run_stage("align_decoders", config_for(world, "align_decoders", tmp_path / "2", model=str(first), max_steps=2))
