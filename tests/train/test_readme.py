@@ -1,6 +1,7 @@
 """The README's "Train your own": its commands, word for word, on a few pictures. The model is nano itself.
 
-Slow (about a minute): 1,000 conversations are made, and their media go through nano's encoders. Only `max_steps` is lowered.
+Slow (a minute or two of two cores): 2,000 conversations are made, read, and their media go through nano's encoders, once for
+each `features` folder that the commands name. Only `max_steps` is lowered.
 """
 
 from __future__ import annotations
@@ -32,11 +33,9 @@ def test_each_command_of_the_readme_finishes(heading, trainings, folder, monkeyp
         monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
         given = [*words, "max_steps=2"] if words[0] == "train" else words
         assert main(given) == 0, f"{' '.join(given)}\n{capsys.readouterr().err}"
-    trained = [
-        Path(next(word for word in words if word.startswith("output_dir=")).partition("=")[2])
-        for words in commands
-        if words[0] == "train" and any("output_dir=" in word for word in words)
-    ] or [Path(RUN)]
+    settings = [word.partition("=") for words in commands if words[0] == "train" for word in words]
+    trained = [Path(value) for key, _, value in settings if key == "output_dir"] or [Path(RUN)]
+    assert len(trained) == trainings
     for run in trained:
         assert list(run.glob("samples/step-2/answer-*.json")), "a short run shows sample answers too"
         assert (run / "README.md").read_text().count("\n# nano, ") == 1, "a card is titled by what the model is"
