@@ -210,8 +210,11 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
             for name, tensor in getattr(self, group).state_dict().items()
         }
 
-    def load_trained(self, folder: str | os.PathLike) -> None:
+    def load_trained(self, folder: str | os.PathLike, *, widened: bool = False) -> None:
         """Loads what a checkpoint holds, the trained tensors and the LoRA folder, into a model that has its frozen parts.
+
+        Args:
+            widened: this model's LoRA may have layers that the checkpoint lacks; they stay as they are, without effect.
 
         Raises:
             ModelLoadError: a file is missing, damaged or does not fit.
@@ -219,7 +222,7 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
         file = Path(folder) / TRAINED_FILE
         self.load_trained_state(_load_tensors(file), source=str(file))
         if self.config.lora:
-            self.load_lora(Path(folder) / LORA_FOLDER)
+            self.load_lora(Path(folder) / LORA_FOLDER, widened=widened)
 
     def load_trained_state(self, tensors: dict[str, Tensor], source: str = "checkpoint") -> None:
         """Copies the trained tensors in; nothing may be missing, left over or of another shape."""
@@ -240,8 +243,8 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
-    def load_lora(self, folder: str | os.PathLike) -> None:
-        """Loads a LoRA folder into this model's adapter; every key must fit."""
+    def load_lora(self, folder: str | os.PathLike, *, widened: bool = False) -> None:
+        """Loads a LoRA folder into this model's adapter; every key must fit (`widened`: as for `load_trained`)."""
         from peft import set_peft_model_state_dict
 
         file = Path(folder) / "adapter_model.safetensors"
@@ -252,7 +255,7 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise ModelLoadError(f"{file} does not fit the language model: {reason}") from None
-        missing = [key for key in result.missing_keys if "lora_" in key]
+        missing = [key for key in result.missing_keys if "lora_" in key and not widened]
         if missing or result.unexpected_keys:
             raise ModelLoadError(
                 f"{file} does not fit the language model: missing {missing[:3]}, unexpected {result.unexpected_keys[:3]}"

@@ -71,6 +71,7 @@ def settings(world: Path, stage: str, output: Path, **changes) -> dict:
         "save_steps": 6,
         "lr_scheduler_type": "constant",
         "report_to": "none",
+        "sample_steps": 0,
         "disable_tqdm": True,
         "use_cpu": True,
     }

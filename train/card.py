@@ -22,6 +22,21 @@ SHOWN_ARGUMENTS = (
 )
 
 
+TITLES = {
+    "align_encoders": "encoders aligned",
+    "align_decoders": "decoders aligned",
+    "instruct": "instruction-tuned",
+}
+
+
+def title(record: dict[str, Any]) -> str:
+    """What a model is called: "nano, instruction-tuned on own and nano"."""
+    *most, last = [Path(file).stem for file in record["data"]["files"]]
+    return (
+        f"{record['base_model']}, {TITLES[record['stage']]} on {' and '.join([', '.join(most), last] if most else [last])}"
+    )
+
+
 def write_card(folder: str | Path, config: NextGPTConfig, record: dict[str, Any]) -> Path:
     """Writes `README.md`, as the Hub shows it.
 
@@ -57,7 +72,7 @@ def write_card(folder: str | Path, config: NextGPTConfig, record: dict[str, Any]
             "tags: [nextgpt, any-to-any, multimodal]",
             "---",
             "",
-            f"# {Path(settings['output_dir']).name}",
+            f"# {title(record)}",
             "",
             f"A NExT-GPT: takes text, {', '.join(config.input_modalities)}; gives text, {', '.join(config.signal_tokens)}.",
             "This folder holds what was trained: projections, the signal tokens' rows, and LoRA. The frozen parts are",

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from peft import LoraConfig
 from transformers import TrainingArguments
 
 from nextgpt.configuration_nextgpt import LOSS_PARTS, without_tensor
 from nextgpt.errors import UserInputError
+from nextgpt.modeling_nextgpt import TRAINED_GROUPS
 from nextgpt.train.data import ON_BAD_ITEM
 
+logger = logging.getLogger(__name__)
+
+COMMAND_LINE = "command line"
 # Set by this package, not by the user: what they would mean is said by `TrainingConfig`'s own fields.
 _RESERVED = {"output_dir", "remove_unused_columns", "resume_from_checkpoint"}
 ARGUMENT_TYPES = {each.name: type(each.default) for each in dataclasses.fields(TrainingArguments) if each.init}
@@ -36,6 +42,14 @@ DEFAULT_ARGUMENTS = {
 }
 
 
+class _BadSetting(UserInputError):
+    """A setting is not what it should be; whoever knows says where it was given."""
+
+    def __init__(self, key: str, value: Any, expected: str):
+        super().__init__(f"{key} is {value!r}, expected {expected}")
+        self.key = key
+
+
 @dataclass
 class TrainingConfig:
     """Settings of one stage. Every field of transformers' `TrainingArguments` may stand beside these.
@@ -52,15 +66,19 @@ class TrainingConfig:
         features: folder of the cached frozen features and of the tokenized data; stages and runs may share one.
         feature_batch_size: items that the frozen encoders take at once.
         max_length: longest conversation in tokens; by default what the LLM takes.
-        tokenizing_workers: processes that tokenize the data at the start; worth it above some 20,000 conversations.
+        tokenizing_workers: processes that tokenize the data at the start; files of less than 5 MB need none.
         dtype: of the frozen weights; the trained ones are always fp32.
         loss_weights: weight of each part of the loss: `text`, `conditioning`, `denoising`, or of one modality's part
             (`conditioning/audio`), or of one tensor's (`conditioning/image/pooled_prompt_embeds`).
+        trains: only these of what the stage trains: `lora`, `input_projection`, `output_projections`, `signal_rows`.
+        lora: fields of peft's `LoraConfig` that replace the model's own, such as more `target_modules`. Layers that are new
+            to it start without effect.
+        learning_rates: of single trained parts, where `learning_rate` does not suit them: `input_projection: 2.0e-2`.
         denoising: add the decoders' own denoising loss; the assistant's media then need a `path` beside the `caption`.
         resume: `auto` goes on from the last checkpoint in `output_dir`, if there is one; a folder names one; `false`
             starts anew.
-        sample_steps: after so many steps each time, answers to a few conversations of the data go to the log and to
-            `samples` in `output_dir`; 0: never.
+        sample_steps: after so many steps each time, and after the last one, answers to a few conversations of the data go
+            to the log and to `samples` in `output_dir`; 0: never.
         sample_count: how many.
         arguments: fields of `TrainingArguments`.
     """
@@ -76,6 +94,9 @@ class TrainingConfig:
     tokenizing_workers: int = 0
     dtype: str = "float32"
     loss_weights: dict[str, float] = field(default_factory=dict)
+    trains: list[str] | None = None
+    lora: dict[str, Any] = field(default_factory=dict)
+    learning_rates: dict[str, float] = field(default_factory=dict)
     denoising: bool = False
     resume: str | bool = "auto"
     sample_steps: int = 500
@@ -85,33 +106,42 @@ class TrainingConfig:
     def __post_init__(self):
         self.data = [self.data] if isinstance(self.data, str) else self.data
         if not isinstance(self.data, list) or not all(isinstance(file, str) for file in self.data):
-            raise UserInputError(f"data is {self.data!r}, expected a list of JSON-lines files")
+            raise _BadSetting("data", self.data, "a list of JSON-lines files")
         for name, least in WHOLE_NUMBERS.items():
             value = getattr(self, name)
             if name == "max_length" and value is None:
                 continue
             if type(value) is not int or value < least:
-                raise UserInputError(f"{name} is {value!r}, expected a whole number of at least {least}")
+                raise _BadSetting(name, value, f"a whole number of at least {least}")
         if self.dtype not in DTYPES:
-            raise UserInputError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+            raise _BadSetting("dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         if self.on_bad_item not in ON_BAD_ITEM:
-            raise UserInputError(f"on_bad_item is {self.on_bad_item!r}, expected one of {', '.join(ON_BAD_ITEM)}")
+            raise _BadSetting("on_bad_item", self.on_bad_item, f"one of {', '.join(ON_BAD_ITEM)}")
         if self.data_weights is not None:
             self._check_weights()
+        if not isinstance(self.lora, dict):
+            raise _BadSetting("lora", self.lora, "fields of peft's LoraConfig, as {target_modules: [q_proj, up_proj]}")
+        _refuse_unknown(self.lora, {each.name for each in dataclasses.fields(LoraConfig)}, "lora: ")
         # Which tensors a decoder has is known with the model (`NextGPTConfig.check_loss_weights`).
-        _refuse_unknown(map(without_tensor, self.loss_weights), LOSS_PARTS, "loss_weights: ")
+        self.loss_weights = self._numbers("loss_weights", LOSS_PARTS, without_tensor)
+        self.learning_rates = self._numbers("learning_rates", TRAINED_GROUPS)
+
+    def _numbers(self, name: str, known: Iterable[str], known_as: Callable[[str], str] = str) -> dict[str, float]:
+        """A setting that gives a number for each of some parts; `known_as` gives a part's name among the known ones."""
+        given = getattr(self, name)
         try:
-            self.loss_weights = {name: float(weight) for name, weight in self.loss_weights.items()}
-        except (TypeError, ValueError):
-            raise UserInputError(f"loss_weights is {self.loss_weights!r}, expected a number for each part") from None
+            numbers = {part: float(number) for part, number in given.items()}
+        except (AttributeError, TypeError, ValueError):
+            raise _BadSetting(name, given, f"a number for each part, as {{{next(iter(known))}: 0.5}}") from None
+        _refuse_unknown(map(known_as, numbers), known, f"{name}: ")
+        return numbers
 
     def _check_weights(self) -> None:
         weights = self.data_weights
         numbers = isinstance(weights, list) and all(isinstance(each, int | float) and each >= 0 for each in weights)
         if not numbers or len(weights) != len(self.data) or not sum(weights):
-            raise UserInputError(
-                f"data_weights is {weights!r}, expected a number for each of the {len(self.data)} files, one above 0"
-            )
+            expected = f"a number for each of the {len(self.data)} files ({', '.join(self.data)}), one above 0"
+            raise _BadSetting("data_weights", weights, expected)
 
     @classmethod
     def from_file(cls, path: str | Path, overrides: Iterable[str] = ()) -> TrainingConfig:
@@ -128,29 +158,36 @@ class TrainingConfig:
             raise UserInputError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it") from None
         if not isinstance(values, dict):
             raise UserInputError(f"{path}: holds {type(values).__name__}, expected `key: value` lines")
-        for override in overrides:
-            key, equals, value = override.partition("=")
-            if not equals:
-                raise UserInputError(f"override {override!r}: expected key=value")
-            try:
-                values[key] = yaml.safe_load(value)
-            except yaml.YAMLError:
-                raise UserInputError(f"override {override!r}: the value is not valid YAML; correct it") from None
-        return cls.from_dict(values, source=str(path))
+        given = dict(_override(each) for each in overrides)
+        for key, reason in _outlived(values, given):
+            logger.info("%s=%s of %s left out: %s", key, values.pop(key), path, reason)
+        sources = dict.fromkeys(values, str(path)) | dict.fromkeys(given, COMMAND_LINE)
+        return cls.from_dict(values | given, source=str(path), sources=sources)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], source: str = "configuration") -> TrainingConfig:
+    def from_dict(
+        cls, values: dict[str, Any], source: str = "configuration", sources: Mapping[str, str] | None = None
+    ) -> TrainingConfig:
         """Sorts flat `key: value` pairs into own fields and training arguments.
+
+        Args:
+            source: where the values come from, for messages.
+            sources: the same for single keys, where it differs.
 
         Raises:
             UserInputError: a key is unknown, one is missing, or a value is of the wrong type.
         """
         own = {each.name for each in dataclasses.fields(cls)} - {"arguments"}
-        _refuse_unknown(values, own | (set(ARGUMENT_TYPES) - _RESERVED), f"{source}: ")
+        origins = dict.fromkeys(values, source) | dict(sources or {})
+        for key in values:
+            _refuse_unknown([key], own | (set(ARGUMENT_TYPES) - _RESERVED), f"{origins[key]}: ")
         if missing := {"model", "data", "output_dir"} - set(values):
             raise UserInputError(f"{source}: {', '.join(sorted(missing))} not given; see train/configs for examples")
-        arguments = {key: _convert(key, value, source) for key, value in values.items() if key not in own}
-        return cls(**{key: value for key, value in values.items() if key in own}, arguments=arguments)
+        arguments = {key: _convert(key, value, origins[key]) for key, value in values.items() if key not in own}
+        try:
+            return cls(**{key: value for key, value in values.items() if key in own}, arguments=arguments)
+        except _BadSetting as error:
+            raise UserInputError(f"{origins.get(error.key, source)}: {error}") from None
 
     def training_arguments(self) -> TrainingArguments:
         """What transformers' `Trainer` takes.
@@ -163,6 +200,38 @@ class TrainingConfig:
             return TrainingArguments(output_dir=self.output_dir, remove_unused_columns=False, **arguments)
         except (TypeError, ValueError) as error:
             raise UserInputError(f"the training arguments do not fit: {error}") from error
+
+
+def _override(text: str) -> tuple[str, Any]:
+    """`key=value` → the key and the value, which is YAML."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserInputError(f"override {text!r}: expected key=value")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserInputError(f"override {text!r}: the value is not valid YAML; correct it") from None
+
+
+def _outlived(values: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Settings of a file that meant something only beside what is `given` anew, and why they go."""
+    steps, warm_up = given.get("max_steps"), values.get("warmup_steps")
+    too_long = isinstance(steps, int) and isinstance(warm_up, int) and 0 < steps <= warm_up
+    conditions = {
+        "data_weights": ("data" in given, "the files that it weighs are given anew"),
+        "max_steps": ("num_train_epochs" in given, "it would win over num_train_epochs"),
+        "warmup_steps": (too_long, f"the whole run has {steps} steps"),
+        "fp16": (given.get("bf16") is True, "bf16 is chosen instead"),
+        "bf16": (given.get("fp16") is True, "fp16 is chosen instead"),
+        "optim_args": ("optim" in given, "they are another optimizer's"),
+        "optim_target_modules": ("optim" in given, "they are another optimizer's"),
+        "lr_scheduler_kwargs": ("lr_scheduler_type" in given, "they are another schedule's"),
+    }
+    if given.get("train_sampling_strategy") == "sequential":
+        conditions["data_weights"] = (True, "files that are taken as they stand are not weighed")
+    for key, (outlived, reason) in conditions.items():
+        if outlived and key in values and key not in given:
+            yield key, reason
 
 
 def _refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:

@@ -17,6 +17,7 @@ from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.doctor import ADAPTER_FILE, file_hash
 from nextgpt.info import RUN_FILE, describe_environment
 from nextgpt.modeling_nextgpt import LORA_FOLDER, TRAINED_FILE
+from nextgpt.parts import preset_names
 from nextgpt.train.config import TrainingConfig
 from nextgpt.train.data import ChatDataset
 from nextgpt.train.files import json_line, whole_file
@@ -35,21 +36,26 @@ def run_identity(
 ) -> dict[str, Any]:
     """What two runs must share to go through the same sequence of steps: the identity that checkpoints carry."""
     step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    return {
-        "stage": stage,
-        "the starting model": model_fingerprint,
-        "the data": dataset.fingerprint,
-        "the media": dataset.media_fingerprint(denoising=config.denoising),
-        "the number of conversations": len(dataset),
-        "data_weights": config.data_weights,
-        "loss_weights": config.loss_weights,
-        "denoising": config.denoising,
-        "dtype": config.dtype,
-        "max_length": config.max_length,
-        "seed": arguments.seed,
-        "conversations per step": step,
-        "train_sampling_strategy": str(arguments.train_sampling_strategy),
-    } | {name: str(getattr(arguments, name)) for name in OF_THE_OPTIMIZER}
+    chosen = {name: getattr(config, name) for name in ("trains", "lora", "learning_rates") if getattr(config, name)}
+    return (
+        chosen
+        | {
+            "stage": stage,
+            "the starting model": model_fingerprint,
+            "the data": dataset.fingerprint,
+            "the media": dataset.media_fingerprint(denoising=config.denoising),
+            "the number of conversations": len(dataset),
+            "data_weights": config.data_weights,
+            "loss_weights": config.loss_weights,
+            "denoising": config.denoising,
+            "dtype": config.dtype,
+            "max_length": config.max_length,
+            "seed": arguments.seed,
+            "conversations per step": step,
+            "train_sampling_strategy": str(arguments.train_sampling_strategy),
+        }
+        | {name: str(getattr(arguments, name)) for name in OF_THE_OPTIMIZER}
+    )
 
 
 def fingerprint_model(location: Path, config: NextGPTConfig, hashes: FileHashes) -> str:
@@ -82,6 +88,7 @@ def write_start(
     }
     record = {
         "stage": stage,
+        "base_model": base_model(config.model),
         "configuration": dataclasses.asdict(config),
         "data": {
             "files": config.data,
@@ -96,6 +103,16 @@ def write_start(
     }
     write_record(folder, record)
     write_skipped(Path(folder) / SKIPPED_FILE, dataset.skipped)
+
+
+def base_model(model: str) -> str:
+    """The preset, repository or folder that the first of several trainings started from; `model`: where this one does."""
+    if model in preset_names() or not Path(model).is_dir():
+        return model
+    for folder in (Path(model), Path(model).parent):  # the model may be a checkpoint in a run's folder
+        if earlier := read_record(folder):
+            return earlier.get("base_model") or base_model(earlier["configuration"]["model"])
+    return Path(model).resolve().name
 
 
 def finish_record(folder: str | Path, model: Path, state: Any) -> dict[str, Any]:

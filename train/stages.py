@@ -17,7 +17,7 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.configuration_nextgpt import LORA_DEFAULTS, NextGPTConfig
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.hardware import is_out_of_memory, training_attention
 from nextgpt.modeling_nextgpt import TRAINED_FILE, NextGPTModel
@@ -36,6 +36,7 @@ from nextgpt.train.watch import SampleAnswers
 
 logger = logging.getLogger(__name__)
 
+WORTH_WORKERS = 5_000_000  # bytes of data; less is tokenized before a process has started
 STRATEGIES = ("random", "sequential", "group_by_length")
 
 
@@ -68,6 +69,7 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
     arguments = config.training_arguments()
     if arguments.n_gpu > 1:
         raise UserInputError(f"{arguments.n_gpu} accelerators are visible to one process: use `accelerate launch -m`")
+    trains = trained_groups(stage, config)
     set_seed(arguments.seed)
     model, processor = load_for_training(config)
     with arguments.main_process_first(desc="data and frozen features"):
@@ -86,15 +88,15 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
         )
     _report_skipped(dataset, Path(config.output_dir))
     model.encoder = nn.Module()  # its features are there: the frozen encoder need not travel to the device
-    model.train_only(STAGES[stage].trains)
-    model.config.trained_groups = sorted({*(model.config.trained_groups or ()), *STAGES[stage].trains})
+    model.train_only(trains)
+    model.config.trained_groups = sorted({*(model.config.trained_groups or ()), *trains})
     fingerprint = fingerprint_model(fetch_model(config.model), model.config, dataset.hashes)
     identity = run_identity(stage, config, arguments, dataset, fingerprint)
     trainer = _trainer(stage, config, arguments, model, processor, dataset, features, identity)
     checkpoint = _checkpoint(config, identity, is_main=arguments.should_save)
     if arguments.should_save:
         write_start(config.output_dir, stage, config, arguments, dataset, identity, checkpoint)
-    logger.info("%s: %d conversations, %s trained", stage, len(dataset), ", ".join(STAGES[stage].trains))
+    logger.info("%s: %d conversations, %s trained", stage, len(dataset), ", ".join(trains))
     _train(trainer, checkpoint)
     if arguments.should_save:
         with written_whole(config.output_dir) as folder:
@@ -104,6 +106,20 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
         write_record(config.output_dir, record)  # last: it says that all the rest is there
     trainer.save_state()
     return Path(config.output_dir)
+
+
+def trained_groups(stage: str, config: TrainingConfig) -> tuple[str, ...]:
+    """What a run trains: all that its stage does, or those that `trains` names.
+
+    Raises:
+        UserInputError: `trains` names nothing, or something else.
+    """
+    groups, chosen = STAGES[stage].trains, config.trains
+    if chosen is None:
+        return groups
+    if not isinstance(chosen, list) or not chosen or set(chosen) - set(groups):
+        raise UserInputError(f"trains is {chosen!r}, expected a list of some of {', '.join(groups)}, which {stage} trains")
+    return tuple(group for group in groups if group in chosen)
 
 
 def open_dataset(
@@ -117,7 +133,9 @@ def open_dataset(
         needs_output_files=config.denoising,
         on_bad_item=config.on_bad_item,
     )
-    return ChatDataset(config.data, reader, folder=config.features, workers=config.tokenizing_workers, retry=retry)
+    size = sum(Path(file).stat().st_size for file in config.data if Path(file).is_file())
+    workers = config.tokenizing_workers if size > WORTH_WORKERS else 0
+    return ChatDataset(config.data, reader, folder=config.features, workers=workers, retry=retry)
 
 
 def _trainer(
@@ -151,7 +169,14 @@ def _trainer(
     )
     collator = ChatCollator(processor.tokenizer.pad_token_id, features)
     trainer = StageTrainer(
-        processor, sampler, identity, model=model, args=arguments, train_dataset=dataset, data_collator=collator
+        processor,
+        sampler,
+        identity,
+        config.learning_rates,
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=collator,
     )
     if config.sample_steps:
         makes_media = "output_projections" in STAGES[stage].trains
@@ -205,9 +230,11 @@ def load_for_training(config: TrainingConfig) -> tuple[NextGPTModel, NextGPTProc
         model_config.check_loss_weights()
     except ValueError as error:
         raise UserInputError(str(error)) from None
+    if config.lora:
+        model_config.lora = (model_config.lora or LORA_DEFAULTS) | config.lora
     model = NextGPTModel.from_parts(model_config, dtype=getattr(torch, config.dtype))
     if (location / TRAINED_FILE).is_file():
-        model.load_trained(location)
+        model.load_trained(location, widened=bool(config.lora))
     else:
         logger.info("%s holds no %s: the trained parts start afresh", location, TRAINED_FILE)
     model.get_base_model().config.use_cache = False  # nothing is generated here

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -41,10 +41,19 @@ class StageTrainer(Trainer):
         processor: saved beside the model.
         sampler: the order of the conversations.
         identity: what a run must share with a checkpoint to go on from it.
+        learning_rates: of single trained parts (`input_projection` …), where the arguments' own is not theirs.
     """
 
-    def __init__(self, processor: NextGPTProcessor, sampler: Sampler, identity: dict[str, Any], **kwargs: Any):
+    def __init__(
+        self,
+        processor: NextGPTProcessor,
+        sampler: Sampler,
+        identity: dict[str, Any],
+        learning_rates: dict[str, float] | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
+        self.learning_rates = learning_rates or {}
         self.processor = processor  # not as `processing_class`: the Trainer would change the model's special tokens
         self.sampler, self.identity = sampler, identity
         self.loss_is_scaled_for_ga = True
@@ -53,6 +62,7 @@ class StageTrainer(Trainer):
         self._part_names = ["text", *conditioning, *(f"denoising/{modality}" for modality, _ in projections)]
         self._meter = _Meter()
         self._saving = False
+        self.add_callback(LogAtEnd())
         if self.pop_callback(ProgressCallback):
             self.add_callback(ProgressBar())
 
@@ -60,6 +70,19 @@ class StageTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         return self.sampler
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As the `Trainer` makes it, with groups of their own for parts that have their own learning rate."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        for part, rate in self.learning_rates.items():
+            start = "lora_" if part == "lora" else f"{part}."
+            own = {id(each) for name, each in self.model.named_parameters() if start in name}
+            for group in list(optimizer.param_groups):
+                moved = [each for each in group["params"] if id(each) in own]
+                if moved:
+                    group["params"] = [each for each in group["params"] if id(each) not in own]
+                    optimizer.add_param_group({**group, "params": moved, "lr": rate})
+        return optimizer
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -227,6 +250,13 @@ def _with_sums(parts: dict[str, float]) -> dict[str, float]:
     for name, own in tensors.items():
         logs |= {name: sum(own.values())} | (own if len(own) > 1 else {})
     return logs
+
+
+class LogAtEnd(TrainerCallback):
+    """Logs the last step too, however short a run is."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= state.global_step >= state.max_steps
 
 
 class ProgressBar(ProgressCallback):

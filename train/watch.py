@@ -27,7 +27,7 @@ SEED = 0  # of every picture, so that those of different steps can be compared
 
 
 class SampleAnswers(TrainerCallback):
-    """Answers the last turn of a few conversations of the data now and then.
+    """Answers the last turn of a few conversations of the data now and then, and after the last step.
 
     The answers go to the log, to `samples/step-<n>` in the run's folder and, where tensorboard is on, there.
 
@@ -60,7 +60,8 @@ class SampleAnswers(TrainerCallback):
         self.board = next((each for each in callbacks if isinstance(each, TensorBoardCallback)), None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: NextGPTModel = None, **kwargs: Any) -> None:
-        if not self.steps or state.global_step % self.steps or not state.is_world_process_zero:
+        due = self.steps and (state.global_step % self.steps == 0 or state.global_step >= state.max_steps)
+        if not due or not state.is_world_process_zero:
             return
         try:
             self._answer_all(model, args, state.global_step)

@@ -42,10 +42,10 @@ def train(options: argparse.Namespace) -> None:
 
 
 def add_data(commands: Any, debug: argparse.ArgumentParser) -> None:
-    """`nextgpt data convert|check|cache`."""
-    parser = commands.add_parser("data", help="convert, check and cache training data", parents=[debug])
+    """`nextgpt data convert|nano|check|cache`."""
+    parser = commands.add_parser("data", help="convert, make, check and cache training data", parents=[debug])
     tools = parser.add_subparsers(title="tools", metavar="TOOL", required=True)
-    for add in (_add_convert, _add_check, _add_cache):
+    for add in (_add_convert, _add_nano, _add_check, _add_cache):
         add(tools, debug)
 
 
@@ -72,6 +72,13 @@ def _add_convert(tools, debug) -> None:
         help="what plain pairs of media and caption become: questions about media or wishes for them (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, with the place of every record left out")
+    parser.add_argument(
+        "--questions",
+        type=int,
+        default=0,
+        metavar="N",
+        help="ask for what is said of a single medium in N other ways too, so that any question finds it (default: none)",
+    )
 
 
 def convert_data(options: argparse.Namespace) -> None:
@@ -84,6 +91,27 @@ def convert_data(options: argparse.Namespace) -> None:
         return
     print(f"{options.out}: {report.conversations:,} conversations from {', '.join(map(str, options.files))}")
     print("\n".join(report.summary()), end="\n" if report.left_out or report.notes else "")
+    if options.questions > 0:
+        from nextgpt.train.nano.dialogues.questions import ask_in_other_words
+
+        added = ask_in_other_words(options.out, options.questions)
+        print(f"{options.out}: {added:,} more, the same asked in other words")
+
+
+def _add_nano(tools, debug) -> None:
+    summary = "write conversations such as nano learned from, to be mixed with yours so that it forgets nothing"
+    parser = _add_tool(tools, "nano", nano_data, summary, debug)
+    parser.add_argument("-o", "--out", type=Path, required=True, help="JSON-lines file to write; its media go beside it")
+    parser.add_argument("--count", type=int, default=2000, help="conversations (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another one, other conversations (default: %(default)s)")
+
+
+def nano_data(options: argparse.Namespace) -> None:
+    """Makes the conversations and renders their media."""
+    from nextgpt.train.nano.dialogues.rehearsal import write_rehearsal
+
+    files = write_rehearsal(options.out, options.count, seed=options.seed)
+    print(f"{options.out}: {options.count:,} conversations, {files:,} media in {options.out.with_suffix('')}")
 
 
 def _add_check(tools, debug) -> None:

@@ -66,12 +66,54 @@ def test_a_stage_learns_changes_its_own_parts_alone_and_saves_only_those(stage, 
         assert NextGPTProcessor.from_pretrained(place).vocabulary.num_signals == 4
 
 
+def test_a_run_can_leave_some_of_a_stages_parts_as_they_are(world, tmp_path) -> None:
+    before = run_stage("instruct", config_for(world, "instruct", tmp_path / "1", max_steps=1))
+    changes = {"model": str(before), "max_steps": 2, "trains": ["lora", "input_projection"]}
+    after = checkpoint_tensors(run_stage("instruct", config_for(world, "instruct", tmp_path / "2", **changes)))
+    changed = {name for name, tensor in checkpoint_tensors(before).items() if not torch.equal(tensor, after[name])}
+    assert {"lora" if "lora" in name else name.split(".")[0] for name in changed} == {"lora", "input_projection"}
+    for wrong in (["lora"], [], "input_projection"):  # the first stage has no LoRA
+        with pytest.raises(UserInputError, match="trains is .*expected a list of some of input_projection, which align_enc"):
+            run_stage("align_encoders", config_for(world, "align_encoders", tmp_path / "3", trains=wrong))
+
+
+def test_a_run_can_widen_the_adapter_which_then_starts_as_it_was(world, tmp_path) -> None:
+    first = run_stage("instruct", config_for(world, "instruct", tmp_path / "1", max_steps=2))
+    wider = {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"]}
+    model, _ = load_for_training(config_for(world, "instruct", tmp_path / "2", model=str(first), lora=wider))
+    narrow, wide = NextGPTModel.from_pretrained(first).eval(), model.eval()
+    ids = torch.arange(5, 11)[None]
+    with torch.no_grad():
+        assert torch.allclose(narrow(ids).logits, wide(ids).logits, atol=1e-5)
+    changes = {"model": str(first), "lora": wider, "max_steps": 2}
+    second = run_stage("instruct", config_for(world, "instruct", tmp_path / "2", **changes))
+    reloaded = NextGPTModel.from_pretrained(second).state_dict()
+    assert any("up_proj.lora_B" in name and tensor.any() for name, tensor in reloaded.items())
+    with pytest.raises(UserInputError, match="lora: unknown key 'target_module'; did you mean 'target_modules'"):
+        config_for(world, "instruct", tmp_path / "3", lora={"target_module": ["up_proj"]})
+
+
+def test_a_part_can_have_a_learning_rate_of_its_own(world, tmp_path) -> None:
+    before = run_stage("instruct", config_for(world, "instruct", tmp_path / "1", max_steps=1))
+    changes = {"model": str(before), "max_steps": 1, "learning_rate": 1e-6, "weight_decay": 0.0}
+    changes["learning_rates"] = {"input_projection": 1e-2}
+    after = checkpoint_tensors(run_stage("instruct", config_for(world, "instruct", tmp_path / "2", **changes)))
+    moved = {name: (after[name] - tensor).abs().max().item() for name, tensor in checkpoint_tensors(before).items()}
+    assert moved.pop("input_projection.weight") == pytest.approx(1e-2, rel=0.1)  # Adam's first step is the rate
+    assert moved.pop("input_projection.bias") == pytest.approx(1e-2, rel=0.1)
+    assert 0 < max(moved.values()) < 1e-4
+    with pytest.raises(UserInputError, match="learning_rates: unknown key 'input'; did you mean 'input_projection'"):
+        config_for(world, "instruct", tmp_path / "3", learning_rates={"input": 1})
+
+
 def test_a_stage_starts_from_the_one_before(world, tmp_path) -> None:
     first = run_stage("align_encoders", config_for(world, "align_encoders", tmp_path / "1", max_steps=2))
     second = run_stage("align_decoders", config_for(world, "align_decoders", tmp_path / "2", model=str(first), max_steps=2))
     kept, moved = checkpoint_tensors(first), checkpoint_tensors(second)
     assert torch.equal(kept["input_projection.weight"], moved["input_projection.weight"])
     assert not torch.equal(kept["signal_rows.input"], moved["signal_rows.input"])
+    assert "\n# model, encoders aligned on align_encoders\n" in (first / "README.md").read_text()
+    assert "\n# model, decoders aligned on align_decoders\n" in (second / "README.md").read_text(), "not named for a folder"
 
 
 def test_frozen_features_are_computed_once(world, tmp_path, monkeypatch) -> None:
@@ -258,6 +300,58 @@ def test_the_packaged_configurations_are_valid_and_overrides_win() -> None:
     for file in files:
         arguments = TrainingConfig.from_file(file, ["learning_rate=3e-5", "bf16=false"]).training_arguments()
         assert (arguments.learning_rate, arguments.adam_beta2) == (3e-5, 0.95)
+
+
+PRESET = {
+    **{"model": "nano", "data": ["a", "b", "c"], "output_dir": "out", "data_weights": [2, 1, 0.7], "max_steps": 1700},
+    **{"warmup_steps": 100, "bf16": True, "lr_scheduler_type": "cosine_with_restarts", "learning_rate": 1e-3},
+    **{"lr_scheduler_kwargs": {"num_cycles": 2}, "optim": "adafactor", "optim_args": "scale_parameter=false"},
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "gone"),
+    [
+        ("data=[mine.jsonl, yours.jsonl]", {"data_weights"}),
+        ("train_sampling_strategy=sequential", {"data_weights"}),
+        ("num_train_epochs=3", {"max_steps"}),
+        ("max_steps=60", {"warmup_steps"}),
+        ("max_steps=2000", set()),
+        ("fp16=true", {"bf16"}),
+        ("fp16=false", set()),
+        ("lr_scheduler_type=linear", {"lr_scheduler_kwargs"}),
+        ("optim=adamw_torch", {"optim_args"}),
+        ("output_dir=elsewhere", set()),
+    ],
+)
+def test_a_setting_does_not_outlive_the_one_that_it_belongs_to(given, gone, tmp_path, caplog) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(PRESET))
+    with caplog.at_level("INFO"):
+        config = TrainingConfig.from_file(file, [given])
+    kept = {key for key in PRESET if key in config.arguments or getattr(config, key, None) is not None}
+    assert set(PRESET) - kept == gone
+    for key in gone:
+        assert f"{key}=" in caplog.text and str(file) in caplog.text, "what is left out is said"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["data=[a]", "data_weights=[1, 2]"], r"command line: data_weights is \[1, 2\], .* each of the 1 files \(a\)"),
+        (["data_weights=[1]"], r"command line: data_weights is \[1\], .* each of the 3 files \(a, b, c\)"),
+        (["seed=1"], r"run.yaml: dtype is 'float8', expected one of"),
+        (["dtype=int8"], r"command line: dtype is 'int8', expected one of"),
+        (["learning_rate=fast"], r"command line: learning_rate is 'fast', expected a number"),
+        (["loss_weights=3"], r"command line: loss_weights is 3, expected a number for each part"),
+    ],
+)
+def test_a_message_says_whether_the_file_or_the_command_line_is_wrong(given, message, tmp_path) -> None:
+    file = tmp_path / "run.yaml"
+    wrong = {"dtype": "float8"} if given == ["seed=1"] else {}
+    file.write_text(json.dumps(PRESET | wrong))
+    with pytest.raises(UserInputError, match=message):
+        TrainingConfig.from_file(file, given)
 
 
 def test_the_command_trains_and_says_what_is_wrong_in_one_line(world, tmp_path) -> None:

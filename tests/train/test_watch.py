@@ -59,6 +59,13 @@ def test_sample_answers_and_pictures_are_kept_and_shown_in_tensorboard(bf16, wor
     assert {"train/loss/text", "train/loss/conditioning/image", "train/samples_per_second"} <= set(tags["scalars"])
 
 
+def test_a_run_shorter_than_its_pauses_shows_answers_and_its_loss(world, tmp_path) -> None:
+    changes = {"sample_steps": 500, "sample_count": 2, "logging_steps": 500, "max_steps": 3}
+    folder = run_stage("align_encoders", config_for(world, "align_encoders", tmp_path, **changes))
+    assert len(list(folder.glob("samples/step-3/answer-*.json"))) == 2
+    assert json.loads((folder / "run.json").read_text())["finished"]["loss"] > 0
+
+
 def test_sample_answers_change_nothing_of_the_training(world, tmp_path, drawing_model) -> None:
     plain = run_stage("instruct", config_for(world, "instruct", tmp_path / "1", max_steps=4))
     watched = run_stage("instruct", config_for(world, "instruct", tmp_path / "2", **SAMPLING))

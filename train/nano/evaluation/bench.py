@@ -28,19 +28,11 @@ from nextgpt.train.nano.evaluation.judge import Judge
 from nextgpt.train.nano.evaluation.judges import MediaJudge
 from nextgpt.train.nano.evaluation.scores import Sample, Score
 from nextgpt.train.nano.evaluation.sound_judge import NONE, SoundJudge
-from nextgpt.train.nano.world.clips import FRAMES, ClipRenderer, ClipWorld
-from nextgpt.train.nano.world.media_files import (
-    as_video,
-    outside_clip,
-    outside_clips,
-    outside_files,
-    outside_pictures,
-    outside_sounds,
-)
-from nextgpt.train.nano.world.pictures import SIDE, Renderer, World, render_art
-from nextgpt.train.nano.world.sounds import SAMPLES, SAMPLING_RATE, SoundWorld
-from nextgpt.train.nano.world.things import MOTIONS, PICTURE_VALUES, SOUND_VALUES, Clip, Medium, Picture, Sound, modality_of
-from nextgpt.train.nano.world.unknown_sounds import UnknownSounds
+from nextgpt.train.nano.world.clips import FRAMES
+from nextgpt.train.nano.world.media_files import TrueMedia, outside_files
+from nextgpt.train.nano.world.pictures import SIDE, World
+from nextgpt.train.nano.world.sounds import SAMPLES, SAMPLING_RATE
+from nextgpt.train.nano.world.things import MOTIONS, PICTURE_VALUES, SOUND_VALUES, Medium, Sound, modality_of
 
 BATCH = 40
 JUDGES = {"image": ("judge", Judge), "audio": ("sound_judge", SoundJudge), "video": ("clip_judge", ClipJudge)}
@@ -168,48 +160,20 @@ class Bench:
     # -- true media ---------------------------------------------------------------------------------------------
 
     @cached_property
-    def sounds(self) -> SoundWorld:
-        return SoundWorld(self.world.folder)
-
-    @cached_property
-    def clips(self) -> ClipWorld:
-        return ClipWorld(self.world)
-
-    @cached_property
-    def _clip_renderer(self) -> ClipRenderer:
-        return ClipRenderer(self.world, Renderer(torch.from_numpy(self.world.art)))
+    def _true(self) -> TrueMedia:
+        return TrueMedia(self.world, self.split)
 
     def holds(self, medium: Medium) -> bool:
-        """Whether the world's folder can render a medium: of the sounds the package holds what no part learned from."""
-        return not isinstance(medium, Sound) or self.sounds.holds(medium)
+        """Whether the world's folder can render a medium (see `TrueMedia`)."""
+        return self._true.holds(medium)
 
     def render(self, medium: Medium) -> Media:
         """The true picture, sound or clip of a combination."""
-        match medium:
-            case Picture():
-                return Image.fromarray(self.world.render(*medium))
-            case Sound():
-                return Audio(self.sounds.waveform(medium), SAMPLING_RATE)
-            case Clip(concept, motion):
-                row = torch.tensor([[self.world.names.index(concept), self.clips.motions.index(motion)]])
-                return as_video(self._clip_renderer(row)[0])
+        return self._true.render(medium)
 
     def outside(self, shown: Shown) -> Media:
         """A medium from outside the world, by its path."""
-        match shown.modality:
-            case "image":
-                number, background, size = self._outside["image"][shown.path]
-                return Image.fromarray(render_art(self.world.outside[number], background, size))
-            case "audio":
-                index = self._outside["audio"][shown.path]
-                return Audio(UnknownSounds(self.sounds, self.split).waveform(index), SAMPLING_RATE)
-            case "video":
-                return outside_clip(self.world, *self._outside["video"][shown.path])
-
-    @cached_property
-    def _outside(self) -> dict[str, dict]:
-        makers = {"image": outside_pictures, "audio": outside_sounds, "video": outside_clips}
-        return {modality: makers[modality](self.world.folder, self.split) for modality in self.media}
+        return self._true.outside(shown.path)
 
     # -- looking ------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import itertools
 import logging
 import random
 from collections.abc import Collection, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,9 +19,9 @@ from nextgpt.decoders import Audio, Video
 from nextgpt.events import Media, save_media
 from nextgpt.train.nano.world.clips import FPS, MOTIONS, Clip, ClipRenderer, ClipWorld
 from nextgpt.train.nano.world.pictures import BACKGROUNDS, SIZES, Renderer, World, render_art
-from nextgpt.train.nano.world.sounds import SAMPLING_RATE, SoundWorld
+from nextgpt.train.nano.world.sounds import SAMPLING_RATE, Sound, SoundWorld
 from nextgpt.train.nano.world.split import split_of_names
-from nextgpt.train.nano.world.things import Picture, path_of
+from nextgpt.train.nano.world.things import Medium, Picture, path_of
 from nextgpt.train.nano.world.unknown_sounds import UnknownSounds
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,69 @@ def outside_clip(world: World, number: int, motion: str) -> Video:
     """Artwork from outside the world, in motion."""
     renderer = ClipRenderer(world, Renderer(torch.from_numpy(world.outside[number][None, None])), style=0)
     return as_video(renderer(torch.tensor([[0, list(MOTIONS).index(motion)]]))[0])
+
+
+class TrueMedia:
+    """The true media of a built world, one at a time.
+
+    Args:
+        world: what the pictures are rendered from; its folder holds the sounds.
+        split: whose media from outside the world.
+    """
+
+    def __init__(self, world: World, split: str):
+        self.world, self.split = world, split
+
+    @cached_property
+    def _sounds(self) -> SoundWorld:
+        return SoundWorld(self.world.folder)
+
+    @cached_property
+    def _clips(self) -> ClipWorld:
+        return ClipWorld(self.world)
+
+    @cached_property
+    def _renderer(self) -> ClipRenderer:
+        return ClipRenderer(self.world, Renderer(torch.from_numpy(self.world.art)))
+
+    def holds(self, medium: Medium) -> bool:
+        """Whether the world's folder can render a medium: of the sounds the package holds what no part learned from."""
+        return not isinstance(medium, Sound) or self._sounds.holds(medium)
+
+    def render(self, medium: Medium) -> Media:
+        """The true picture, sound or clip of a combination."""
+        match medium:
+            case Picture():
+                return Image.fromarray(self.world.render(*medium))
+            case Sound():
+                return Audio(self._sounds.waveform(medium), SAMPLING_RATE)
+            case Clip(concept, motion):
+                row = torch.tensor([[self.world.names.index(concept), self._clips.motions.index(motion)]])
+                return as_video(self._renderer(row)[0])
+
+    def outside(self, path: str) -> Media:
+        """A medium from outside the world, by its path (`outside_files`)."""
+        match path.split("/")[0]:
+            case "images":
+                number, background, size = self._outside_pictures[path]
+                return Image.fromarray(render_art(self.world.outside[number], background, size))
+            case "sounds":
+                index = self._outside_sounds[path]
+                return Audio(UnknownSounds(self._sounds, self.split).waveform(index), SAMPLING_RATE)
+            case _:
+                return outside_clip(self.world, *self._outside_clips[path])
+
+    @cached_property
+    def _outside_pictures(self) -> dict[str, tuple[int, str, str]]:
+        return outside_pictures(self.world.folder, self.split)
+
+    @cached_property
+    def _outside_sounds(self) -> dict[str, int]:
+        return outside_sounds(self.world.folder, self.split)
+
+    @cached_property
+    def _outside_clips(self) -> dict[str, tuple[int, str]]:
+        return outside_clips(self.world.folder, self.split)
 
 
 def save_exactly(video: Video, path: Path) -> None:
