@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 
 from nextgpt.errors import NextGPTError, UserInputError
-from nextgpt.events import SUFFIXES, Event, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, save_media
+from nextgpt.events import SUFFIXES, Event, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, not_made, save_media
 from nextgpt.media import guess_modality, load_media
 from nextgpt.pipeline import NextGPTPipeline
 
@@ -64,7 +64,9 @@ class AnswerPrinter:
         finally:
             self._progress("")
             self._end_line()
-        return event.reply  # the last one is `Finished`
+        if event.reply.switched_off:  # the last one is `Finished`
+            self._write(f"({not_made(event.reply.switched_off)})\n")
+        return event.reply
 
     def _show(self, event: Event) -> None:
         match event:
