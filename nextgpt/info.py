@@ -19,6 +19,7 @@ from nextgpt.modeling_nextgpt import LORA_FOLDER, TRAINED_FILE
 from nextgpt.parts import FrozenPart, preset_names, resolve_model
 
 RUN_FILE = "run.json"  # a training run's folder says in it how it came to be
+KNOWN_FILE = "known_world.json"  # a model that knows one closed world may list in it what that holds
 LIBRARIES = ("torch", "transformers", "diffusers", "peft", "gradio", "accelerate", "bitsandbytes")
 
 
@@ -49,6 +50,37 @@ def describe_model(name_or_path: str | os.PathLike) -> list[tuple[str, str]]:
     rows.append(("takes", ", ".join(["text", *config.input_modalities])))
     rows.append(("gives", ", ".join(["text", *(f"{m} ({n} signal tokens)" for m, n in config.signal_tokens.items())])))
     return rows
+
+
+def known_world(model_folder_or_name: str | os.PathLike) -> dict[str, list[str]] | None:
+    """What a model of one closed world knows, as its folder lists it in `known_world.json`.
+
+    Args:
+        model_folder_or_name: a preset or a folder; of a Hub repository, what its copy on this machine says.
+
+    Returns:
+        Heading → names, in the order to show them: for nano `things`, `styles`, `backgrounds`, `sizes`, `sounds`,
+        `sounds without pitch`, `registers`, `figures`, `filmed things` and `motions`. None where the folder lists nothing.
+
+    Raises:
+        ModelLoadError: there is no such model, or its list is damaged.
+    """
+    location = resolve_model(model_folder_or_name)
+    if not Path(location).is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        file = try_to_load_from_cache(location, KNOWN_FILE)
+        file = Path(file) if isinstance(file, str) else None
+    else:
+        file = Path(location) / KNOWN_FILE
+    if file is None or not file.is_file():
+        return None
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        return {str(heading): [str(name) for name in names] for heading, names in known.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelLoadError(f"{file} is damaged ({reason}): expected lists of names by heading; copy it again") from None
 
 
 def describe_run(folder: str | os.PathLike) -> list[tuple[str, str]]:

@@ -22,9 +22,11 @@ from safetensors.torch import save_file
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders.sources import SHARED_FILE
 from nextgpt.encoders import ImageBind, ImageBindConfig
+from nextgpt.info import KNOWN_FILE
 from nextgpt.modeling_nextgpt import TRAINED_FILE
 from nextgpt.parts import preset_folder
 from nextgpt.train.nano.bench import JUDGES
+from nextgpt.train.nano.clips import ClipWorld
 from nextgpt.train.nano.loop import LOG_FILE
 from nextgpt.train.nano.sounds import SoundWorld
 from nextgpt.train.nano.world import World
@@ -109,7 +111,31 @@ def assemble_frozen(root: Path, preset: Path) -> None:
     takes = ["image", *["audio"] * made(root, "audio_encoder"), *["video"] * ("video" in makes)]
     if "audio" in {*takes, *makes}:
         SoundWorld(root / "world").copy(preset / "world")
+    known = json.dumps(known_names(preset / "world", {"image", *takes, *makes}), indent=1, ensure_ascii=False)
+    (preset / KNOWN_FILE).write_text(f"{known}\n", encoding="utf-8")
     new_config(takes=takes, makes=makes).save_pretrained(root / "model")
+
+
+def known_names(folder: Path, modalities: Iterable[str] = DECODERS) -> dict[str, list[str]]:
+    """What a built world holds, as `nextgpt.info.known_world` gives it.
+
+    Args:
+        folder: of the world.
+        modalities: that the model takes or makes.
+    """
+    world, known = World(folder), {}
+    if "image" in modalities:
+        known |= {"things": world.names, "styles": list(world.styles)}
+        known |= {"backgrounds": list(world.backgrounds), "sizes": list(world.sizes)}
+    if "audio" in modalities:
+        sounds = SoundWorld(folder)
+        known |= {"sounds": sounds.names}
+        known |= {"sounds without pitch": [sound["name"] for sound in sounds.sounds if not sound["pitched"]]}
+        known |= {"registers": list(sounds.registers), "figures": list(sounds.figures)}
+    if "video" in modalities:
+        clips = ClipWorld(world)
+        known |= {"filmed things": clips.names, "motions": list(clips.motions)}
+    return known
 
 
 def copy_folder(source: Path, target: Path, left_out: Iterable[str] = ()) -> None:
