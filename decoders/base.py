@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULTS_FILE = "generation_defaults.json"
 INTEGER_OPTIONS = {"num_inference_steps", "height", "width", "num_frames"}
+PREVIEW_LATENTS = 32  # a preview decodes at most so many latents a side: 256 pixels
 
 Preview = Callable[[], list[Image.Image]]
 OnStep = Callable[[int, int, Preview | None], None]
@@ -58,8 +59,8 @@ class Decoder:
 
         Args:
             source: a local folder or a Hub repository, as diffusers' `save_pretrained` lays it out. A local folder may
-                hold a `generation_defaults.json` with values for any of the options in `defaults`, and a
-                `shared_components.json` with the folders, relative to it, of parts that it shares with another
+                hold a `generation_defaults.json` with values for any of the options in `defaults` and, as `fixed`, the names
+                of those that can have no other value (a size, where the weights know one only); and a `shared_components.json` with the folders, relative to it, of parts that it shares with another
                 pipeline, as `{"vae": "../image_decoder/vae"}`.
 
         Raises:
@@ -69,6 +70,7 @@ class Decoder:
         self.source, self.revision = str(source), revision
         self.device, self.dtype = torch.device(device), dtype
         self.conditioning_shape = self.read_conditioning_shape(self.source, revision)
+        self.fixed_options: frozenset[str] = frozenset()  # those whose default is the only value that `generate` takes
         self.generation_defaults = {**self.defaults, **self._read_defaults()}
         self._index = read_json(self.source, "model_index.json", revision)
         if self._index.get("_class_name") != self.pipeline_class:
@@ -304,15 +306,20 @@ class Decoder:
         if folder is None or not (folder / DEFAULTS_FILE).exists():
             return {}
         defaults = read_json(self.source, DEFAULTS_FILE)
-        self._check_options(defaults, where=f"{folder / DEFAULTS_FILE}: ")
+        fixed = frozenset(defaults.pop("fixed", ()))
+        self.check_options(defaults, where=f"{folder / DEFAULTS_FILE}: ")
+        if not fixed <= defaults.keys():
+            raise ValueError(f"{folder / DEFAULTS_FILE}: 'fixed' names {sorted(fixed - defaults.keys())}, given no value there.")
+        self.fixed_options = fixed
         return defaults
 
     def _options(self, given: dict[str, Any]) -> dict[str, Any]:
         """`given`, with the default for all that is None or absent."""
-        self._check_options(given)
+        self.check_options(given)
         return {**self.generation_defaults, **{name: value for name, value in given.items() if value is not None}}
 
-    def _check_options(self, options: dict[str, Any], where: str = "") -> None:
+    def check_options(self, options: dict[str, Any], where: str = "") -> None:
+        """Raises a ValueError where `options` hold a name or a value that `generate` would not take."""
         for name, value in options.items():
             if name not in self.defaults:
                 known = ", ".join(self.defaults)
@@ -321,6 +328,8 @@ class Decoder:
             if value is not None and (not isinstance(value, expected) or value <= 0):
                 number = "whole number" if expected is int else "number"
                 raise ValueError(f"{where}{name} must be a {number} above 0, got {value!r}.")
+            if value is not None and name in self.fixed_options and value != self.generation_defaults[name]:
+                raise ValueError(f"{name} must be {self.generation_defaults[name]}: these weights make no other; got {value!r}.")
 
     def _check_conditioning(self, conditioning: torch.Tensor) -> None:
         if conditioning.ndim != 3 or tuple(conditioning.shape[1:]) != self.conditioning_shape:
@@ -363,6 +372,18 @@ def _holding_back(name: str, word: str) -> Iterator[list[str]]:
         yield held
     finally:
         library.removeFilter(passes)
+
+
+@torch.no_grad()
+def small_pictures(pipeline: Any, latents: torch.Tensor) -> list[Image.Image]:
+    """A preview of latents [N, channels, h, w], decoded small: at 512 pixels, a quarter of the work of the whole."""
+    from diffusers.image_processor import VaeImageProcessor
+
+    height, width = latents.shape[-2:]
+    shrink = min(1.0, PREVIEW_LATENTS / max(height, width))
+    small = F.interpolate(latents, size=(max(1, int(height * shrink)), max(1, int(width * shrink))), mode="area")
+    pixels = pipeline.vae.decode(small / pipeline.vae.config.scaling_factor).sample
+    return VaeImageProcessor().postprocess(pixels, output_type="pil")
 
 
 def encode_images(pipeline: Any, images: Sequence[Image.Image], options: dict) -> torch.Tensor:

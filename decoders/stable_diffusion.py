@@ -3,12 +3,9 @@
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
-from nextgpt.decoders.base import Decoder, Preview, encode_images, picture_size
-
-PREVIEW_LATENTS = 32  # a preview decodes at most so many latents a side: 256 pixels, a quarter of the work at 512
+from nextgpt.decoders.base import Decoder, Preview, encode_images, picture_size, small_pictures
 
 
 class StableDiffusionDecoder(Decoder):
@@ -32,16 +29,8 @@ class StableDiffusionDecoder(Decoder):
         options |= picture_size(pipeline, options)
         return pipeline(**arguments, **options, callback_on_step_end=on_step_end).images
 
-    @torch.no_grad()
-    def _decode_small(self, pipeline, latents: torch.Tensor) -> list[Image.Image]:
-        height, width = latents.shape[-2:]
-        shrink = min(1.0, PREVIEW_LATENTS / max(height, width))
-        small = F.interpolate(latents, size=(max(1, int(height * shrink)), max(1, int(width * shrink))), mode="area")
-        pixels = pipeline.vae.decode(small / pipeline.vae.config.scaling_factor).sample
-        return pipeline.image_processor.postprocess(pixels, output_type="pil")
-
     def _preview(self, pipeline, latents: torch.Tensor) -> Preview:
-        return lambda: self._decode_small(pipeline, latents)
+        return lambda: small_pictures(pipeline, latents)
 
     def _encode_media(self, pipeline, media: Sequence[Image.Image], options: dict) -> torch.Tensor:
         return encode_images(pipeline, media, options)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from nextgpt.decoders.base import Decoder, encode_images
+from nextgpt.decoders.base import Decoder, Preview, encode_images, small_pictures
 from nextgpt.decoders.media import Video
 
 
@@ -34,6 +34,10 @@ class TextToVideoDecoder(Decoder):
         fps = options.pop("fps")
         clips = pipeline(**arguments, **options, callback=lambda index, _, latents: after_step(index, latents)).frames
         return [Video(np.rint(clip * 255).astype(np.uint8), fps) for clip in clips]  # clips: [N, T, H, W, 3] in [0, 1]
+
+    def _preview(self, pipeline, latents: torch.Tensor) -> Preview:
+        middle = latents[:, :, latents.shape[2] // 2]  # [N, channels, frames, h, w] -> [N, channels, h, w]
+        return lambda: small_pictures(pipeline, middle)
 
     def _encode_media(self, pipeline, media: Sequence[Video], options: dict) -> torch.Tensor:
         lengths = {len(video.frames) for video in media}

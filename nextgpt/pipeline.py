@@ -616,13 +616,17 @@ def _load_decoder(config: NextGPTConfig, modality: str, device: torch.device, dt
 
 
 def _check_decoder_options(decoder: Decoder, options: dict) -> None:
-    """Before the LLM begins: an option that its decoder does not know is an error even if no media come."""
+    """Before the LLM begins: an option that its decoder does not know or take is an error even if no media come."""
     known = set(decoder.defaults)
     for name in options:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it knows {', '.join(sorted(known))}"
             raise UserInputError(f"the {decoder.modality} decoder has no option {name!r}; {hint}")
+    try:
+        decoder.check_options(options)
+    except ValueError as error:
+        raise UserInputError(f"{decoder.modality} options {options}: {error}") from None
 
 
 def _quantization_config(quantization: str | None, dtype: torch.dtype):

@@ -188,6 +188,16 @@ def test_defaults_come_from_the_folders_file(own_folder):
     assert steps == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_a_size_that_the_weights_do_not_know_is_refused(own_folder):
+    folder = own_folder("stable-diffusion")
+    (folder / "generation_defaults.json").write_text('{"height": 16, "width": 16, "fixed": ["height", "width"]}')
+    decoder = load_decoder("stable-diffusion", folder)
+    conditioning = torch.randn(1, *decoder.conditioning_shape)
+    assert decoder.generate(conditioning, seeds=[0], num_inference_steps=1, height=16)[0].size == (16, 16)
+    with pytest.raises(ValueError, match="height must be 16: these weights make no other; got 64"):
+        decoder.generate(conditioning, seeds=[0], height=64)
+
+
 # Steps and cancellation
 
 
@@ -238,6 +248,19 @@ def test_a_preview_of_each_picture_is_made_when_asked_for(decoders):
     )
     assert [len(row) for row in previews] == [2, 2]
     assert_same(previews[-1], images)  # these latents are small enough to be shown whole
+
+
+def test_a_preview_of_a_clip_is_its_middle_frame(decoders):
+    decoder, previews = decoders["text-to-video"], []
+    clips = decoder.generate(
+        decoder.encode(CAPTIONS[:2]),
+        seeds=[1, 2],
+        num_inference_steps=2,
+        on_step=lambda step, total, preview: previews.append(preview()),
+    )
+    frames = [Image.fromarray(clip.frames[len(clip.frames) // 2]) for clip in clips]
+    for preview, frame in zip(previews[-1], frames, strict=True):
+        assert np.abs(np.asarray(preview).astype(int) - np.asarray(frame)).max() <= 1
 
 
 # Loading
@@ -456,6 +479,7 @@ def test_a_part_may_lie_in_another_pipelines_folder(own_folder, decoders):
             "generation_defaults.json: .*no option 'steps'.*num_inference_steps",
         ),
         ("generation_defaults.json", '{"height": "64"}', "height must be a whole number above 0, got '64'"),
+        ("generation_defaults.json", '{"width": 64, "fixed": ["height"]}', r"'fixed' names \['height'\], given no value"),
     ],
 )
 def test_a_wrong_file_is_named_at_once(filename, content, message, own_folder):
