@@ -59,8 +59,9 @@ class Decoder:
 
         Args:
             source: a local folder or a Hub repository, as diffusers' `save_pretrained` lays it out. A local folder may
-                hold a `generation_defaults.json` with values for any of the options in `defaults` and, as `fixed`, the names
-                of those that can have no other value (a size, where the weights know one only); and a `shared_components.json` with the folders, relative to it, of parts that it shares with another
+                hold a `generation_defaults.json` with values for any of the options in `defaults` and, as `fixed`, the
+                names of those that can have no other value (a size, where the weights know one only); and a
+                `shared_components.json` with the folders, relative to it, of parts that it shares with another
                 pipeline, as `{"vae": "../image_decoder/vae"}`.
 
         Raises:
@@ -309,7 +310,9 @@ class Decoder:
         fixed = frozenset(defaults.pop("fixed", ()))
         self.check_options(defaults, where=f"{folder / DEFAULTS_FILE}: ")
         if not fixed <= defaults.keys():
-            raise ValueError(f"{folder / DEFAULTS_FILE}: 'fixed' names {sorted(fixed - defaults.keys())}, given no value there.")
+            raise ValueError(
+                f"{folder / DEFAULTS_FILE}: 'fixed' names {sorted(fixed - defaults.keys())}, given no value there."
+            )
         self.fixed_options = fixed
         return defaults
 
@@ -329,7 +332,9 @@ class Decoder:
                 number = "whole number" if expected is int else "number"
                 raise ValueError(f"{where}{name} must be a {number} above 0, got {value!r}.")
             if value is not None and name in self.fixed_options and value != self.generation_defaults[name]:
-                raise ValueError(f"{name} must be {self.generation_defaults[name]}: these weights make no other; got {value!r}.")
+                raise ValueError(
+                    f"{name} must be {self.generation_defaults[name]}: these weights make no other; got {value!r}."
+                )
 
     def _check_conditioning(self, conditioning: torch.Tensor) -> None:
         if conditioning.ndim != 3 or tuple(conditioning.shape[1:]) != self.conditioning_shape:

@@ -64,7 +64,9 @@ class Panel:
         kinds = list(pipeline.decoders)
         self._decoder_options: list[tuple[str, str]] = []
         self.components: list[Component] = [
-            gr.CheckboxGroup(kinds, value=kinds, label="Answer with text and", info="What is off is left out, and told."),
+            gr.CheckboxGroup(
+                kinds, value=kinds, label="Answer with text and", info="No other kind comes instead of one that is off."
+            ),
             gr.Slider(0, MAX_TEMPERATURE, value=0, step=0.05, label="Temperature", info="0: always the likeliest word"),
             gr.Slider(0.05, 1, value=defaults.top_p, step=0.05, label="Top-p"),
             gr.Slider(1, MAX_NEW_TOKENS, value=defaults.max_new_tokens, step=1, label="Longest answer, tokens"),

@@ -74,7 +74,7 @@ class Page:
         self.kept_options = gr.BrowserState(None, storage_key="nextgpt-options", secret=KEY)
         with gr.Row(elem_id="title"):
             name = f"NExT-GPT <small>{escape(self.model)}</small>" if self.model else "NExT-GPT"
-            gr.HTML(f"<h1>{name}</h1>")
+            gr.HTML(f"<h1>{name}</h1><p>It {abilities(self.pipeline)}.</p>")
             self.new = gr.Button("New conversation", size="sm", min_width=0)
         self.chatbot = gr.Chatbot(
             show_label=False,
@@ -86,8 +86,7 @@ class Page:
             editable="user",
             group_consecutive_messages=False,  # in a bubble that holds more than words, Gradio's edit button fails
             latex_delimiters=[],
-            placeholder=f"**{self.model or 'This model'}** {abilities(self.pipeline)}.\n\n"
-            "Write, attach a file, or begin with an example:",
+            placeholder="Write, attach a file, or begin with an example:",
             examples=as_cards(self.examples),
         )
         self.refusal = gr.HTML(elem_id="refusal", padding=False)
@@ -127,7 +126,12 @@ class Page:
         given = [self.tab, *options]
         answered = [self.refusal, self.box, self.chatbot, self.happened, self.past]
         entered = [self.refusal, self.tab, self.visitor, self.sure]
-        quiet = {"api_name": "page", "api_visibility": "private", "show_progress": "hidden", "show_progress_on": self.refusal}
+        quiet = {
+            "api_name": "page",
+            "api_visibility": "private",
+            "show_progress": "hidden",
+            "show_progress_on": self.refusal,
+        }
         private = quiet | {"js": scripts.WITH_TAB}
         following = []  # an answer that is shown here until the page goes to another conversation
 

@@ -82,7 +82,9 @@ def _figure(part: dict) -> str:
     player = PLAYERS[kind].format(address=address, label=label)
     if kind in LARGE_PLAYERS:
         large = LARGE_PLAYERS[kind].format(address=address, label=label)
-        player = ENLARGED.format(id=f"large-{quote(path.parent.name)}-{quote(path.name)}", label=label, small=player, large=large)
+        player = ENLARGED.format(
+            id=f"large-{quote(path.parent.name)}-{quote(path.name)}", label=label, small=player, large=large
+        )
     return f'<figure class="medium">{player}{caption}</figure>'
 
 

@@ -34,8 +34,8 @@ def as_cards(examples: Sequence[dict]) -> list[dict]:
 
 
 def abilities(pipeline: NextGPTPipeline) -> str:
-    """What the model takes and gives, as a sentence without its end."""
-    return f"takes {listed(pipeline.input_modalities)}; answers with {listed(pipeline.output_modalities)}"
+    """What the model takes and gives, as the predicate of a sentence."""
+    return f"takes {listed(pipeline.input_modalities)} and answers with {listed(pipeline.output_modalities)}"
 
 
 def shown_name(model: str) -> str:

@@ -215,7 +215,7 @@ def test_stop_works_while_waiting(client, conversation, served, pipeline):
 def test_no_file_outside_the_uploads_can_be_sent_in(served, client, conversation, path):
     chat, address = served
     (chat.store.folder / "secret.png").write_bytes(PICTURE.read_bytes())
-    path = path.format(store=chat.store.folder, cache=chat.chatbot.GRADIO_CACHE)
+    path = path.format(store=chat.store.folder, cache=chat.page.chatbot.GRADIO_CACHE)
     body = {"data": [conversation, "what is this?", [{"path": path}], None, 0, 1, 4, None, {}]}
     event = httpx.post(f"{address}gradio_api/call/ask", json=body, timeout=60).json()["event_id"]
     told = httpx.get(f"{address}gradio_api/call/ask/{event}", timeout=60).text
