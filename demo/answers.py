@@ -9,7 +9,8 @@ import base64
 import io
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ from nextgpt.pipeline import NextGPTPipeline
 logger = logging.getLogger(__name__)
 
 PLACES = 16  # how many may wait
+PREVIEW_EVERY = 0.2  # seconds
 TRIES = 4  # of a retry that finds the same words
 EMPTY, STOPPED = "The answer is empty.", "Stopped."
 SAME = "The same again: of this the model is sure."
@@ -53,6 +55,7 @@ class Answers:
         self._worker = ThreadPoolExecutor(1, "nextgpt-answers")
         self._line: dict[Conversation, Future] = {}  # the first is being answered
         self._lock = threading.RLock()
+        self._next_preview = 0.0
 
     def ask(self, conversation: Conversation, text: str, files: Sequence[str], options: dict) -> None:
         """Adds a question and lines it up, as soon as its files are read and checked.
@@ -244,14 +247,23 @@ class Answers:
                     turn.answer.append({"type": "text", "text": ""})
                 turn.answer[-1]["text"] += text
             case MediaStarted(modality=modality):
-                turn.pending = Pending(modality)
+                turn.pending, self._next_preview = Pending(modality), 0.0
             case MediaProgress(modality=modality, step=step, total=total, preview=preview):
-                turn.pending = Pending(modality, step, total, _data_address(preview()) if preview else "")
+                turn.pending = Pending(modality, step, total, self._picture(conversation, turn, preview))
             case MediaDone(modality=modality, media=media, seed=seed, seconds=seconds):
                 turn.answer.append(conversation.keep_media(modality, media, seed=seed, seconds=seconds))
                 turn.pending = None
             case Finished(reply):
                 self._finish(conversation, turn, reply)
+
+    def _picture(self, conversation: Conversation, turn: Turn, preview: Callable[[], Image.Image] | None) -> str:
+        """The preview, or the one before while that is fresh: where steps are fast, previews would hold up the answer."""
+        before = turn.pending.preview if turn.pending else ""
+        if preview is None or conversation.cancel.is_set() or time.monotonic() < self._next_preview:
+            return before
+        picture = _data_address(preview())
+        self._next_preview = time.monotonic() + PREVIEW_EVERY
+        return picture
 
     def _finish(self, conversation: Conversation, turn: Turn, reply: Reply) -> None:
         """The texts as the pipeline gives them at the end, so that the next turn finds the KV cache valid."""

@@ -157,7 +157,7 @@ class Page:
         enter(self.delete_really.click, self.remove, [self.tab, self.visitor], **elsewhere)
         self.delete.click(lambda: gr.Row(visible=True), None, self.sure, **quiet)
         self.keep.click(lambda: gr.Row(visible=False), None, self.sure, **quiet)
-        self.box.stop(self.stop, self.tab, self.refusal, queue=False, **private)
+        self.box.stop(self.stop, self.tab, None, queue=False, **private)
         self.chatbot.undo(self.undo, self.tab, answered, **private)
         self.unpack.upload(self.take_over, [self.tab, self.unpack], answered, **private)
         saved = self.export.click(self.pack, self.tab, [self.refusal, self.exported], **private)
@@ -261,11 +261,10 @@ class Page:
         files = [part["path"] for part in media_of(question)]
         yield {self.box: {"text": text, "files": files}} | self._drawn(conversation)
 
-    @told_beside_the_box
-    async def stop(self, tab: str) -> AsyncIterator[dict]:
-        """Stops the answer, or takes the question out of the line."""
-        self.answers.stop(self.store.get(tab))
-        yield {}
+    def stop(self, tab: str) -> None:
+        """Stops the answer, or takes the question out of the line. What is gone needs no stopping."""
+        with suppress(UserInputError):
+            self.answers.stop(self.store.get(tab))
 
     @told_beside_the_box
     async def pack(self, tab: str) -> AsyncIterator[dict]:

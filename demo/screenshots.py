@@ -33,9 +33,11 @@ PATIENCE = 300_000  # milliseconds
 SETTLED = 1000  # until the conversation has scrolled to its end
 THEN = "Now on a white background."
 ROWS = "#conversation .message-row.bot-row"
-LOADED = """() => [...document.images].every(image => image.complete)
-    && [...document.querySelectorAll('#conversation audio')].every(sound => sound.readyState >= 1)
-    && [...document.querySelectorAll('#conversation video')].every(clip => clip.readyState >= 2)"""
+LOADED = """() => {
+    const shown = tag => [...document.querySelectorAll(`#conversation ${tag}:not(.enlarged *)`)];
+    return shown('img').every(image => image.complete) && shown('audio').every(sound => sound.readyState >= 1)
+        && shown('video').every(clip => clip.readyState >= 2);
+}"""
 
 
 @contextmanager

@@ -24,7 +24,7 @@ PLAYERS = {
 }
 LARGE_PLAYERS = {
     "image": '<img src="{address}" alt="{label}" loading="lazy">',
-    "video": '<video src="{address}" aria-label="{label}" controls loop muted playsinline preload="none"></video>',
+    "video": '<video src="{address}" aria-label="{label}" controls autoplay loop muted playsinline></video>',
 }
 
 

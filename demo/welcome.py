@@ -40,7 +40,7 @@ def abilities(pipeline: NextGPTPipeline) -> str:
 
 def shown_name(model: str) -> str:
     """What visitors are told: of a folder only its own name."""
-    return Path(model).resolve().name if Path(model).is_dir() else model
+    return Path(model).resolve().name if model and Path(model).is_dir() else model
 
 
 def known_as_html(known: dict[str, list[str]]) -> str:

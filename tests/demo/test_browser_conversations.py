@@ -41,8 +41,10 @@ def test_what_is_cleared_can_be_taken_back_from_the_list(page):
     ask(page, "hello")
     page.get_by_role("button", name="Clear").click()
     expect(words(page, "user")).to_have_count(0)
+    expect(past(page)).to_have_count(2)
     page.reload()
     expect(page.get_by_text("begin with an example")).to_be_visible()
+    expect(past(page)).to_have_count(2)
     past(page).nth(1).click()
     expect(words(page, "user")).to_have_text(["hello"])
 

@@ -28,6 +28,7 @@ def test_the_first_screen_names_the_model_and_what_it_can_do_and_knows(pipeline,
 
 def test_a_model_that_lists_nothing_has_no_such_fold(page):
     expect(page.get_by_role("button", name="What does it know?")).to_have_count(0)
+    expect(page.get_by_role("heading", name="NExT-GPT", exact=True)).to_be_visible()
 
 
 def test_a_clip_plays_again_and_again_by_itself_and_nothing_covers_it(page):
@@ -52,7 +53,7 @@ def test_a_picture_and_a_clip_can_be_enlarged(page, kind, question):
 def test_a_clip_under_way_has_a_preview(page, pipeline):
     open_fold(page, "Options")
     open_fold(page, "Video")
-    page.get_by_label("Steps", exact=True).last.fill("300")
+    page.get_by_label("Steps", exact=True).last.fill("500")
     box(page).fill("film")
     box(page).press("Enter")
     page.wait_for_function("document.querySelector('.pending img')?.naturalWidth > 0")
