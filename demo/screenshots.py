@@ -1,5 +1,7 @@
 """Pictures of the page for the README: a real browser, a real conversation, in light, in dark and at a phone's width.
 
+The first, `start.png`, is the page as it opens.
+
 `python -m nextgpt.demo.screenshots --out demo/assets` needs Chromium and Playwright (`pip install 'nextgpt[screenshots]'`).
 The conversation begins with one of the page's own examples, the first or the one that `--example` names, and goes on with
 what `--then` says.
@@ -21,7 +23,7 @@ from nextgpt.info import known_world
 from nextgpt.pipeline import DEFAULT_MODEL, NextGPTPipeline
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SCREENS = {
@@ -59,8 +61,8 @@ def browser() -> Iterator[Browser]:
         opened.close()
 
 
-def take(opened: Browser, address: str, screen: dict, example: int, then: Sequence[str], path: Path) -> None:
-    """Leads a conversation on one screen, from an example, counted from 1, and saves what it looks like.
+def take(opened: Browser, address: str, screen: dict, example: int | None, then: Sequence[str], path: Path) -> None:
+    """Leads a conversation on one screen, from an example, counted from 1 (None: no conversation), and saves its picture.
 
     Raises:
         UserInputError: the page has no such example.
@@ -71,6 +73,15 @@ def take(opened: Browser, address: str, screen: dict, example: int, then: Sequen
     page.goto(address)
     buttons = page.locator("#conversation button.example")
     buttons.first.wait_for()
+    if example is not None:
+        _converse(page, buttons, example, then)
+    page.wait_for_function(LOADED)
+    page.wait_for_timeout(SETTLED)
+    page.screenshot(path=path)
+    profile.close()
+
+
+def _converse(page: Page, buttons: Locator, example: int, then: Sequence[str]) -> None:
     if not 1 <= example <= buttons.count():
         raise UserInputError(f"the page has {buttons.count()} examples, none of them is number {example}: name another")
     buttons.nth(example - 1).click()
@@ -80,10 +91,6 @@ def take(opened: Browser, address: str, screen: dict, example: int, then: Sequen
         page.get_by_role("textbox", name="Message").fill(words)
         page.get_by_role("button", name="Submit").click()
         _wait_for_answer(page, answered)
-    page.wait_for_function(LOADED)
-    page.wait_for_timeout(SETTLED)
-    page.screenshot(path=path)
-    profile.close()
 
 
 def _wait_for_answer(page: Page, rows_before: int) -> None:
@@ -95,7 +102,7 @@ def main() -> None:
     """Loads the model, serves the page and takes the pictures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", "--preset", default=DEFAULT_MODEL)
-    parser.add_argument("--out", type=Path, required=True, help="folder for light.png, dark.png and phone.png")
+    parser.add_argument("--out", type=Path, required=True, help="folder for start.png, light.png, dark.png and phone.png")
     parser.add_argument("--example", type=int, default=1, help="number of the one to begin with (default: %(default)s)")
     parser.add_argument("--then", action="append", metavar="WORDS", help=f"what is asked next (default: {THEN}); repeatable")
     args = parser.parse_args()
@@ -104,9 +111,9 @@ def main() -> None:
     try:
         address = chat.serve("127.0.0.1")
         with browser() as opened:
-            for name, screen in SCREENS.items():
+            for name, screen in {"start": SCREENS["light"], **SCREENS}.items():
                 path = args.out / f"{name}.png"
-                take(opened, address, screen, args.example, args.then or [THEN], path)
+                take(opened, address, screen, None if name == "start" else args.example, args.then or [THEN], path)
                 print(path)
     finally:
         chat.close()

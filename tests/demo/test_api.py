@@ -21,6 +21,7 @@ from PIL import Image
 
 from nextgpt.demo.app import Chat, launch
 from nextgpt.errors import UserInputError
+from nextgpt.events import Finished, Reply, TextDelta
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity" / "media"
 PICTURE, SOUND = FIXTURES / "shapes.png", FIXTURES / "sweep.wav"
@@ -70,6 +71,13 @@ def test_options_reach_the_pipeline(client, conversation, pipeline):
     given = pipeline.options
     assert (given["output_modalities"], given["temperature"], given["do_sample"]) == (["text"], 0.5, True)
     assert (given["max_new_tokens"], given["image"]) == (7, {"height": 16})
+
+
+def test_a_kind_that_is_switched_off_is_named_in_the_last_message(client, conversation, pipeline, monkeypatch):
+    reply = Reply({"role": "assistant", "content": [{"type": "text", "text": "Here."}]}, switched_off=["image"])
+    monkeypatch.setattr(pipeline, "stream", lambda *args, **options: [TextDelta("Here."), Finished(reply)])
+    message = client.predict(conversation, "draw", answer_with=["text"], api_name="/ask")
+    assert message["switched_off"] == ["image"] and not kinds(message)
 
 
 @pytest.mark.parametrize(

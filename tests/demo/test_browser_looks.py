@@ -110,6 +110,8 @@ def test_the_pictures_of_the_page_show_finished_answers(browser, served, tmp_pat
     """The second example has a file, and so two rows of the visitor's."""
     take(browser, served[1], SCREENS["phone"], 2, ["film"], tmp_path / "phone.png")
     assert Image.open(tmp_path / "phone.png").size == (780, 1688)
+    take(browser, served[1], SCREENS["light"], None, [], tmp_path / "start.png")
+    assert Image.open(tmp_path / "start.png").size == (1100, 940)
     with pytest.raises(UserInputError, match="the page has 8 examples, none of them is number 9"):
         take(browser, served[1], SCREENS["phone"], 9, [], tmp_path / "none.png")
 
