@@ -196,9 +196,8 @@ class Page:
         self.store.delete(conversation)
         yield {self.tab: self.store.create(visitor).id, self.sure: gr.Row(visible=False)}
 
-    @told_beside_the_box
     async def follow(self, tab: str) -> AsyncIterator[dict]:
-        """Keeps the page like the conversation until no answer is under way."""
+        """Keeps the page like the conversation that it has just entered until no answer is under way."""
         async for update in self._follow(self.store.get(tab)):
             yield update
 

@@ -76,6 +76,18 @@ def test_a_conversation_is_deleted_with_its_files_after_a_question(page, served)
     expect(page.get_by_text("begin with an example")).to_be_visible()
 
 
+def test_a_conversation_that_is_gone_meanwhile_is_told(page, served):
+    ask(page, "hello")
+    gone = served[0].store.get(page.evaluate("window.nextgptConversation"))
+    begin_another(page)
+    ask(page, "here")
+    served[0].store.delete(gone)
+    past(page).nth(1).click()
+    expect(page.locator("#refusal").get_by_role("alert")).to_contain_text("this conversation is not kept here")
+    ask(page, "still here")
+    expect(words(page, "user")).to_have_text(["here", "still here"])
+
+
 def test_another_browser_sees_none_of_them(page, visit):
     ask(page, "hello")
     other = visit()
