@@ -112,7 +112,7 @@ def _add_generate(commands, debug) -> None:
         help="the answer must hold exactly N of KIND; repeatable",
     )
     parser.add_argument("--only", metavar="KINDS", help="kinds that are made, e.g. text,image; none comes instead")
-    parser.add_argument("--json", action="store_true", help="print one JSON object: text, files, seeds, what was switched off, timings")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: text, files, seeds, timings …")
 
 
 def _add_demo(commands, debug) -> None:
