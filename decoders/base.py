@@ -86,7 +86,8 @@ class Decoder:
 
         Args:
             source: a local folder or a Hub repository, as diffusers' `save_pretrained` lays it out. A local folder may
-                hold a `generation_defaults.json` with values for any of the options in `defaults`, and a
+                hold a `generation_defaults.json` with values for any of the options in `defaults` and, as `fixed`, the
+                names of those that can have no other value (a size, where the weights know one only); and a
                 `shared_components.json` with the folders, relative to it, of parts that it shares with another
                 pipeline, as `{"vae": "../image_decoder/vae"}`.
 
@@ -103,6 +104,7 @@ class Decoder:
                 f"{self.pipeline_class}. Name another kind or another source."
             )
         self.conditioning_spec = self.read_conditioning_spec(self.source, revision)
+        self.fixed_options: frozenset[str] = frozenset()  # those whose default is the only value that `generate` takes
         self.generation_defaults = {**self.defaults, **self._read_defaults()}
         self._pipeline = None
         self._lock = threading.Lock()
@@ -160,7 +162,8 @@ class Decoder:
 
         Read from configuration files alone. An option that is not named here takes every number above 0.
         """
-        sizes = self._read_sizes()
+        fixed = {name: Size.only(self.generation_defaults[name]) for name in self.fixed_options}
+        sizes = self._read_sizes() | fixed
         self._check_values(self.generation_defaults, sizes, where=f"{self.source}: as a default, ")
         return sizes
 
@@ -362,7 +365,13 @@ class Decoder:
         if folder is None or not (folder / DEFAULTS_FILE).exists():
             return {}
         defaults = read_json(self.source, DEFAULTS_FILE)
+        fixed = frozenset(defaults.pop("fixed", ()))
         self._check_values(defaults, {}, where=f"{folder / DEFAULTS_FILE}: ")  # their sizes are checked when they are used
+        if not fixed <= defaults.keys():
+            raise ValueError(
+                f"{folder / DEFAULTS_FILE}: 'fixed' names {sorted(fixed - defaults.keys())}, given no value there."
+            )
+        self.fixed_options = fixed
         return defaults
 
     def _options(self, given: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,11 @@ class Size:
     most: float | None = None
     default: float | None = None
 
+    @classmethod
+    def only(cls, value: float) -> "Size":
+        """The one value that some weights make."""
+        return cls(value, None, value, value)
+
     def fits(self, value: float) -> bool:
         """Whether the decoder can make this size."""
         if value < self.least or (self.most is not None and value > self.most):
@@ -30,6 +35,8 @@ class Size:
 
     def __str__(self) -> str:
         """What is taken, in words."""
+        if self.least == self.most:
+            return f"{self.least:g}: these weights make no other"
         bounds = f"at least {self.least:g}" if self.most is None else f"from {self.least:g} to {self.most:g}"
         if self.step is None or self.step == 1:
             return bounds

@@ -51,18 +51,20 @@ class PictureDecoder(Decoder):
         """`height` and `width` in pixels, each the one that the weights were made for where `options` say None."""
         return {name: options[name] or int(self.sizes[name].default) for name in ("height", "width")}
 
-    @torch.no_grad()
-    def _decode_small(self, pipeline, latents: torch.Tensor) -> list[Image.Image]:
-        height, width = latents.shape[-2:]
-        shrink = min(1.0, PREVIEW_LATENTS / max(height, width))
-        small = F.interpolate(latents, size=(max(1, int(height * shrink)), max(1, int(width * shrink))), mode="area")
-        return pipeline.image_processor.postprocess(decode_latents(pipeline.vae, small), output_type="pil")
-
     def _preview(self, pipeline, latents: torch.Tensor) -> Preview:
-        return lambda: self._decode_small(pipeline, latents)
+        return lambda: decode_small(pipeline.vae, pipeline.image_processor, latents)
 
     def _encode_media(self, pipeline, media: Sequence[Image.Image], options: dict) -> torch.Tensor:
         return encode_images(pipeline, media, **self._picture_size(options))
+
+
+@torch.no_grad()
+def decode_small(vae: torch.nn.Module, image_processor: Any, latents: torch.Tensor) -> list[Image.Image]:
+    """Pictures of latents `[N, channels, h, w]`, decoded small for a preview."""
+    height, width = latents.shape[-2:]
+    shrink = min(1.0, PREVIEW_LATENTS / max(height, width))
+    small = F.interpolate(latents, size=(max(1, int(height * shrink)), max(1, int(width * shrink))), mode="area")
+    return image_processor.postprocess(decode_latents(vae, small), output_type="pil")
 
 
 def image_pixels(images: Sequence[Image.Image], height: int, width: int) -> torch.Tensor:

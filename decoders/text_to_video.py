@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from nextgpt.decoders.base import Decoder
+from nextgpt.decoders.base import Decoder, Preview
 from nextgpt.decoders.latents import scale_factor
 from nextgpt.decoders.media import Video, check_equal_lengths
 from nextgpt.decoders.options import Size, multiples
-from nextgpt.decoders.pictures import encode_images
+from nextgpt.decoders.pictures import decode_small, encode_images
 
 
 class TextToVideoDecoder(Decoder):
@@ -42,6 +42,10 @@ class TextToVideoDecoder(Decoder):
         fps = options.pop("fps")
         clips = pipeline(**arguments, **options, callback=lambda index, _, latents: after_step(index, latents)).frames
         return [Video(np.rint(clip * 255).astype(np.uint8), fps) for clip in clips]  # clips: [N, T, H, W, 3] in [0, 1]
+
+    def _preview(self, pipeline, latents: torch.Tensor) -> Preview:
+        middle = latents[:, :, latents.shape[2] // 2]  # [N, channels, frames, h, w] -> [N, channels, h, w]
+        return lambda: decode_small(pipeline.vae, pipeline.image_processor, middle)
 
     def _encode_media(self, pipeline, media: Sequence[Video], options: dict) -> torch.Tensor:
         check_equal_lengths(media)

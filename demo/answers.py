@@ -9,7 +9,8 @@ import base64
 import io
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from nextgpt.demo.conversations import (
     refusing_for_visitors,
 )
 from nextgpt.errors import NextGPTError, UserInputError
-from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta
+from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, not_made
 from nextgpt.media import guess_modality
 from nextgpt.pipeline import NextGPTPipeline
 from nextgpt.text import whole_characters
@@ -35,7 +36,10 @@ from nextgpt.text import whole_characters
 logger = logging.getLogger(__name__)
 
 PLACES = 16  # how many may wait
+PREVIEW_EVERY = 0.2  # seconds
+TRIES = 4  # of a retry that finds the same words
 EMPTY, STOPPED = "The answer is empty.", "Stopped."
+SAME = "The same again: of this the model is sure."
 
 
 class Answers:
@@ -52,6 +56,7 @@ class Answers:
         self._worker = ThreadPoolExecutor(1, "nextgpt-answers")
         self._line: dict[Conversation, Future] = {}  # the first is being answered
         self._lock = threading.RLock()
+        self._next_preview = 0.0
 
     def ask(self, conversation: Conversation, text: str, files: Sequence[str], options: dict) -> None:
         """Adds a question and lines it up, as soon as its files are read and checked.
@@ -69,20 +74,31 @@ class Answers:
             kept = [part if part["type"] == "text" else conversation.keep_file(part["path"]) for part in question]
             self._line_up(conversation, len(conversation.turns), Turn(kept), options)
 
-    def ask_again(self, conversation: Conversation, turn: int, options: dict, text: str | None = None) -> None:
-        """Takes back everything from this turn on and puts its question anew, with other words if `text` is given.
+    def retry(self, conversation: Conversation, turn: int, options: dict) -> None:
+        """Takes back everything from this turn on and asks it again.
+
+        Media come out otherwise by their seed alone. An answer of words alone is drawn by chance, and a few times if the
+        words are the same.
 
         Raises:
             UserInputError: as `ask`.
         """
         with self._occupied_until_answered(conversation), refusing_for_visitors(conversation.folder):
-            question = _question(conversation, turn)
-            if text is not None:
-                question = media_of(question) + _words(text)
-            if not question:
-                raise UserInputError("the message is empty: write something")
-            self.pipeline.check(as_messages([*conversation.turns[:turn], Turn(question)]))
-            self._line_up(conversation, turn, Turn(question), options)
+            question, before = _question(conversation, turn), conversation.turns[turn].answer
+            unlike = "" if media_of(before) else _text(before)
+            if unlike:
+                options = {"do_sample": True} | options
+            self._check_and_line_up(conversation, turn, question, options, unlike)
+
+    def edit(self, conversation: Conversation, turn: int, options: dict, text: str) -> None:
+        """Takes back everything from this turn on and asks it in other words; its media stay.
+
+        Raises:
+            UserInputError: as `ask`.
+        """
+        with self._occupied_until_answered(conversation), refusing_for_visitors(conversation.folder):
+            question = media_of(_question(conversation, turn)) + _words(text)
+            self._check_and_line_up(conversation, turn, question, options)
 
     def stop(self, conversation: Conversation) -> None:
         """Stops the answer within one token or one diffusion step; one that still waits leaves the line at once."""
@@ -187,20 +203,35 @@ class Answers:
         if len(self._line) > self.places:
             raise UserInputError(f"too many are waiting (the line has {self.places} places): ask again in a minute")
 
-    def _line_up(self, conversation: Conversation, position: int, turn: Turn, options: dict) -> None:
+    def _check_and_line_up(
+        self, conversation: Conversation, position: int, question: list[dict], options: dict, unlike: str = ""
+    ) -> None:
+        if not question:
+            raise UserInputError("the message is empty: write something")
+        self.pipeline.check(as_messages([*conversation.turns[:position], Turn(question)]))
+        self._line_up(conversation, position, Turn(question), options, unlike)
+
+    def _line_up(self, conversation: Conversation, position: int, turn: Turn, options: dict, unlike: str = "") -> None:
         """Puts the turn in the place of everything from this position on, and its answer at the end of the line."""
         with self._lock:
             self._check_places()
             conversation.truncate(position)
             conversation.turns.append(turn)
-            self._line[conversation] = self._worker.submit(self._answer, conversation, turn, options)
+            self._line[conversation] = self._worker.submit(self._answer, conversation, turn, options, unlike)
 
-    def _answer(self, conversation: Conversation, turn: Turn, options: dict) -> None:
+    def _answer(self, conversation: Conversation, turn: Turn, options: dict, unlike: str) -> None:
+        """Answers; again, up to a few times, as long as the answer is `unlike` in its words."""
         try:
             session = self.store.session(conversation)
-            events = self.pipeline.stream(conversation.messages(), session=session, cancel=conversation.cancel, **options)
-            for event in events:
-                self._take(conversation, turn, event)
+            for _ in range(TRIES if unlike else 1):
+                turn.forget_answer()
+                messages = conversation.messages()
+                for event in self.pipeline.stream(messages, session=session, cancel=conversation.cancel, **options):
+                    self._take(conversation, turn, event)
+                if conversation.cancel.is_set() or media_of(turn.answer) or _text(turn.answer) != unlike:
+                    break
+            else:
+                turn.note = SAME if unlike else turn.note
         except NextGPTError as error:
             turn.note, turn.failed = f"Error: {for_visitors(error, conversation.folder)}", True
         except Exception as error:  # the conversation must stay usable; the log has the details
@@ -217,14 +248,23 @@ class Answers:
                     turn.answer.append({"type": "text", "text": ""})
                 turn.answer[-1]["text"] += text
             case MediaStarted(modality=modality):
-                turn.pending = Pending(modality)
+                turn.pending, self._next_preview = Pending(modality), 0.0
             case MediaProgress(modality=modality, step=step, total=total, preview=preview):
-                turn.pending = Pending(modality, step, total, _data_address(preview()) if preview else "")
+                turn.pending = Pending(modality, step, total, self._picture(conversation, turn, preview))
             case MediaDone(modality=modality, media=media, seed=seed, seconds=seconds):
                 turn.answer.append(conversation.keep_media(modality, media, seed=seed, seconds=seconds))
                 turn.pending = None
             case Finished(reply):
                 self._finish(conversation, turn, reply)
+
+    def _picture(self, conversation: Conversation, turn: Turn, preview: Callable[[], Image.Image] | None) -> str:
+        """The preview, or the one before while that is fresh: where steps are fast, previews would hold up the answer."""
+        before = turn.pending.preview if turn.pending else ""
+        if preview is None or conversation.cancel.is_set() or time.monotonic() < self._next_preview:
+            return before
+        picture = _data_address(preview())
+        self._next_preview = time.monotonic() + PREVIEW_EVERY
+        return picture
 
     def _finish(self, conversation: Conversation, turn: Turn, reply: Reply) -> None:
         """The texts as the pipeline gives them at the end, so that the next turn finds the KV cache valid."""
@@ -232,10 +272,13 @@ class Answers:
         turn.answer = [part if part["type"] == "text" else next(made) for part in reply.message["content"]]
         if reply.timings.prompt_tokens:  # not stopped before the pipeline read anything
             turn.timings, turn.signals = reply.timings, self._signals(reply.token_ids)
+        turn.switched_off = reply.switched_off
         if conversation.cancel.is_set():
             turn.note = STOPPED
         elif not reply.finished:
             turn.note = f"Cut off after {len(reply.token_ids)} tokens: the answer may be longer (see the options)."
+        elif reply.switched_off:
+            turn.note = not_made(reply.switched_off)
         elif not turn.answer:
             turn.note = EMPTY
 
@@ -275,6 +318,10 @@ def _data_address(picture: Image.Image) -> str:
     data = io.BytesIO()
     picture.save(data, "PNG")
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _text(parts: Sequence[dict]) -> str:
+    return " ".join(part["text"].strip() for part in parts if part["type"] == "text")
 
 
 def _words(text: str) -> list[dict]:

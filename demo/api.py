@@ -51,8 +51,9 @@ class Endpoints:
     ) -> AsyncIterator[dict]:
         """Asks, and streams the assistant's message in the chat format, whole at the end; media are files.
 
-        `files` are pictures, sounds and clips (`handle_file(path)`); `answer_with` names kinds, e.g. ["text", "image"];
-        temperature 0 is greedy; `media` holds options of the decoders, e.g. {"image": {"num_inference_steps": 20}}.
+        `files` are pictures, sounds and clips (`handle_file(path)`); `answer_with` names kinds, e.g. ["text", "image"]; if
+        the model calls for another, the last message names it in `switched_off`; temperature 0 is greedy; `media` holds
+        options of the decoders, e.g. {"image": {"num_inference_steps": 20}}.
         """
         with refusals():
             known = self._store.get(conversation)
@@ -67,7 +68,7 @@ class Endpoints:
         """Answers the last question again with another seed; streams like `ask`."""
         with refusals():
             known = self._with_turns(conversation)
-            await asyncio.to_thread(self._answers.ask_again, known, len(known.turns) - 1, {})
+            await asyncio.to_thread(self._answers.retry, known, len(known.turns) - 1, {})
         async for message in self._follow(known):
             yield message
 
@@ -125,7 +126,8 @@ class Endpoints:
             await asyncio.sleep(POLL)
         if turn.failed:
             raise gr.Error(turn.note, print_exception=False)
-        yield _as_message({"role": "assistant", "content": turn.answer})
+        missing = {"switched_off": turn.switched_off} if turn.switched_off else {}
+        yield _as_message({"role": "assistant", "content": turn.answer}) | missing
 
 
 def _uploaded(file: dict) -> str:
@@ -148,8 +150,8 @@ def _as_file(path: str | Path) -> dict:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """What the assistant's errors say reaches the person at the page, or the client."""
+    """What the assistant's errors say reaches the client."""
     try:
         yield
     except NextGPTError as error:
-        raise gr.Error(str(error), title="Not taken", duration=None, print_exception=False) from None
+        raise gr.Error(str(error), title="Not taken", print_exception=False) from None

@@ -60,6 +60,7 @@ class Turn:
         failed: whether `note` tells of an error.
         timings: of an answer that was begun.
         signals: the runs of signal tokens in it: what each calls for, and its tokens.
+        switched_off: kinds that it called for and that were not to be made.
     """
 
     question: list[dict]
@@ -69,12 +70,13 @@ class Turn:
     failed: bool = False
     timings: Timings | None = None
     signals: list[tuple[str, list[str]]] = field(default_factory=list)
+    switched_off: list[str] = field(default_factory=list)
 
     def forget_answer(self) -> None:
-        """The answer's files go."""
+        """The answer goes with its files."""
         for part in media_of(self.answer):
             Path(part["path"]).unlink(missing_ok=True)
-        self.answer = []
+        self.answer, self.note, self.timings, self.signals, self.switched_off = [], "", None, [], []
 
 
 class Conversation:
@@ -84,13 +86,14 @@ class Conversation:
         id: the secret that opens it.
         folder: for its files only. Its name tells nothing of the id, since the addresses of media hold it.
         uploads: where the server puts what is sent in. Copies that were taken from there go with its own files.
+        visitor: the secret of the browser that it belongs to, if any.
 
     Attributes:
         busy: whether it is being answered, changed or read; whoever does that (see `Answers`) has it alone.
     """
 
-    def __init__(self, id: str, folder: Path, uploads: Path | None = None):
-        self.id, self.folder, self.uploads = id, folder, uploads
+    def __init__(self, id: str, folder: Path, uploads: Path | None = None, visitor: str = ""):
+        self.id, self.folder, self.uploads, self.visitor = id, folder, uploads, visitor
         self.turns: list[Turn] = []
         self.session: Session | None = None
         self.cancel = threading.Event()
@@ -232,9 +235,10 @@ class Store:
     def folder(self) -> Path:
         return Path(self._folder.name)
 
-    def create(self) -> Conversation:
+    def create(self, visitor: str = "") -> Conversation:
         """A new conversation, under an id that nobody can guess."""
-        conversation = Conversation(secrets.token_urlsafe(32), self.folder / secrets.token_urlsafe(16), self.uploads)
+        folder = self.folder / secrets.token_urlsafe(16)
+        conversation = Conversation(secrets.token_urlsafe(32), folder, self.uploads, visitor)
         conversation.folder.mkdir()
         with self._lock:
             self._conversations[conversation.id] = conversation
@@ -255,6 +259,11 @@ class Store:
                 )
             conversation.used = time.monotonic()
         return conversation
+
+    def of(self, visitor: str) -> list[Conversation]:
+        """All that a browser has, the newest first; looking is no use of them."""
+        with self._lock:
+            return [each for each in reversed(self._conversations.values()) if visitor and each.visitor == visitor]
 
     def delete(self, conversation: Conversation) -> None:
         """Forgets a conversation and deletes its files."""

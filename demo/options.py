@@ -43,6 +43,7 @@ DECODER_OPTIONS = {
     "duration": Number("Duration, seconds", float, times=4, most=60),
 }
 MAX_NEW_TOKENS, MAX_TEMPERATURE = 2048, 2
+FIRST = 5  # components before those of the decoders
 
 
 class Panel:
@@ -50,6 +51,7 @@ class Panel:
 
     Attributes:
         components: whose values, in this order, `options` takes.
+        names: of them, by which kept values are known again.
     """
 
     def __init__(self, pipeline: NextGPTPipeline):
@@ -59,11 +61,13 @@ class Panel:
         number = {"max_lines": 1, "html_attributes": gr.InputHTMLAttributes(autocomplete="off")}
         defaults = GenerationOptions()
         self._pipeline = pipeline
-        kinds = list(pipeline.output_modalities)
+        kinds = list(pipeline.decoders)
         self._decoder_options: list[tuple[str, str]] = []
         self.components: list[Component] = [
-            gr.CheckboxGroup(kinds, value=kinds, label="Answer with", info="An answer may always hold text."),
-            gr.Slider(0, MAX_TEMPERATURE, value=0, step=0.05, label="Temperature", info="0: always the likeliest word."),
+            gr.CheckboxGroup(
+                kinds, value=kinds, label="Answer with text and", info="No other kind comes instead of one that is off."
+            ),
+            gr.Slider(0, MAX_TEMPERATURE, value=0, step=0.05, label="Temperature", info="0: always the likeliest word"),
             gr.Slider(0.05, 1, value=defaults.top_p, step=0.05, label="Top-p"),
             gr.Slider(1, MAX_NEW_TOKENS, value=defaults.max_new_tokens, step=1, label="Longest answer, tokens"),
             gr.Textbox(label="Seed", placeholder="random", **number),
@@ -71,11 +75,15 @@ class Panel:
         for modality, decoder in pipeline.decoders.items():
             with gr.Accordion(modality.capitalize(), open=False):
                 for name, default in decoder.generation_defaults.items():
+                    if name in decoder.fixed_options:
+                        continue
                     option = _decoder_option(name)
                     own = "the model's own" if default is None else f"{default:g}"
                     placeholder = f"{own}, at most {option.bound(default):g}"
                     self.components.append(gr.Textbox(label=option.label, placeholder=placeholder, **number))
                     self._decoder_options.append((modality, name))
+        self.names = [component.label for component in self.components[:FIRST]]
+        self.names += [f"{modality} {name}" for modality, name in self._decoder_options]
 
     def options(self, kinds: list[str], temperature: float, top_p: float, length: int, seed: str, *given: str) -> dict:
         """The components' values → options of `pipeline.stream`; what is empty is left to the model.
@@ -135,7 +143,10 @@ def _check_decoder_options(pipeline: NextGPTPipeline, kind: str, options: dict) 
     for name, default in pipeline.decoders[kind].generation_defaults.items():
         if options.get(name) is not None:
             option = _decoder_option(name)
-            _check_bound(f"{option.label} of the {kind}", options[name], option.bound(default))
+            label, value = f"{option.label} of the {kind}", options[name]
+            if name in pipeline.decoders[kind].fixed_options and value != default:
+                raise UserInputError(f"{label} is {value!r}: this model makes {default:g} only")
+            _check_bound(label, value, option.bound(default))
 
 
 def _check_bound(label: str, value: float, most: float) -> None:

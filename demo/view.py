@@ -6,15 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from textwrap import shorten
 from urllib.parse import quote
 
 from nextgpt.demo.conversations import Conversation, Pending, Turn, media_of
+from nextgpt.demo.welcome import listed
 
 FILE_ADDRESS = "gradio_api/file="  # below the page's own address, wherever that is
+# A click on a picture or a clip opens it large, over the page (HTML's own popover).
+ENLARGED = """<button type="button" popovertarget="{id}" aria-label="Enlarge: {label}">{small}</button>
+<div id="{id}" class="enlarged" popover>{large}
+<button type="button" popovertarget="{id}" popovertargetaction="hide" autofocus>Close</button></div>"""
 PLAYERS = {
     "image": '<img src="{address}" alt="{label}">',
     "audio": '<audio src="{address}" aria-label="{label}" controls preload="metadata"></audio>',
-    "video": '<video src="{address}" aria-label="{label}" controls loop muted playsinline preload="auto"></video>',
+    "video": '<video src="{address}" aria-label="{label}" autoplay loop muted playsinline preload="auto"></video>',
+}
+LARGE_PLAYERS = {
+    "image": '<img src="{address}" alt="{label}" loading="lazy">',
+    "video": '<video src="{address}" aria-label="{label}" controls autoplay loop muted playsinline></video>',
 }
 
 
@@ -33,10 +43,21 @@ def shown(conversation: Conversation, place: int = 0) -> list[Shown]:
     pieces = []
     for i, turn in enumerate(list(conversation.turns)):
         pieces += [_part("user", i, part) for part in turn.question]
+        if turn.question and not any(part["type"] == "text" for part in turn.question):
+            pieces.append(Shown("user", i))  # Gradio's edit button stands at words only
         pieces += [_part("assistant", i, part) for part in list(turn.answer)]
         if status := _status(turn, conversation.busy and turn is conversation.turns[-1], place):
             pieces.append(Shown("assistant", i, html=status))
     return pieces
+
+
+def title(conversation: Conversation) -> str:
+    """What a person knows a conversation by: how it begins."""
+    if not conversation.turns:
+        return "New conversation"
+    question = conversation.turns[0].question
+    words = " ".join(part["text"] for part in question if part["type"] == "text")
+    return shorten(words or f"({listed([part['type'] for part in question])})", 60, placeholder=" …")
 
 
 def _part(role: str, turn: int, part: dict) -> Shown:
@@ -46,7 +67,7 @@ def _part(role: str, turn: int, part: dict) -> Shown:
 
 
 def _figure(part: dict) -> str:
-    """A picture, a player, and for what was made here its seed, its time and a link that saves it."""
+    """A picture, a clip or a player, and for what was made here its seed, its time and a link that saves it."""
     path, kind = Path(part["path"]), part["type"]
     address = escape(FILE_ADDRESS + quote(path.as_posix()))
     seed = part.get("seed")
@@ -55,10 +76,16 @@ def _figure(part: dict) -> str:
     if seed is not None:
         took = f" · {part['seconds']:.1f} s" if "seconds" in part else ""
         caption = (
-            f'<figcaption>seed {seed}{took} · <a href="{address}" download '
+            f'<figcaption><span>seed {seed}{took}</span> <a href="{address}" download '
             f'aria-label="Download the {kind}">download</a></figcaption>'
         )
-    return f'<figure class="medium">{PLAYERS[kind].format(address=address, label=label)}{caption}</figure>'
+    player = PLAYERS[kind].format(address=address, label=label)
+    if kind in LARGE_PLAYERS:
+        large = LARGE_PLAYERS[kind].format(address=address, label=label)
+        player = ENLARGED.format(
+            id=f"large-{quote(path.parent.name)}-{quote(path.name)}", label=label, small=player, large=large
+        )
+    return f'<figure class="medium">{player}{caption}</figure>'
 
 
 def _status(turn: Turn, under_way: bool, place: int) -> str:
@@ -111,7 +138,9 @@ def happened(turns: Sequence[Turn]) -> str:
     made = iter(media_of(turn.answer))
     for kind, run in turn.signals:
         rows.append(("signal tokens", f"<code>{escape(_run(run))}</code> call for the {kind}", None))
-        if part := next(made, None):
+        if kind in turn.switched_off:
+            rows.append(("projection → decoder", f"{kind}: switched off, not made", None))
+        elif part := next(made, None):
             rows.append(("projection → decoder", f"{kind}, seed {part['seed']}", part["seconds"]))
         else:
             rows.append(("projection → decoder", f"{kind}, stopped before it was finished", None))
@@ -128,8 +157,3 @@ def _row(stage: str, what: str, seconds: float | None) -> str:
 
 def _run(tokens: Sequence[str]) -> str:
     return " ".join(tokens) if len(tokens) <= 4 else f"{tokens[0]} … {tokens[-1]}"
-
-
-def listed(words: Sequence[str]) -> str:
-    """Words as a person lists them: one, two and three."""
-    return ", ".join(words[:-1]) + f" and {words[-1]}" if len(words) > 1 else words[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,12 +90,14 @@ class Reply:
         finished: whether it ended by itself (not by `max_new_tokens` or a cancel).
         timings: where the time went.
         token_ids: what the LLM emitted.
+        switched_off: kinds that it called for and `output_modalities` leaves out, each once; they are not in the message.
     """
 
     message: dict[str, Any]
     finished: bool = True
     timings: Timings = field(default_factory=Timings)
     token_ids: list[int] = field(default_factory=list)
+    switched_off: list[str] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -121,7 +123,7 @@ class Reply:
         return self._media("video")
 
     def save(self, folder: str | Path, name: str = "answer") -> list[Path]:
-        """Writes the media and `<name>.json` (the message, with paths in place of media, and the timings).
+        """Writes the media and `<name>.json` (the message, with paths in place of media; timings; what was switched off).
 
         Returns:
             The files written, the JSON file last.
@@ -138,7 +140,8 @@ class Reply:
             save_media(part[modality], path)
             files.append(path)
             content.append({"type": modality, "path": path.name, "seed": part["seed"]})
-        record = {"message": {"role": "assistant", "content": content}, "timings": asdict(self.timings)}
+        message = {"role": "assistant", "content": content}
+        record = {"message": message, "timings": asdict(self.timings), "switched_off": self.switched_off}
         path = folder / f"{name}.json"
         path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         return [*files, path]
@@ -149,6 +152,11 @@ class Finished:
     """The last event of a stream: the whole reply."""
 
     reply: Reply
+
+
+def not_made(kinds: Sequence[str]) -> str:
+    """What a person is told beside an answer of these kinds that it called for and that are switched off."""
+    return f"Not made, because switched off: {', '.join(kinds)}."
 
 
 Event = TextDelta | MediaStarted | MediaProgress | MediaDone | Finished

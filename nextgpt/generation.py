@@ -52,12 +52,14 @@ class InterleavedOutput:
         runs: all signal runs, in the order they were completed.
         finished: per row, whether the answer ended by itself (not by a limit or a cancel).
         past_key_values: cache of the prompt and the answer; for a single row only.
+        switched_off: the runs of kinds that `output_modalities` leaves out, without states. They stand in `sequences`.
     """
 
     sequences: list[list[int]]
     runs: list[SignalRun] = field(default_factory=list)
     finished: list[bool] = field(default_factory=list)
     past_key_values: object | None = None
+    switched_off: list[SignalRun] = field(default_factory=list)
 
 
 @dataclass
@@ -74,9 +76,12 @@ class _Row:
     open_run: SignalRun | None = None
 
     def may_start(self, modality: str) -> bool:
-        if modality not in self.allowed:
-            return False
         return self.required[modality] > 0 if self.exact else True
+
+    @property
+    def recorded_run(self) -> SignalRun | None:
+        """The open run, if something is to become of it."""
+        return self.open_run if self.open_run is not None and self.open_run.modality in self.allowed else None
 
 
 class InterleavedGenerationMixin:
@@ -103,7 +108,8 @@ class InterleavedGenerationMixin:
         Args:
             input_ids, attention_mask: `[batch, length]`, left-padded.
             max_new_tokens: for every row, or one for each; a run that has begun is completed all the same.
-            output_modalities: kinds an answer may contain, text among them; all by default.
+            output_modalities: kinds that are made, text among them; all by default. The LLM's choice stays its own: where it
+                calls for another kind, nothing is made, it goes on as if it were there, and `switched_off` tells of it.
             require: modality → how many an answer must contain, exactly; no other kind is given then.
             media_features: `[media, embed_dim]` in row-major order of the placeholders.
             past_key_values: cache of a prefix of `input_ids` (single row).
@@ -143,6 +149,7 @@ class InterleavedGenerationMixin:
             cache, media_features = result.past_key_values, None
             for row, new in zip(active, result.sequences[:, input_ids.shape[1] :].tolist(), strict=True):
                 self._advance(row, new, cancel)
+            output.switched_off += [row.open_run for row in active if row.open_run is not row.recorded_run]
             input_ids, mask, kept = self._append_runs(active, result.sequences, mask)
             if len(kept) < len(active) and kept:
                 cache.batch_select_indices(torch.tensor(kept, device=input_ids.device))
@@ -270,7 +277,7 @@ class InterleavedGenerationMixin:
 
 
 class _SignalGate(LogitsProcessor):
-    """Lets only first signal tokens through, only of kinds the contract allows, and steers towards those it requires."""
+    """Lets only first signal tokens through, under `require` of its kinds alone, and steers towards those."""
 
     def __init__(self, model, rows: list[_Row], prompt_length: int):
         vocabulary = model.vocabulary
@@ -325,7 +332,7 @@ class _Recorder:
     """Takes the states of the runs that a segment's first pass feeds, and hands them on at once."""
 
     def __init__(self, rows: list[_Row], runs: dict, collected: list[SignalRun], on_run: Callable | None):
-        self.open = [(i, row.open_run) for i, row in enumerate(rows) if row.open_run is not None]
+        self.open = [(i, row.recorded_run) for i, row in enumerate(rows) if row.recorded_run is not None]
         self.runs, self.collected, self.on_run = runs, collected, on_run
 
     @property

@@ -81,7 +81,8 @@ class GenerationOptions:
 
     Args:
         max_new_tokens: per answer.
-        output_modalities: kinds an answer may hold, e.g. `("text", "image")`; all by default.
+        output_modalities: kinds that are made, e.g. `("text", "image")`; all by default. No other kind comes instead of
+            one that is left out: the answer lacks it, and `Reply.switched_off` says so.
         require: modality → how many the answer must hold, exactly, e.g. `{"image": 1}`; no other kinds then.
         do_sample, temperature, top_p: sampling of the LLM; greedy by default.
         seed: of the sampling and of the first piece of media (the next takes seed + 1 …); random by default.
@@ -372,7 +373,7 @@ class _Answer:
         inputs = self._prepare(conversations)
         prompt = inputs["input_ids"][0].tolist()
         cached = session.reuse(prompt, _media_keys(model, inputs)) if session is not None else 0
-        streamer = _TextStream(pipeline.processor, self.emit) if self.emit else None
+        streamer = _TextStream(pipeline.processor, self.emit, self.options.output_modalities) if self.emit else None
         self.timings = [
             Timings(prompt_tokens=int(mask.sum()), cached_tokens=cached, prepare=self._elapsed())
             for mask in inputs["attention_mask"]
@@ -426,8 +427,12 @@ class _Answer:
         """The finished answer of one conversation."""
         content, position = [], 0
         tokens = self.output.sequences[row]
-        starts = [i for i, token in enumerate(tokens) if token in self.pipeline.model.vocabulary.starts]
-        for part in self.pipeline.processor.decode_parts(tokens):
+        vocabulary = self.pipeline.model.vocabulary
+        switched_off = [run for run in self.output.switched_off if run.row == row]
+        left_out = {run.position + i for run in switched_off for i in range(len(vocabulary.runs[run.modality]))}
+        kept = [i for i in range(len(tokens)) if i not in left_out]
+        starts = [i for i in kept if tokens[i] in vocabulary.starts]
+        for part in self.pipeline.processor.decode_parts([tokens[i] for i in kept]):
             if part["type"] == "text":
                 content.append(part)
                 continue
@@ -438,7 +443,8 @@ class _Answer:
         finished = self.output.finished[row] and not (self.cancel is not None and self.cancel.is_set())
         self.timings[row].total = self._elapsed()
         message = {"role": "assistant", "content": content}
-        return Reply(message=message, finished=finished, timings=self.timings[row], token_ids=tokens)
+        kinds = list(dict.fromkeys(run.modality for run in switched_off))
+        return Reply(message, finished, self.timings[row], token_ids=tokens, switched_off=kinds)
 
     def _prepare(self, conversations: list[list[dict]]) -> dict:
         model = self.pipeline.model
@@ -512,20 +518,22 @@ class _AnyOf:
 class _TextStream:
     """Turns token ids into text deltas as soon as they make whole characters; white space waits for what follows it."""
 
-    def __init__(self, processor: NextGPTProcessor, emit):
+    def __init__(self, processor: NextGPTProcessor, emit, kinds: Sequence[str] | None):
         self.processor, self.emit = processor, emit
-        self.signals = {token for run in processor.vocabulary.runs.values() for token in run}
+        runs = processor.vocabulary.runs.items()
+        self.signals = {token: kinds is None or kind in kinds for kind, run in runs for token in run}  # and if it is made
         self.ids: list[int] = []
         self.sent = ""
         self.at_start = True
 
     def put(self, token: int) -> None:
-        if token in self.signals:
+        is_made = self.signals.get(token)
+        if is_made is None:
+            self.ids.append(token)
+            self._send()
+        elif is_made:
             self._send(last=True)
             self.ids, self.sent, self.at_start = [], "", False
-            return
-        self.ids.append(token)
-        self._send()
 
     def _send(self, last: bool = False) -> None:
         text = self.processor.tokenizer.decode(self.ids, skip_special_tokens=True)

@@ -26,5 +26,6 @@ def run(options: argparse.Namespace) -> None:
         host=options.host,
         port=options.port,
         share=options.share,
+        model=options.model,
         on_ready=lambda address: print(f"NExT-GPT is ready at {address} (Ctrl-C stops it)", flush=True),
     )

@@ -34,7 +34,7 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
         metavar="KIND=N",
         help="the answer must hold exactly N of KIND; repeatable",
     )
-    parser.add_argument("--only", metavar="KINDS", help="kinds the answer may hold, e.g. text,image")
+    parser.add_argument("--only", metavar="KINDS", help="kinds that are made, e.g. text,image; none comes instead")
     parser.add_argument("--json", action="store_true", help="print one JSON object: text, files, seeds, timings")
 
 
@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> None:
             "files": [str(path) for path in printer.files],
             "seeds": [part["seed"] for part in reply.message["content"] if part["type"] != "text"],
             "finished": reply.finished,
+            "switched_off": reply.switched_off,
             "timings": vars(reply.timings),
         }
         print(json.dumps(record, indent=2, ensure_ascii=False))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from nextgpt.cli.status_line import StatusLine
 from nextgpt.errors import ConversationTooLong, NextGPTError, UserInputError
-from nextgpt.events import SUFFIXES, Event, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, save_media
+from nextgpt.events import SUFFIXES, Event, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, not_made, save_media
 from nextgpt.media import guess_modality, load_media, shortened
 from nextgpt.pipeline import NextGPTPipeline
 from nextgpt.text import whole_characters
@@ -71,7 +71,9 @@ class AnswerPrinter:
         finally:
             self.status.clear()
             self._end_line()
-        return event.reply  # the last one is `Finished`
+        if event.reply.switched_off:  # the last one is `Finished`
+            self._write(f"({not_made(event.reply.switched_off)})\n")
+        return event.reply
 
     def _show(self, event: Event) -> None:
         match event:

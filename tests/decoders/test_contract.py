@@ -198,6 +198,17 @@ def test_defaults_come_from_the_folders_file(own_folder):
     assert steps == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_a_size_that_the_weights_do_not_know_is_refused(own_folder):
+    folder = own_folder("stable-diffusion")
+    (folder / "generation_defaults.json").write_text('{"height": 16, "width": 16, "fixed": ["height", "width"]}')
+    decoder = load_decoder("stable-diffusion", folder)
+    assert decoder.sizes["height"].fits(16) and not decoder.sizes["height"].fits(32)
+    conditioning = decoder.encode(["x"])
+    assert decoder.generate(conditioning, seeds=[0], num_inference_steps=1, height=16)[0].size == (16, 16)
+    with pytest.raises(ValueError, match="height must be 16: these weights make no other, got 64"):
+        decoder.generate(conditioning, seeds=[0], height=64)
+
+
 def test_a_default_that_cannot_be_made_is_refused_when_sizes_are_asked_for(own_folder):
     folder = own_folder("stable-diffusion-3")
     (folder / "generation_defaults.json").write_text('{"width": 20}')

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from media_values import CAPTIONS, assert_different, assert_same, random_conditioning, rows, values
 from nextgpt.decoders import Audio, GenerationCancelled, Video, load_decoder
@@ -258,3 +259,16 @@ def test_a_preview_of_each_picture_is_made_when_asked_for(kind, decoders):
     )
     assert [len(row) for row in previews] == [2, 2]
     assert_same(previews[-1], images)  # these latents are small enough to be shown whole
+
+
+def test_a_preview_of_a_clip_is_its_middle_frame(decoders):
+    decoder, previews = decoders["text-to-video"], []
+    clips = decoder.generate(
+        decoder.encode(CAPTIONS[:2]),
+        seeds=[1, 2],
+        num_inference_steps=2,
+        on_step=lambda step, total, preview: previews.append(preview()),
+    )
+    frames = [Image.fromarray(clip.frames[len(clip.frames) // 2]) for clip in clips]
+    for preview, frame in zip(previews[-1], frames, strict=True):
+        assert np.abs(np.asarray(preview).astype(int) - np.asarray(frame)).max() <= 1

@@ -160,6 +160,7 @@ def test_a_part_may_lie_in_another_pipelines_folder(own_folder, decoders):
             "generation_defaults.json: .*no option 'steps'.*num_inference_steps",
         ),
         ("generation_defaults.json", '{"height": "64"}', "height must be a whole number above 0, got '64'"),
+        ("generation_defaults.json", '{"width": 64, "fixed": ["height"]}', r"'fixed' names \['height'\], given no value"),
     ],
 )
 def test_a_wrong_file_is_named_at_once(filename, content, message, own_folder):

@@ -9,6 +9,7 @@ from nextgpt.decoders import load_decoder
 from nextgpt.errors import UserInputError
 from tiny_decoders import save_tiny_audioldm, save_tiny_stable_diffusion, save_tiny_text_to_video
 from tiny_models import tiny_model
+from tiny_visits import open_in
 
 KINDS = {"draw": "image", "play": "audio", "film": "video", "make a clip": "video"}
 DECODERS = {
@@ -67,3 +68,22 @@ def browser():
         if os.environ.get("NEXTGPT_REQUIRE_BROWSER"):
             pytest.fail(str(missing))
         pytest.skip(str(missing))
+
+
+@pytest.fixture
+def visit(browser, served):
+    """Opens the page in a browser profile of its own; gives the tab."""
+    profiles = []
+
+    def open_tab(**profile):
+        profiles.append(browser.new_context(**({"viewport": {"width": 1200, "height": 900}} | profile)))
+        return open_in(profiles[-1], served[1])
+
+    yield open_tab
+    for profile in profiles:
+        profile.close()
+
+
+@pytest.fixture
+def page(visit):
+    return visit()

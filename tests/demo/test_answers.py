@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from nextgpt.demo.answers import STOPPED, Answers
+from nextgpt.demo.answers import SAME, STOPPED, Answers
 from nextgpt.demo.conversations import Store, Turn
 from nextgpt.errors import UserInputError
+from nextgpt.events import Finished, Reply, TextDelta
 
 PICTURE = Path(__file__).parents[1] / "fixtures" / "parity" / "media" / "shapes.png"
 
@@ -134,7 +135,8 @@ def test_nothing_else_is_done_to_a_conversation_while_another_is_put_in_its_plac
     conversation.turns = [Turn(words("one"), words("1"))]
     changes = [
         lambda: answers.ask(conversation, "hello", [], {}),
-        lambda: answers.ask_again(conversation, 0, {}),
+        lambda: answers.retry(conversation, 0, {}),
+        lambda: answers.edit(conversation, 0, {}, "other words"),
         lambda: answers.take_over(conversation, "conversation.zip"),
         *(lambda: answers.undo(conversation, 0), lambda: answers.clear(conversation), lambda: answers.export(conversation)),
     ]
@@ -175,7 +177,7 @@ def test_whose_place_is_taken_while_the_files_are_checked_is_refused_and_nothing
 def test_an_edit_that_is_refused_takes_nothing_back(answers, conversation):
     conversation.turns = [Turn(words("one"), words("1")), Turn(words("two"), words("2"))]
     with pytest.raises(UserInputError, match="tokens"):
-        answers.ask_again(conversation, 0, {}, text="long " * 10_000)
+        answers.edit(conversation, 0, {}, "long " * 10_000)
     assert [turn.answer for turn in conversation.turns] == [words("1"), words("2")] and not conversation.busy
 
 
@@ -185,10 +187,42 @@ def test_what_is_checked_is_what_is_answered(answers, conversation, pipeline, mo
     conversation.turns = [Turn(words("lost"), note="Error: it failed", failed=True)]
     answers.ask(conversation, "hello", [], {})
     wait(conversation)
-    answers.ask_again(conversation, 1, {}, text="hello again")
+    answers.edit(conversation, 1, {}, "hello again")
     wait(conversation)
     assert [message["content"] for message in checked[0]] == [words("hello")]
     assert checked[1] == pipeline.asked
+
+
+def test_a_retry_of_words_alone_gives_other_words(answers, conversation, pipeline):
+    answers.ask(conversation, "hello", [], {"max_new_tokens": 8})
+    wait(conversation)
+    before = conversation.turns[0].answer
+    answers.retry(conversation, 0, {"max_new_tokens": 8, "seed": None})
+    wait(conversation)
+    [turn] = conversation.turns
+    assert [part["type"] for part in turn.answer] == ["text"] and turn.answer != before
+    answers.retry(conversation, 0, {"max_new_tokens": 8, "do_sample": True, "temperature": 1e-6})
+    wait(conversation)
+    assert pipeline.options["temperature"] == 1e-6, "a temperature of the visitor's own stays"
+
+
+def test_a_retry_that_finds_the_same_words_says_so(answers, conversation):
+    answers.ask(conversation, "hello", [], {"max_new_tokens": 8})
+    wait(conversation)
+    before = conversation.turns[0].answer
+    answers.retry(conversation, 0, {"max_new_tokens": 8, "do_sample": True, "temperature": 1e-6})
+    wait(conversation)
+    [turn] = conversation.turns
+    assert turn.answer == before and turn.note == SAME
+
+
+def test_what_is_switched_off_is_told_beside_the_answer(answers, conversation, pipeline, monkeypatch):
+    reply = Reply({"role": "assistant", "content": words("Here.")}, token_ids=[5], switched_off=["image"])
+    monkeypatch.setattr(pipeline, "stream", lambda *args, **options: [TextDelta("Here."), Finished(reply)])
+    answers.ask(conversation, "draw", [], {"output_modalities": ["text"]})
+    wait(conversation)
+    [turn] = conversation.turns
+    assert (turn.answer, turn.note) == (words("Here."), "Not made, because switched off: image.")
 
 
 def test_a_turn_that_is_gone_is_told(answers, conversation):

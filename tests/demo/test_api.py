@@ -21,6 +21,7 @@ from PIL import Image
 
 from nextgpt.demo.app import Chat, launch
 from nextgpt.errors import UserInputError
+from nextgpt.events import Finished, Reply, TextDelta
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity" / "media"
 PICTURE, SOUND = FIXTURES / "shapes.png", FIXTURES / "sweep.wav"
@@ -70,6 +71,13 @@ def test_options_reach_the_pipeline(client, conversation, pipeline):
     given = pipeline.options
     assert (given["output_modalities"], given["temperature"], given["do_sample"]) == (["text"], 0.5, True)
     assert (given["max_new_tokens"], given["image"]) == (7, {"height": 16})
+
+
+def test_a_kind_that_is_switched_off_is_named_in_the_last_message(client, conversation, pipeline, monkeypatch):
+    reply = Reply({"role": "assistant", "content": [{"type": "text", "text": "Here."}]}, switched_off=["image"])
+    monkeypatch.setattr(pipeline, "stream", lambda *args, **options: [TextDelta("Here."), Finished(reply)])
+    message = client.predict(conversation, "draw", answer_with=["text"], api_name="/ask")
+    assert message["switched_off"] == ["image"] and not kinds(message)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +223,7 @@ def test_stop_works_while_waiting(client, conversation, served, pipeline):
 def test_no_file_outside_the_uploads_can_be_sent_in(served, client, conversation, path):
     chat, address = served
     (chat.store.folder / "secret.png").write_bytes(PICTURE.read_bytes())
-    path = path.format(store=chat.store.folder, cache=chat.chatbot.GRADIO_CACHE)
+    path = path.format(store=chat.store.folder, cache=chat.page.chatbot.GRADIO_CACHE)
     body = {"data": [conversation, "what is this?", [{"path": path}], None, 0, 1, 4, None, {}]}
     event = httpx.post(f"{address}gradio_api/call/ask", json=body, timeout=60).json()["event_id"]
     told = httpx.get(f"{address}gradio_api/call/ask/{event}", timeout=60).text

@@ -10,7 +10,7 @@ from PIL import Image
 
 from nextgpt.decoders import Audio
 from nextgpt.demo.conversations import MAX_SESSIONS, Conversation, Pending, Store, Turn
-from nextgpt.demo.view import happened, shown
+from nextgpt.demo.view import happened, shown, title
 from nextgpt.errors import UserInputError
 from nextgpt.events import Timings
 from nextgpt.media import load_media
@@ -88,6 +88,23 @@ def test_a_folder_that_cannot_be_deleted_does_not_keep_the_others(store):
         each.used -= store.keep_hours * 3600 + 1
     store.sweep()
     assert not old.folder.exists()
+
+
+def test_a_browser_has_its_own_conversations_the_newest_first(store):
+    first, other, second = (store.create(visitor) for visitor in ("mine", "another's", "mine"))
+    store.create()  # a program's belong to no browser
+    assert store.of("mine") == [second, first] and store.of("another's") == [other]
+    assert store.of("") == []
+    store.delete(first)
+    assert store.of("mine") == [second]
+
+
+def test_a_conversation_is_known_by_how_it_begins(conversation):
+    assert title(conversation) == "New conversation"
+    conversation.turns = [Turn([{"type": "image", "path": "a.png"}, {"type": "audio", "path": "b.wav"}])]
+    assert title(conversation) == "(image and audio)"
+    conversation.turns = [Turn([{"type": "text", "text": "What is this? " * 20}])]
+    assert title(conversation).startswith("What is this?") and len(title(conversation)) <= 60
 
 
 def test_use_prolongs_and_an_answer_under_way_protects(store):

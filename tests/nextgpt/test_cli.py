@@ -16,7 +16,7 @@ from PIL import Image
 
 from nextgpt import __version__
 from nextgpt.__main__ import main
-from nextgpt.cli.terminal import Chat
+from nextgpt.cli.terminal import AnswerPrinter, Chat
 from nextgpt.events import Finished, Reply, TextDelta
 from tiny_models import tiny_model
 
@@ -56,7 +56,7 @@ def test_generate_json_is_one_object(short, capsys):
     attach = ["--image", str(PICTURE), "--image", str(PICTURE)]
     assert main(["generate", "and this?", *short, *attach, "--require", "image=1", "--seed", "3", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert set(answer) == {"text", "files", "seeds", "finished", "timings"}
+    assert set(answer) == {"text", "files", "seeds", "finished", "switched_off", "timings"}
     assert answer["seeds"] == [3] and Path(answer["files"][0]).is_file()
     assert answer["timings"]["total"] > 0
 
@@ -72,6 +72,12 @@ def test_the_same_seed_draws_the_same_picture(short, capsys):
 def test_only_text_makes_no_files(short, tmp_path):
     assert main(["generate", "draw", *short, "--only", "text"]) == 0
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_switched_off_is_told_beside_the_answer(tmp_path, capsys):
+    reply = Reply({"role": "assistant", "content": [{"type": "text", "text": "Here."}]}, switched_off=["image", "audio"])
+    AnswerPrinter(tmp_path).print([TextDelta("Here."), Finished(reply)])
+    assert capsys.readouterr().out == "Here.\n(Not made, because switched off: image, audio.)\n"
 
 
 @pytest.mark.parametrize("require", ["image", "image=many", "audio=1"])

@@ -101,6 +101,25 @@ def test_output_modalities_leave_other_kinds_out(talker, kinds):
     assert {run.modality for run in bound.runs} <= set(kinds)
 
 
+@pytest.mark.parametrize("kinds", [("text",), ("text", "image"), ("text", "audio")])
+def test_no_other_kind_is_given_instead_of_one_that_is_switched_off(talker, kinds):
+    """The answer is the one that would have come anyhow, without what is switched off; alone and in a batch."""
+    model, processor = talker
+    free = model.generate_interleaved(**processor(PROMPTS), max_new_tokens=60)
+    bound = model.generate_interleaved(**processor(PROMPTS), max_new_tokens=60, output_modalities=kinds)
+    assert bound.sequences == free.sequences
+    assert places(bound.runs) == {place for place in places(free.runs) if place[2] in kinds}
+    assert places(bound.switched_off) == places(free.runs) - places(bound.runs) != set()
+    for i, prompt in enumerate(PROMPTS):
+        single = model.generate_interleaved(**processor(prompt), max_new_tokens=60, output_modalities=kinds)
+        assert single.sequences[0] == bound.sequences[i]
+        assert {(i, *place[1:]) for place in places(single.runs)} == {p for p in places(bound.runs) if p[0] == i}
+
+
+def places(runs) -> set[tuple[int, int, str]]:
+    return {(run.row, run.position, run.modality) for run in runs}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -133,6 +152,6 @@ def test_cancel_stops_within_one_token(talker):
             pass
 
     answer = model.generate_interleaved(
-        **processor(PROMPTS[1]), max_new_tokens=200, output_modalities=("text",), streamer=StopAfter(), cancel=cancel
+        **processor(PROMPTS[1]), max_new_tokens=200, require={}, streamer=StopAfter(), cancel=cancel
     )
     assert 5 <= len(answer.sequences[0]) <= 6 and answer.finished == [False]

@@ -11,7 +11,7 @@ import pytest
 
 from nextgpt import NextGPTPipeline
 from nextgpt.__main__ import main
-from nextgpt.demo.app import EXAMPLES, read_examples
+from nextgpt.demo.welcome import EXAMPLES, read_examples
 from nextgpt.doctor import file_hash
 from nextgpt.media import guess_modality
 from nextgpt.parts import preset_folder, preset_names

@@ -3,6 +3,7 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -108,6 +109,25 @@ def test_a_stream_tells_the_same_answer_piece_by_piece(pipe):
     progress = [event for event in media if isinstance(event, MediaProgress) and event.modality == "image"]
     assert [(event.step, event.total) for event in progress] == [(1, 2), (2, 2)]
     assert isinstance(progress[0].preview(), Image.Image)
+
+
+@pytest.mark.parametrize("kinds", [("text",), ("text", "image"), ("text", "audio")])
+def test_what_is_switched_off_is_left_out_and_told_and_nothing_comes_instead(pipe, kinds):
+    options = {"max_new_tokens": 60, "seed": 1, **STEPS, "video": {"num_inference_steps": 1}}
+    free, bound = pipe([ASK, TALK], **options), pipe([ASK, TALK], output_modalities=kinds, **options)
+    assert any(reply.switched_off for reply in bound)
+    for conversation, whole, rest in zip((ASK, TALK), free, bound, strict=True):
+        asked_for = [part["type"] for part in whole.message["content"] if part["type"] != "text"]
+        given = [part["type"] for part in rest.message["content"] if part["type"] != "text"]
+        assert given == [kind for kind in asked_for if kind in kinds]
+        assert set(rest.switched_off) == set(asked_for) - set(kinds) and not whole.switched_off
+        assert "".join(rest.text.split()) == "".join(whole.text.split())
+        assert not any(first["type"] == second["type"] == "text" for first, second in pairwise(rest.message["content"]))
+        *events, last = pipe.stream(conversation, output_modalities=kinds, **options)
+        assert last.reply.switched_off == rest.switched_off and last.reply.token_ids == rest.token_ids
+        assert [event.modality for event in events if isinstance(event, MediaStarted)] == given
+        streamed = "".join(event.text for event in events if isinstance(event, TextDelta))
+        assert streamed.split() == " ".join(p["text"] for p in rest.message["content"] if p["type"] == "text").split()
 
 
 def test_a_session_reuses_its_cache_and_answers_the_same(pipe):

@@ -96,7 +96,7 @@ def main() -> None:
         unet=unet,
         scheduler=new_scheduler(),
     )
-    save(pipeline, GENERATION, args.out)
+    save(pipeline, GENERATION | {"fixed": ["height", "width"]}, args.out)
     pipeline = TextToVideoSDPipeline.from_pretrained(args.out, dtype=torch.float32).to(device)
     contact_sheet(pipeline, world, renderer, world.rows("dev").to(device)[:8], run.work / "sheet.png")
     run.write_figures(

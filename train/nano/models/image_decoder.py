@@ -109,7 +109,7 @@ def main() -> None:
 
     unet, run = train(args, Denoising(new_unet(means.shape[1])), draw, device)
     pipeline = new_pipeline(args.autoencoder, text_encoder, unet, tokenizer)
-    save(pipeline, GENERATION, args.out)
+    save(pipeline, GENERATION | {"fixed": ["height", "width"]}, args.out)
     pipeline = StableDiffusionPipeline.from_pretrained(args.out, dtype=torch.float32, safety_checker=None).to(device)
     dev = sampling.combinations(world, "dev", args.concepts, device)
     dev = dev[torch.randperm(len(dev), generator=torch.Generator().manual_seed(0)).to(device)][:64]

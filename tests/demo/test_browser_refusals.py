@@ -1,0 +1,157 @@
+"""What the page refuses, in a real browser: it is told beside the box, and the conversation stays as it is."""
+
+import re
+
+from nextgpt.events import Finished, Reply, TextDelta
+from tiny_visits import (
+    FIXTURES,
+    PICTURE,
+    ask,
+    box,
+    expect,
+    media,
+    option,
+    said,
+    set_option,
+    value_shown,
+    wait_for_the_end,
+    words,
+)
+
+
+def refusal(page):
+    return page.locator("#refusal").get_by_role("alert")
+
+
+def attached(page):
+    return page.locator("#message").get_by_role("button", name=re.compile("Remove|Delete"))
+
+
+def is_as_it_was(page, questions: int) -> None:
+    """Nothing covers the conversation, and nothing has come to it."""
+    expect(words(page, "user")).to_have_count(questions)
+    expect(words(page, "user").last).to_be_visible()
+    expect(page.get_by_text("Error", exact=True)).to_have_count(0)
+
+
+def test_there_is_nothing_to_send_at_first(page):
+    send = page.get_by_role("button", name="Submit")
+    expect(send).to_be_hidden()
+    box(page).fill("hello")
+    expect(send).to_be_visible()
+    box(page).fill("")
+    expect(send).to_be_hidden()
+    page.locator("#message input[type=file]").set_input_files(PICTURE)
+    expect(send).to_be_visible()
+
+
+def test_an_empty_message_is_refused_beside_the_box(page):
+    ask(page, "hello")
+    box(page).press("Enter")
+    expect(refusal(page)).to_have_text("the message is empty: write something or attach a file")
+    is_as_it_was(page, questions=1)
+    ask(page, "hello again")
+    expect(refusal(page)).to_have_count(0)
+
+
+def test_what_is_no_number_is_refused_beside_the_box(page):
+    ask(page, "hello")
+    set_option(page, "Steps", "abc")
+    box(page).fill("draw")
+    box(page).press("Enter")
+    expect(refusal(page)).to_contain_text("Steps is 'abc': expected a whole number")
+    is_as_it_was(page, questions=1)
+    expect(box(page)).to_have_value("draw")
+    page.get_by_role("button", name="Retry").click()
+    expect(refusal(page)).to_contain_text("Steps is 'abc'")
+    is_as_it_was(page, questions=1)
+    set_option(page, "Steps", "2")
+    box(page).press("Enter")
+    assert value_shown(media(page, "bot", "image"), "image") == 32
+
+
+def test_a_refused_file_is_named_and_changes_nothing(page, tmp_path):
+    ask(page, "hello")
+    broken = tmp_path / "broken.png"
+    broken.write_text("no picture")
+    page.locator("#message input[type=file]").set_input_files(broken)
+    expect(attached(page)).to_have_count(1)
+    box(page).fill("what is this?")
+    box(page).press("Enter")
+    expect(refusal(page)).to_contain_text("broken.png: not a picture that can be read")
+    expect(box(page)).to_have_value("what is this?")
+    is_as_it_was(page, questions=1)
+
+
+def test_a_file_of_another_kind_is_not_offered_and_not_attached(page, tmp_path):
+    ask(page, "hello")
+    (tmp_path / "notes.txt").write_text("no picture")
+    chooser = page.locator("#message input[type=file]")
+    expect(chooser).to_have_attribute("accept", re.compile(r"image/\*.*video/\*"))
+    chooser.set_input_files(tmp_path / "notes.txt")
+    expect(page.get_by_text("Invalid file type: notes.txt")).to_be_visible()
+    expect(attached(page)).to_have_count(0)
+    expect(words(page, "user")).to_be_visible()
+
+
+def test_a_refused_edit_leaves_the_old_words(page):
+    ask(page, "hello")
+    page.get_by_role("button", name="Edit").first.click()
+    said(page, "user").get_by_role("textbox").fill("long " * 1000)
+    page.get_by_role("button", name="Submit").first.click()
+    expect(refusal(page)).to_contain_text("tokens")
+    expect(words(page, "user")).to_have_text("hello")
+
+
+def test_an_option_that_the_decoder_refuses_leaves_the_conversation_usable(page):
+    set_option(page, "Height, pixels", "7")
+    ask(page, "draw")
+    expect(said(page, "bot").get_by_role("alert")).to_contain_text("Error: image options")
+    set_option(page, "Height, pixels", "")
+    page.get_by_role("button", name="Retry").click()
+    assert value_shown(media(page, "bot", "image"), "image") == 32
+
+
+def test_a_file_dropped_beside_the_box_is_attached(page):
+    data = page.evaluate_handle(
+        """bytes => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], 'shapes.png', {type: 'image/png'}));
+            return data;
+        }""",
+        list(PICTURE.read_bytes()),
+    )
+    page.dispatch_event("#conversation", "drop", {"dataTransfer": data})
+    expect(attached(page)).to_have_count(1)
+    ask(page, "what is this?")
+    assert value_shown(media(page, "user", "image"), "image") == 500
+
+
+def test_a_message_of_files_alone_can_be_edited(page, pipeline):
+    page.locator("#message input[type=file]").set_input_files([PICTURE, FIXTURES / "sweep.wav"])
+    expect(attached(page)).to_have_count(2)
+    box(page).press("Enter")
+    wait_for_the_end(page)
+    page.get_by_role("button", name="Edit").first.click()
+    said(page, "user").get_by_role("textbox").last.fill("Draw it.")
+    page.get_by_role("button", name="Submit").first.click()
+    assert value_shown(media(page, "bot", "image"), "image") == 32
+    assert [part["type"] for part in pipeline.asked[-1]["content"]] == ["image", "audio", "text"]
+
+
+def test_a_kind_that_is_switched_off_is_told_beside_the_answer(page, pipeline, monkeypatch):
+    given = {}
+
+    def answer(messages, **options):
+        given.update(options)
+        content = [{"type": "text", "text": "Here is a horse."}]
+        yield TextDelta("Here is a horse.")
+        yield Finished(Reply({"role": "assistant", "content": content}, switched_off=["image"]))
+
+    monkeypatch.setattr(pipeline, "stream", answer)
+    option(page, "Temperature")
+    page.get_by_role("checkbox", name="image").uncheck()
+    expect(page.get_by_role("checkbox", name="text")).to_have_count(0)
+    ask(page, "draw a horse")
+    assert set(given["output_modalities"]) == {"text", "audio", "video"}
+    expect(said(page, "bot").get_by_role("alert")).to_have_text("Not made, because switched off: image.")
