@@ -52,19 +52,21 @@ class PictureDecoder(Decoder):
         return {name: options[name] or int(self.sizes[name].default) for name in ("height", "width")}
 
     def _preview(self, pipeline, latents: torch.Tensor) -> Preview:
-        return lambda: decode_small(pipeline.vae, pipeline.image_processor, latents)
+        return lambda: decode_small(pipeline.vae, latents)
 
     def _encode_media(self, pipeline, media: Sequence[Image.Image], options: dict) -> torch.Tensor:
         return encode_images(pipeline, media, **self._picture_size(options))
 
 
 @torch.no_grad()
-def decode_small(vae: torch.nn.Module, image_processor: Any, latents: torch.Tensor) -> list[Image.Image]:
+def decode_small(vae: torch.nn.Module, latents: torch.Tensor) -> list[Image.Image]:
     """Pictures of latents `[N, channels, h, w]`, decoded small for a preview."""
+    from diffusers.image_processor import VaeImageProcessor
+
     height, width = latents.shape[-2:]
     shrink = min(1.0, PREVIEW_LATENTS / max(height, width))
     small = F.interpolate(latents, size=(max(1, int(height * shrink)), max(1, int(width * shrink))), mode="area")
-    return image_processor.postprocess(decode_latents(vae, small), output_type="pil")
+    return VaeImageProcessor().postprocess(decode_latents(vae, small), output_type="pil")
 
 
 def image_pixels(images: Sequence[Image.Image], height: int, width: int) -> torch.Tensor:

@@ -45,7 +45,7 @@ class TextToVideoDecoder(Decoder):
 
     def _preview(self, pipeline, latents: torch.Tensor) -> Preview:
         middle = latents[:, :, latents.shape[2] // 2]  # [N, channels, frames, h, w] -> [N, channels, h, w]
-        return lambda: decode_small(pipeline.vae, pipeline.image_processor, middle)
+        return lambda: decode_small(pipeline.vae, middle)
 
     def _encode_media(self, pipeline, media: Sequence[Video], options: dict) -> torch.Tensor:
         check_equal_lengths(media)
