@@ -9,14 +9,15 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from near_texts import near
 from nextgpt.events import Reply
 from nextgpt.parts import preset_folder
+from nextgpt.train.nano.dialogues import scenarios
 from nextgpt.train.nano.dialogues.composer import DATA, load_composer
 from nextgpt.train.nano.dialogues.phrasings import PHRASINGS, load_phrasings, normalise
-from nextgpt.train.nano.evaluation import scenarios
+from nextgpt.train.nano.dialogues.scenarios import Filler, Scenario, ScenarioError, load_scenarios, parts_of_user, vary
 from nextgpt.train.nano.evaluation.bench import Bench
-from nextgpt.train.nano.evaluation.people import DIRECTIONS, People
-from nextgpt.train.nano.evaluation.scenarios import Filler, Scenario, ScenarioError, load_scenarios, vary
+from nextgpt.train.nano.evaluation.people import DIRECTIONS, TEST_SCENARIOS, People
 from nextgpt.train.nano.world.things import Clip, Picture, Sound
 
 NANO = preset_folder("nano")
@@ -40,64 +41,50 @@ def one(**row) -> Scenario:
     return Scenario.from_line(json.dumps({"about": "plain", **row}))
 
 
-def test_there_are_six_hundred_of_them_and_none_twice():
-    found = load_scenarios()
-    about = Counter(scenario.about for scenario in found)
-    assert len(found) >= 600 and about["mixture"] >= 200 and about["correction"] >= 100 and about["crossing"] >= 100
+@pytest.fixture(scope="module")
+def tested():
+    return load_scenarios(TEST_SCENARIOS)
+
+
+def asked(some: list[Scenario]) -> set[str]:
+    """What users say in the last turn, as one text without case and punctuation."""
+    texts = (" ".join(p for p in parts_of_user(s.turns[-1]["user"]) if isinstance(p, str)) for s in some)
+    return {normalise(text) for text in texts}
+
+
+def test_there_are_six_hundred_to_test_with_and_none_twice(tested):
+    about = Counter(scenario.about for scenario in tested)
+    assert len(tested) >= 600 and about["mixture"] >= 200 and about["correction"] >= 100 and about["crossing"] >= 100
     assert set(about) == set(scenarios.ABOUT)
-    texts = Counter(re.sub(r"\W+", " ", scenario.text.lower()) for scenario in found)
+    texts = Counter(re.sub(r"\W+", " ", scenario.text.lower()) for scenario in tested)
     assert max(texts.values()) == 1
 
 
-def test_none_of_them_is_within_two_edits_of_a_training_phrasing():
-    trained = {normalise(phrasing.text) for some in load_phrasings(PHRASINGS).values() for phrasing in some}
-    lengths = {length: [t for t in trained if len(t) == length] for length in {len(t) for t in trained}}
-    asked = {normalise(part) for s in load_scenarios() for part in _user(s) if isinstance(part, str)}
-    close = [
-        (text, other)
-        for text in asked
-        for length in range(len(text) - 2, len(text) + 3)
-        for other in lengths.get(length, ())
-        if _within_two_edits(text, other)
+def test_those_to_learn_from_are_as_many_as_agreed_and_no_wording_is_in_more_than_one_of_a_hundred():
+    taught = load_scenarios()
+    about = Counter(scenario.about for scenario in taught)
+    assert len(taught) >= 7000 and set(about) == set(scenarios.ABOUT)
+    wordings = Counter(re.sub(r"\{\w+\}", "_", normalise(str(scenario.turns))) for scenario in taught)
+    assert wordings.most_common(1)[0][1] <= len(taught) / 100
+
+
+def test_what_is_tested_is_not_within_two_edits_of_what_is_learned(tested):
+    phrasings = {normalise(phrasing.text) for some in load_phrasings(PHRASINGS).values() for phrasing in some}
+    assert not near(asked(tested), phrasings | asked(load_scenarios()))
+
+
+def test_near_texts_are_found():
+    assert near(["draw a cat"], ["draw the cat", "draws a cat!", "dra a caat", "paint a cat"]) == [
+        ("draw a cat", "dra a caat"),
+        ("draw a cat", "draws a cat!"),
     ]
-    assert not close
 
 
-def _within_two_edits(first: str, second: str) -> bool:
-    start = next((n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
-    first, second = first[start:], second[start:]
-    end = next(
-        (n for n, (a, b) in enumerate(zip(first[::-1], second[::-1], strict=False)) if a != b), min(len(first), len(second))
-    )
-    first, second = first[: len(first) - end], second[: len(second) - end]
-    if max(len(first), len(second)) > 12:  # two edits lie near each other or are found by the full table below
-        return _distance(first, second) <= 2 if abs(len(first) - len(second)) <= 2 and _bag(first, second) <= 4 else False
-    return _distance(first, second) <= 2
-
-
-def _bag(first: str, second: str) -> int:
-    a, b = Counter(first), Counter(second)
-    return sum(((a - b) + (b - a)).values())
-
-
-def _distance(first: str, second: str) -> int:
-    row = list(range(len(second) + 1))
-    for n, a in enumerate(first, 1):
-        last, row = row, [n]
-        for m, b in enumerate(second, 1):
-            row.append(min(last[m] + 1, row[m - 1] + 1, last[m - 1] + (a != b)))
-    return row[-1]
-
-
-def _user(scenario: Scenario) -> list:
-    last = scenario.turns[-1]["user"]
-    return last if isinstance(last, list) else [last]
-
-
-def test_every_scenario_can_be_filled_from_the_package(composer):
+@pytest.mark.parametrize("files", [(), (TEST_SCENARIOS,)], ids=["learned", "tested"])
+def test_every_scenario_can_be_filled_from_the_package(files, composer):
     bench = Bench(None, folder=NANO)
     fill = Filler(composer, bench.holds)
-    for number, scenario in enumerate(load_scenarios()):
+    for number, scenario in enumerate(load_scenarios(*files)):
         asked = fill(scenario, random.Random(number))
         texts = [part["text"] for message in asked.messages for part in message["content"] if part["type"] == "text"]
         assert not any("{" in text for text in texts)
@@ -227,6 +214,5 @@ def test_a_new_subject_has_its_own_defaults(people):
 def test_each_direction_has_phrasings_of_its_own(people):
     assert set(people.directions) == set(DIRECTIONS)
     assert all(len(found) >= 10 for found in people.directions.values())
-    assert people.parser and isinstance(people.bench._outside, dict)
     part = people._part({"type": "image", "medium": None})
     assert isinstance(part["image"], Image.Image)

@@ -10,14 +10,16 @@ import itertools
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from nextgpt.events import Media, Reply
+from nextgpt.train.nano.dialogues.scenarios import PARTS, Asked, Filler, Scenario, load_scenarios, vary
 from nextgpt.train.nano.evaluation.answers import AnswerParser
 from nextgpt.train.nano.evaluation.bench import AS_TENSOR, Bench
-from nextgpt.train.nano.evaluation.scenarios import PARTS, Asked, Filler, Scenario, load_scenarios, vary
 from nextgpt.train.nano.evaluation.scores import Sample, Score
 
+TEST_SCENARIOS = Path(__file__).parent / "test_scenarios.jsonl"
 MEETS_BAR, MIXTURE_BAR, CHANGE_BAR, REFUSAL_BAR = 0.90, 0.90, 0.90, 0.95
 VARIED_LOSS = 0.03  # how much capitals, no punctuation or a slipped letter may cost
 # What one turn may ask, each as often: from words to each kind and back, between kinds, several media, what it cannot.
@@ -57,7 +59,7 @@ class People:
         self.fill = Filler(bench.composer, bench.holds)
         self.parser = AnswerParser.of_world(setting.concepts, setting.instruments)
         self.scenarios: dict[str, list[Scenario]] = defaultdict(list)
-        for scenario in load_scenarios():
+        for scenario in load_scenarios(TEST_SCENARIOS):
             self.scenarios[scenario.about].append(scenario)
         self.directions = self._directions()
 

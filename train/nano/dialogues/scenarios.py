@@ -1,11 +1,12 @@
 """Conversations as people type them, what must be in the last answer, and whether it is.
 
-A line of `test_scenarios.jsonl` is `{"about": …, "turns": [{"user": …, "answer": […]}], "only": […]}`. `user` is a text,
-or a list of texts and attached media (`{"image": {"concept": "{concept}"}}`, `{"audio": "outside"}`); what is not said of a
-medium is drawn at random. `answer` lists in order the media that must come, with the parts that must be right, and checks of
-the words: `{"text": {"names": […], "tells": {part: value}}}`, `{"text": {"yes": true}}`, `{"text": {"refuses": true}}`,
-`{"text": {"abilities": true}}`, `{"text": {"chats": true}}`. Texts and values hold slots (`{a_concept_2}`, `{background}`);
-the slots of one name share one value in a line. `only` are the kinds of answer that are allowed.
+A line of `data/scenarios/*.jsonl`, which are learned from, and of the evaluation's `test_scenarios.jsonl` is
+`{"about": …, "turns": [{"user": …, "answer": […]}], "only": […]}`. `user` is a text, or a list of texts and attached media
+(`{"image": {"concept": "{concept}"}}`, `{"audio": "outside"}`); what is not said of a medium is drawn at random. `answer`
+lists in order the media that must come, with the parts that must be right, and checks of the words:
+`{"text": {"names": […], "tells": {part: value}}}`, or one of `yes`, `refuses`, `abilities`, `chats`, `asks`; `reply` may
+give the words. Texts and values hold slots (`{a_concept_2}`, `{background}`); the slots of one name share one value in a line.
+`only` are the kinds of answer that are allowed.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ from nextgpt.train.nano.world.things import (
     Sound,
 )
 
-SCENARIOS = Path(__file__).parent / "test_scenarios.jsonl"
+SCENARIOS = Path(__file__).parent / "data" / "scenarios"
 ABOUT = ("plain", "mixture", "correction", "change", "crossing", "new subject", "refusal", "limited", "abilities")
 PARTS = {
     "image": ("concept", "background", "style", "size"),
     "audio": ("instrument", "register", "figure"),
     "video": ("concept", "motion"),
 }
-CHECKS = frozenset({"names", "tells", "yes", "refuses", "abilities", "chats"})
+CHECKS = frozenset({"names", "tells", "yes", "refuses", "abilities", "chats", "asks"})
 VALUES = {**PICTURE_VALUES, **SOUND_VALUES, "motion": tuple(MOTIONS)}
 DEFAULTS = {**PICTURE_DEFAULTS, **SOUND_DEFAULTS}
 # Slot → what it names: the same thing may be said in several ways.
@@ -81,7 +82,9 @@ class Scenario:
             if slot not in NAMED_BY:
                 raise ScenarioError(f"unknown slot {{{slot}}}")
         for turn in scenario.turns:
-            for part in (*_parts(turn["user"]), *turn["answer"]):
+            if unknown := turn.keys() - {"user", "answer", "reply"}:
+                raise ScenarioError(f"a turn has the unknown key {sorted(unknown)[0]!r}")
+            for part in (*parts_of_user(turn["user"]), *turn["answer"]):
                 _check_part(part)
         return scenario
 
@@ -95,7 +98,8 @@ class Scenario:
         return self.turns[-1]["answer"]
 
 
-def _parts(user: str | list) -> list:
+def parts_of_user(user: str | list) -> list:
+    """What a user's turn is made of: texts and attached media."""
     return [user] if isinstance(user, str) else user
 
 
@@ -113,14 +117,19 @@ def _check_part(part: str | dict) -> None:
         raise ScenarioError(f"{modality} has no {sorted(unknown)[0]!r}")
 
 
-def load_scenarios(file: Path = SCENARIOS) -> list[Scenario]:
-    """All lines of a file. Raises ScenarioError, naming every line that is not as agreed."""
+def load_scenarios(*files: Path) -> list[Scenario]:
+    """All lines of some files, by default of those that are learned from.
+
+    Raises:
+        ScenarioError: names every line that is not as agreed.
+    """
     scenarios, bad = [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            scenarios.append(Scenario.from_line(line))
-        except (ValueError, KeyError) as error:
-            bad.append(f"{file}, line {number}: {error}")
+    for file in files or sorted(SCENARIOS.glob("*.jsonl")):
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                scenarios.append(Scenario.from_line(line))
+            except (ValueError, KeyError) as error:
+                bad.append(f"{file}, line {number}: {error}")
     if bad:
         raise ScenarioError("\n".join(bad))
     return scenarios
@@ -185,7 +194,7 @@ class Filler:
         values = _Values(scenario, self.setting, rng)
         asked = Asked(scenario)
         for number, turn in enumerate(scenario.turns):
-            content = [self._user_part(part, values, rng) for part in _parts(turn["user"])]
+            content = [self._user_part(part, values, rng) for part in parts_of_user(turn["user"])]
             asked.messages.append({"role": "user", "content": content})
             wanted = [values.wanted(part) for part in turn["answer"]]
             if number < len(scenario.turns) - 1:
@@ -213,12 +222,14 @@ class Filler:
 
         match modality:
             case "image":
-                return Picture(told["concept"], *(of(part, VALUES[part]) for part in ("style", "background", "size")))
+                concept = of("concept", self.setting.names)
+                return Picture(concept, *(of(part, VALUES[part]) for part in ("style", "background", "size")))
             case "audio":
-                if not self.setting.instruments[told["instrument"]].pitched:
-                    return Sound(told["instrument"])
-                return Sound(told["instrument"], of("register", VALUES["register"]), of("figure", VALUES["figure"]))
-        return Clip(told["concept"], of("motion", VALUES["motion"]))
+                name = of("instrument", self.setting.instruments)
+                if not self.setting.instruments[name].pitched:
+                    return Sound(name)
+                return Sound(name, of("register", VALUES["register"]), of("figure", VALUES["figure"]))
+        return Clip(of("concept", self.setting.filmed), of("motion", VALUES["motion"]))
 
     def _answer(self, wanted: list[Wanted]) -> Iterator[dict]:
         """An earlier answer, as it should have been."""
