@@ -20,8 +20,9 @@ from nextgpt.signals import MODALITIES
 from nextgpt.train.nano.dialogues import composer as dialogues
 from nextgpt.train.nano.dialogues.composer import load_composer
 from nextgpt.train.nano.dialogues.phrasings import INTENT_SLOTS, load_phrasings
+from nextgpt.train.nano.dialogues.scenarios import Filler
 from nextgpt.train.nano.dialogues.turns import Shown
-from nextgpt.train.nano.evaluation import rows
+from nextgpt.train.nano.evaluation import people, rows
 from nextgpt.train.nano.evaluation.bench import (
     AS_TENSOR,
     JUDGES,
@@ -70,7 +71,7 @@ class Oracle:
     """Stands for assistant and judges: answers as the turns say, and knows true media when it meets them again."""
 
     def __init__(self, bench: Bench):
-        self.bench, self.turns, self.known = bench, [], {}
+        self.bench, self.turns, self.known, self.asked = bench, [], {}, []
         bench.ask = self.answer
         bench.judges = {modality: SimpleNamespace(read=self.read) for modality in JUDGES}
         self._render, bench.render = bench.render, self.render
@@ -87,16 +88,38 @@ class Oracle:
 
         return listening
 
+    def listen_to(self, fill):
+        """Hears what scenarios ask for."""
+
+        def listening(*arguments):
+            self.asked.append(fill(*arguments))
+            return self.asked[-1]
+
+        return listening
+
     def answer(self, row, conversations, **_):
         return [self._reply(messages[-1]["content"]) for messages in conversations]
 
     def _reply(self, asked):
         words = asked if isinstance(asked, str) else " ".join(part["text"] for part in asked if part["type"] == "text")
+        for scenario in self.asked:
+            if words == " ".join(part["text"] for part in scenario.messages[-1]["content"] if part["type"] == "text"):
+                return self._reply_to_scenario(scenario)
         while told(turn := self.turns.pop(0)) != words:
             continue
         content = expected_content(turn)
         for part, medium in zip([p for p in content if p["type"] != "text"], expected_media(turn), strict=True):
             part[part["type"]] = self.bench.render(medium)
+        return Reply({"role": "assistant", "content": content})
+
+    def _reply_to_scenario(self, scenario):
+        content = []
+        for part in scenario.wanted:
+            if part.kind == "text":
+                content.append({"type": "text", "text": in_words(self.bench.composer.setting, part.told)})
+            else:
+                medium = Filler(self.bench.composer).default(part)
+                content.append({"type": part.kind, part.kind: self.bench.render(medium)})
         return Reply({"role": "assistant", "content": content})
 
     def render(self, medium):
@@ -108,15 +131,34 @@ class Oracle:
         return [self.known.get(each.numpy().tobytes(), {MAIN[m]: UNKNOWN for m in MAIN}) for each in media]
 
 
+def in_words(setting, told):
+    """What passes the checks of a scenario's words."""
+    said = []
+    if "names" in told:
+        known = {**setting.instruments, **setting.concepts}
+        said.append(f"This is {' and '.join(known[name].indefinite for name in told['names'])}.")
+    for part, value in told.get("tells", {}).items():
+        said.append({"background": f"On {value}.", "figure": f"A {value}."}.get(part, f"It is {value}."))
+    if "yes" in told:
+        said.append("Yes." if told["yes"] else "No.")
+    words = {
+        "refuses": "I can't do that.",
+        "abilities": "I can draw pictures, play sounds and make clips.",
+        "chats": "Hello!",
+    }
+    return " ".join([*said, *(text for check, text in words.items() if check in told)])
+
+
 @pytest.fixture
-def bench(folder):
+def bench(folder, monkeypatch):
     config = SimpleNamespace(input_modalities=list(MODALITIES))
     vocoder = GriffinLimVocoder(GriffinLimVocoderConfig(rounds=1))
     decoders = {modality: SimpleNamespace(pipeline=SimpleNamespace(vocoder=vocoder)) for modality in MODALITIES}
     pipeline = SimpleNamespace(model=SimpleNamespace(config=config), decoders=decoders)
     bench = Bench(pipeline, count=6, folder=folder.parent)
     bench.judges = dict.fromkeys(MODALITIES)
-    Oracle(bench)
+    oracle = Oracle(bench)
+    monkeypatch.setattr(people, "Filler", lambda *arguments: oracle.listen_to(Filler(*arguments)))
     return bench
 
 

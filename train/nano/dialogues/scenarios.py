@@ -5,7 +5,7 @@ A line of `data/scenarios/*.jsonl`, which are learned from, and of the evaluatio
 (`{"image": {"concept": "{concept}"}}`, `{"audio": "outside"}`); what is not said of a medium is drawn at random. `answer`
 lists in order the media that must come, with the parts that must be right, and checks of the words:
 `{"text": {"names": […], "tells": {part: value}}}`, or one of `yes`, `refuses`, `abilities`, `chats`, `asks`; `reply` may
-give the words. Texts and values hold slots (`{a_concept_2}`, `{background}`); the slots of one name share one value in a line.
+give the words. Texts and values hold slots (`{a_concept_2}`, `{background}`); those of one name share one value in a line.
 `only` are the kinds of answer that are allowed.
 """
 
@@ -237,11 +237,12 @@ class Filler:
             if part.kind == "text":
                 yield {"type": "text", "text": self._said(part.told)}
                 continue
-            medium = self._default(part)
+            medium = self.default(part)
             yield {"type": "text", "text": self.setting.here_is(medium)}
             yield {"type": part.kind}
 
-    def _default(self, part: Wanted) -> Medium:
+    def default(self, part: Wanted) -> Medium:
+        """The medium of a part of an answer, what is not said of it at its default."""
         told = _with_defaults(part, self.setting).told
         match part.kind:
             case "image":
