@@ -21,8 +21,8 @@ from nextgpt.demo.conversations import KEEP_HOURS, Store
 from nextgpt.demo.page import Page
 from nextgpt.demo.welcome import EXAMPLES
 from nextgpt.errors import UserInputError
-from nextgpt.info import known_world
 from nextgpt.pipeline import NextGPTPipeline
+from nextgpt.report.info import known_world
 
 logger = logging.getLogger(__name__)
 

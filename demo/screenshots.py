@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from nextgpt.demo.app import Chat
 from nextgpt.errors import UserInputError
-from nextgpt.info import known_world
 from nextgpt.pipeline import DEFAULT_MODEL, NextGPTPipeline
+from nextgpt.report.info import known_world
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page

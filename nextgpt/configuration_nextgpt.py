@@ -15,7 +15,7 @@ from nextgpt import decoders as decoder_room
 from nextgpt import encoders as encoder_room
 from nextgpt.encoders.loading import ENCODERS
 from nextgpt.errors import ModelLoadError
-from nextgpt.parts import FrozenPart, first_line, resolve_model
+from nextgpt.hub.parts import FrozenPart, first_line, resolve_model
 from nextgpt.signals import MODALITIES
 
 LORA_DEFAULTS = {"r": 32, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}

@@ -34,7 +34,7 @@ from nextgpt import encoders as encoder_room
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.generation import InterleavedGenerationMixin
-from nextgpt.parts import FrozenPart, fetch_model, first_line
+from nextgpt.hub.parts import FrozenPart, fetch_model, first_line
 from nextgpt.projections import OutputProjection, SignalRows
 from nextgpt.signals import SignalVocabulary
 

@@ -28,8 +28,8 @@ from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, Timings
 from nextgpt.generation import InterleavedOutput, SignalRun
 from nextgpt.hardware import resolve_device, resolve_dtype
+from nextgpt.hub.parts import FrozenPart, fetch_model, first_line, is_repository_name
 from nextgpt.modeling_nextgpt import TRAINED_FILE, NextGPTModel
-from nextgpt.parts import FrozenPart, fetch_model, first_line, is_repository_name
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.signals import MODALITIES
 

@@ -21,8 +21,8 @@ from transformers import AddedToken, AutoProcessor, AutoTokenizer, BatchFeature,
 from nextgpt import encoders as encoder_room
 from nextgpt.configuration_nextgpt import NextGPTConfig, encoder_config_from_dict
 from nextgpt.errors import ConversationTooLong, ModelLoadError, UserInputError
+from nextgpt.hub.parts import fetch_model, first_line
 from nextgpt.media import load_media
-from nextgpt.parts import fetch_model, first_line
 from nextgpt.signals import MODALITIES, SignalVocabulary
 from nextgpt.text import check_characters
 

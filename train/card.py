@@ -42,7 +42,7 @@ def write_card(folder: str | Path, config: NextGPTConfig, record: dict[str, Any]
 
     Args:
         config: of the model.
-        record: what `nextgpt.train.record` says of the run that made it.
+        record: what `nextgpt.train.run_metadata` says of the run that made it.
     """
     settings, data, start = record["configuration"], record["data"], record["starts"][-1]
     finished = record["finished"]

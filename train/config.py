@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 from nextgpt.configuration_nextgpt import LOSS_PARTS, without_tensor
 from nextgpt.errors import UserInputError
 from nextgpt.modeling_nextgpt import TRAINED_GROUPS
-from nextgpt.train.data import ON_BAD_ITEM
+from nextgpt.train.data.dataset import ON_BAD_ITEM
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class TrainingConfig:
     Args:
         model: where to start: a NExT-GPT preset, folder or Hub repository. With trained weights in it (an earlier
             stage's output) training goes on from them; with a `config.json` alone the trained parts start afresh.
-        data: JSON-lines files of chat messages (see `nextgpt.train.data`).
+        data: JSON-lines files of chat messages (see `nextgpt.train.data.dataset`).
         data_weights: one number for each file, its weight in the mixture; by default every conversation comes once an
             epoch.
         on_bad_item: `fail` stops at a conversation or a file that cannot be used; `skip` goes on without it and lists

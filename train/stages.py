@@ -20,19 +20,19 @@ from transformers.trainer import TRAINER_STATE_NAME
 from nextgpt.configuration_nextgpt import LORA_DEFAULTS, NextGPTConfig
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.hardware import is_out_of_memory, training_attention
+from nextgpt.hub.parts import fetch_model
 from nextgpt.modeling_nextgpt import TRAINED_FILE, NextGPTModel
-from nextgpt.parts import fetch_model
 from nextgpt.processing_nextgpt import PROCESSOR_FILE, NextGPTProcessor
+from nextgpt.train.callbacks import SampleAnswers
 from nextgpt.train.card import write_card
 from nextgpt.train.checkpoints import check_identity, checkpoints, set_aside, written_whole
 from nextgpt.train.config import TrainingConfig
-from nextgpt.train.data import ChatCollator, ChatDataset, Reader, TrainingFeatures
-from nextgpt.train.features import gather_features
-from nextgpt.train.record import fingerprint_model, finish_record, run_identity, write_record, write_start
-from nextgpt.train.sampling import EpochSampler
-from nextgpt.train.store import SKIPPED_FILE
+from nextgpt.train.data.dataset import ChatCollator, ChatDataset, Reader, TrainingFeatures
+from nextgpt.train.data.features import gather_features
+from nextgpt.train.data.sampler import EpochSampler
+from nextgpt.train.data.store import SKIPPED_FILE
+from nextgpt.train.run_metadata import fingerprint_model, finish_record, run_identity, write_record, write_start
 from nextgpt.train.trainer import StageTrainer, TrainingStopped
-from nextgpt.train.watch import SampleAnswers
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> None:
     """Every key of the original and of this model, then the result."""
     if not options.debug:
         quiet_libraries()
-    from nextgpt.original import IncompleteCheckpoint, convert_checkpoint
+    from nextgpt.hub.convert_nextgpt_checkpoint import IncompleteCheckpoint, convert_checkpoint
 
     try:
         report = convert_checkpoint(

@@ -19,7 +19,7 @@ def run(options: argparse.Namespace) -> int:
     """One line for each check; exit code 1 where something would not work."""
     if not options.debug:
         quiet_libraries()
-    from nextgpt.doctor import examine
+    from nextgpt.report.doctor import examine
 
     findings = examine(options.model)
     marks = {True: "ok", False: "FAILS", None: "?"}

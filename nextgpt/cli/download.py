@@ -22,8 +22,8 @@ def run(options: argparse.Namespace) -> None:
     """The sizes first, then the files."""
     if not options.debug:
         quiet_libraries(bars=True)
-    from nextgpt.download import download, parts_to_fetch, plan_downloads
     from nextgpt.errors import ModelLoadError
+    from nextgpt.hub.download import download, parts_to_fetch, plan_downloads
 
     def show(*rows: tuple[str, ...]) -> None:
         print(aligned([("part", "repository", "files", "GB", "licence"), *rows], right=3), flush=True)

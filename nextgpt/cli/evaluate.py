@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
 def climb(options: argparse.Namespace) -> None:
     """The ladder: every part alone, and what the rungs can carry."""
     with status("loading the ladder …"):
-        from nextgpt.parts import preset_folder
+        from nextgpt.hub.parts import preset_folder
         from nextgpt.train.nano.evaluation.ladder import RUNGS, Ladder, check_rungs, climb, paths
         from nextgpt.train.nano.evaluation.scores import as_json, table
 

@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> None:
     """Versions, devices, and the parts of a model; no weights are loaded."""
     if not options.debug:
         quiet_libraries()
-    from nextgpt.info import describe_environment, describe_model, describe_run, known_world
+    from nextgpt.report.info import describe_environment, describe_model, describe_run, known_world
 
     run = describe_run(options.model)
     if run:

@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> None:
     """The table of a model's parts."""
     if not options.debug:
         quiet_libraries()
-    from nextgpt.params import count_parameters
+    from nextgpt.report.params import count_parameters
 
     table = count_parameters(options.model)
     if options.json:

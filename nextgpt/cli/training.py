@@ -83,7 +83,7 @@ def _add_convert(tools, debug) -> None:
 
 def convert_data(options: argparse.Namespace) -> None:
     """Converts, and says how many conversations there are, what was left out and why."""
-    from nextgpt.train.formats import convert_files
+    from nextgpt.train.data.convert import convert_files
 
     report = convert_files(options.files, options.out, format=options.format, media_folder=options.media, task=options.task)
     if options.json:
@@ -126,7 +126,7 @@ def _add_check(tools, debug) -> None:
 
 def check_data(options: argparse.Namespace) -> int:
     """Prints the problems and the histogram of lengths; exit code 1 where there is a problem."""
-    from nextgpt.train.check import check_files
+    from nextgpt.train.data.check import check_files
 
     report = check_files(
         options.files,
@@ -155,7 +155,7 @@ def _add_cache(tools, debug) -> None:
 
 def cache_data(options: argparse.Namespace) -> None:
     """Computes what is missing; started again, it goes on where it stopped."""
-    from nextgpt.train.cache import cache_features
+    from nextgpt.train.data.cache import cache_features
 
     folder = cache_features(STAGES[options.stage], options.config, options.overrides, processes=options.processes)
     print(f"features of the frozen parts: {folder}")

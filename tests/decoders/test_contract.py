@@ -8,7 +8,7 @@ import torch
 
 from media_values import random_conditioning
 from nextgpt.decoders import DECODERS, Decoder, Size, TensorSpec, conditioning_spec, load_decoder, register_decoder
-from nextgpt.train.hashes import FileHashes
+from nextgpt.train.data.hashes import FileHashes
 from tiny_decoders import TINY_DECODERS, save_tiny_audioldm, save_tiny_stable_diffusion, save_tiny_stable_diffusion_3
 
 every_kind = pytest.mark.parametrize("kind", TINY_DECODERS)

@@ -9,10 +9,10 @@ from safetensors import safe_open
 
 from nextgpt import NextGPTPipeline
 from nextgpt.decoders import load_decoder
-from nextgpt.doctor import Finding, examine
 from nextgpt.errors import UserInputError
 from nextgpt.modeling_nextgpt import NextGPTModel
-from nextgpt.train.feature_cache import FeatureCache
+from nextgpt.report.doctor import Finding, examine
+from nextgpt.train.data.feature_cache import FeatureCache
 from nextgpt.train.stages import run_stage
 from tiny_training import build_world, checkpoint_tensors, config_for, log_of
 from toy_decoder import ROWS, ToyDecoder, save_toy_decoder
@@ -142,7 +142,7 @@ def test_the_cache_keeps_the_tensors_of_a_caption_by_name(tmp_path) -> None:
 
 
 def test_a_cache_of_an_earlier_version_is_refused_and_says_so(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("nextgpt.train.feature_cache.CACHE_VERSION", "2")
+    monkeypatch.setattr("nextgpt.train.data.feature_cache.CACHE_VERSION", "2")
     FeatureCache(tmp_path, "captions-toy", {"content": "1"}).add({b"1" * 32: torch.zeros(2)})
     monkeypatch.undo()
     with pytest.raises(UserInputError, match="is stale: another version of nextgpt wrote it. Delete it"):

@@ -14,7 +14,7 @@ import torch
 from nextgpt.encoders import ImageBind
 from nextgpt.errors import UserInputError
 from nextgpt.hardware import is_out_of_memory
-from nextgpt.info import describe_run
+from nextgpt.report.info import describe_run
 from nextgpt.train.checkpoints import checkpoints, publish, set_aside
 from nextgpt.train.stages import run_stage
 from nextgpt.train.trainer import StageTrainer, TrainingStopped

@@ -17,8 +17,8 @@ from nextgpt.errors import UserInputError
 from nextgpt.modeling_nextgpt import NextGPTModel
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.config import TrainingConfig
-from nextgpt.train.data import ChatCollator, ChatDataset, Reader, TrainingFeatures
-from nextgpt.train.features import FeatureCache, FeatureSource, FeatureTable, fill
+from nextgpt.train.data.dataset import ChatCollator, ChatDataset, Reader, TrainingFeatures
+from nextgpt.train.data.features import FeatureCache, FeatureSource, FeatureTable, fill
 from nextgpt.train.stages import STAGES, load_for_training, run_stage
 from nextgpt.train.trainer import StageTrainer
 from tiny_training import REPOSITORY, build_world, checkpoint_tensors, config_for, drawing, log_of, naming, write_lines

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from nextgpt.__main__ import main
-from nextgpt.train import watch
+from nextgpt.train import callbacks as watch
 from nextgpt.train.config import TrainingConfig
 from nextgpt.train.stages import read_config, run_stage
 from nextgpt.train.trainer import ProgressBar

@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders.sources import SHARED_FILE
 from nextgpt.encoders import ImageBind, ImageBindConfig
-from nextgpt.info import KNOWN_FILE
+from nextgpt.hub.parts import preset_folder
 from nextgpt.modeling_nextgpt import TRAINED_FILE
-from nextgpt.parts import preset_folder
+from nextgpt.report.info import KNOWN_FILE
 from nextgpt.train.nano.evaluation.bench import JUDGES
 from nextgpt.train.nano.models.loop import LOG_FILE
 from nextgpt.train.nano.world.clips import ClipWorld
@@ -117,7 +117,7 @@ def assemble_frozen(root: Path, preset: Path) -> None:
 
 
 def known_names(folder: Path, modalities: Iterable[str] = DECODERS) -> dict[str, list[str]]:
-    """What a built world holds, as `nextgpt.info.known_world` gives it.
+    """What a built world holds, as `nextgpt.report.info.known_world` gives it.
 
     Args:
         folder: of the world.

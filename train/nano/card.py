@@ -12,8 +12,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from nextgpt.doctor import file_hash
-from nextgpt.parts import preset_folder
+from nextgpt.hub.parts import preset_folder
+from nextgpt.report.doctor import file_hash
 from nextgpt.train.nano.evaluation.evaluate import Score, table
 from nextgpt.train.nano.models.loop import LOG_FILE
 from nextgpt.train.nano.world.clips import FPS, FRAMES, ClipWorld

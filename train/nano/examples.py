@@ -13,7 +13,7 @@ from PIL import Image
 
 from nextgpt.decoders import Audio
 from nextgpt.events import save_media
-from nextgpt.parts import preset_folder
+from nextgpt.hub.parts import preset_folder
 from nextgpt.train.nano.world.clips import Clip, ClipRenderer, ClipWorld
 from nextgpt.train.nano.world.media_files import as_video
 from nextgpt.train.nano.world.pictures import Renderer, World

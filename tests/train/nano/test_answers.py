@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nextgpt.parts import preset_folder
+from nextgpt.hub.parts import preset_folder
 from nextgpt.train.nano.evaluation.answers import AnswerParser
 from nextgpt.train.nano.world.things import load_concepts, load_instruments
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nextgpt.errors import UserInputError
-from nextgpt.parts import preset_folder
+from nextgpt.hub.parts import preset_folder
 from nextgpt.train.nano.evaluation import ladder
 from nextgpt.train.nano.evaluation.ladder import RUNGS, Ladder, announced, climb, linear_reading, paths
 from nextgpt.train.nano.evaluation.reconstruct import reconstruct

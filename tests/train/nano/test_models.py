@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 
 from nextgpt.decoders import sources
 from nextgpt.encoders import ImageBind, preprocessor_for
-from nextgpt.info import known_world
+from nextgpt.report.info import known_world
 from nextgpt.train.nano import assemble
 from nextgpt.train.nano.evaluation import clip_judge, judge, sound_judge
 from nextgpt.train.nano.models import audio_encoder, autoencoder, encoder, loop, sound_lessons

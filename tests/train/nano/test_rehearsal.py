@@ -7,9 +7,9 @@ import json
 import pytest
 
 from nextgpt.__main__ import main
-from nextgpt.parts import preset_folder
+from nextgpt.hub.parts import preset_folder
 from nextgpt.signals import MODALITIES
-from nextgpt.train.check import check_files
+from nextgpt.train.data.check import check_files
 from nextgpt.train.nano.dialogues.composer import combinations, load_composer
 from nextgpt.train.nano.dialogues.rehearsal import write_rehearsal
 from nextgpt.train.nano.world.things import path_of

@@ -11,7 +11,7 @@ from PIL import Image
 
 from near_texts import near
 from nextgpt.events import Reply
-from nextgpt.parts import preset_folder
+from nextgpt.hub.parts import preset_folder
 from nextgpt.train.nano.dialogues import scenarios
 from nextgpt.train.nano.dialogues.composer import DATA, load_composer
 from nextgpt.train.nano.dialogues.phrasings import PHRASINGS, load_phrasings, normalise

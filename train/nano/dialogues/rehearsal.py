@@ -15,13 +15,13 @@ from pathlib import Path
 from transformers.utils.logging import tqdm
 
 from nextgpt.errors import UserInputError
-from nextgpt.parts import preset_folder
+from nextgpt.hub.parts import preset_folder
 from nextgpt.signals import MODALITIES
+from nextgpt.train.data.sampler import shares
 from nextgpt.train.nano.dialogues.composer import LINES, combinations, load_composer
 from nextgpt.train.nano.world.media_files import TrueMedia, outside_files, write
 from nextgpt.train.nano.world.pictures import World
 from nextgpt.train.nano.world.things import path_of
-from nextgpt.train.sampling import shares
 
 # As the last stage of nano mixed them.
 MIXTURE = {"instruct": 2, "align_decoders": 1, "align_encoders": 0.7}

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from nextgpt import NextGPTPipeline
 from nextgpt.decoders import Audio, Video
 from nextgpt.events import Media, Reply
-from nextgpt.parts import preset_folder
+from nextgpt.hub.parts import preset_folder
 from nextgpt.signals import MODALITIES
 from nextgpt.train.nano.dialogues.composer import DATA, Composer, load_composer
 from nextgpt.train.nano.dialogues.turns import Made, Shown, Turn

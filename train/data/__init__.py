@@ -1,0 +1,1 @@
+"""Training data, one way: records, dataset, features, sampler; conversion and checks."""

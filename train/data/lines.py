@@ -1,0 +1,81 @@
+"""The lines of JSON-lines files of chat messages, and the messages in them. Reads no media and knows no tokens."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nextgpt.errors import NextGPTError, UserInputError
+from nextgpt.hardware import is_out_of_memory
+from nextgpt.hub.parts import first_line
+
+
+def as_problem(error: Exception) -> NextGPTError:
+    """Whatever an item raised, as something wrong with that item; a lack of memory is not, and is raised again."""
+    if is_out_of_memory(error):
+        raise error
+    known = isinstance(error, NextGPTError)
+    return error if known else UserInputError(f"cannot be read ({type(error).__name__}: {first_line(error)})")
+
+
+class Line(NamedTuple):
+    """One line of a data file, as it stands there."""
+
+    source: int
+    where: str
+    folder: str
+    content: bytes
+
+    def messages(self) -> list[dict]:
+        """The conversation, with media paths resolved.
+
+        Raises:
+            UserInputError: the line is not what it should be.
+        """
+        try:
+            record = json.loads(self.content)
+        except ValueError as error:
+            reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not valid JSON"
+            raise UserInputError(
+                f"{reason} ({error}); each line is one conversation, and `nextgpt data convert` makes such lines"
+            ) from None
+        except RecursionError:
+            raise UserInputError("not valid JSON (nested too deeply); each line is one conversation") from None
+        messages = record.get("messages") if isinstance(record, dict) else None
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            shown = self.content.decode(errors="replace").strip()[:60]
+            raise UserInputError(f'expected {{"messages": [...]}}, found {shown}; `nextgpt data convert` makes such lines')
+        return [_resolve(message, Path(self.folder)) for message in messages]
+
+
+def read_lines(files: Iterable[str | Path]) -> Iterator[Line]:
+    """The lines of JSON-lines files that are not empty, in order."""
+    for source, file in enumerate(files):
+        path = Path(file)
+        with path.open("rb") as lines:
+            for number, content in enumerate(lines, start=1):
+                if content.strip():
+                    yield Line(source, f"{path}:{number}", str(path.parent), content)
+
+
+def check_files(files: Iterable[str | Path]) -> None:
+    """Raises UserInputError for a data file that is not there."""
+    for file in files:
+        if not Path(file).is_file():
+            raise UserInputError(f"{file}: no such file; `data` names JSON-lines files of chat messages")
+
+
+def _resolve(message: dict, folder: Path) -> dict:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message  # text, or something that the processor will refuse
+
+    def resolved(part: Any) -> Any:
+        if isinstance(part, dict) and isinstance(part.get("path"), str) and "://" not in part["path"]:
+            return part | {"path": os.path.normpath(folder / part["path"])}
+        return part
+
+    return message | {"content": [resolved(part) for part in content]}

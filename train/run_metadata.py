@@ -1,0 +1,167 @@
+"""What a run's folder says of how it came to be: `run.json`. Trains nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.hub.parts import preset_names
+from nextgpt.modeling_nextgpt import LORA_FOLDER, TRAINED_FILE
+from nextgpt.report.doctor import ADAPTER_FILE, file_hash
+from nextgpt.report.info import RUN_FILE, describe_environment
+from nextgpt.train.config import TrainingConfig
+from nextgpt.train.data.dataset import ChatDataset
+from nextgpt.train.data.files import json_line, whole_file
+from nextgpt.train.data.hashes import FileHashes
+from nextgpt.train.data.store import SKIPPED_FILE, Skipped
+
+OF_THE_OPTIMIZER = (
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "adam_beta1", "adam_beta2"),
+    *("adam_epsilon", "max_grad_norm", "bf16", "fp16"),
+)
+WEIGHT_FILES = ("*.json", "*.model", "*.safetensors", "*.bin", "*.pth", "*/*.json", "*/*.safetensors")
+
+
+def run_identity(
+    stage: str, config: TrainingConfig, arguments: TrainingArguments, dataset: ChatDataset, model_fingerprint: str
+) -> dict[str, Any]:
+    """What two runs must share to go through the same sequence of steps: the identity that checkpoints carry."""
+    step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    chosen = {name: getattr(config, name) for name in ("trains", "lora", "learning_rates") if getattr(config, name)}
+    return (
+        chosen
+        | {
+            "stage": stage,
+            "the starting model": model_fingerprint,
+            "the data": dataset.fingerprint,
+            "the media": dataset.media_fingerprint(denoising=config.denoising),
+            "the number of conversations": len(dataset),
+            "data_weights": config.data_weights,
+            "loss_weights": config.loss_weights,
+            "denoising": config.denoising,
+            "dtype": config.dtype,
+            "max_length": config.max_length,
+            "seed": arguments.seed,
+            "conversations per step": step,
+            "train_sampling_strategy": str(arguments.train_sampling_strategy),
+        }
+        | {name: str(getattr(arguments, name)) for name in OF_THE_OPTIMIZER}
+    )
+
+
+def fingerprint_model(location: Path, config: NextGPTConfig, hashes: FileHashes) -> str:
+    """A hash of what a model is when training starts: its trained tensors and its frozen parts."""
+    found = [hashes.fingerprint(str(location), None, (TRAINED_FILE, f"{LORA_FOLDER}/*.safetensors"))]
+    found += [
+        hashes.fingerprint(config.location(name), part.revision, WEIGHT_FILES) for name, part in config.parts().items()
+    ]
+    return hashlib.sha256("".join(found).encode()).hexdigest()
+
+
+def write_start(
+    folder: str | Path,
+    stage: str,
+    config: TrainingConfig,
+    arguments: TrainingArguments,
+    dataset: ChatDataset,
+    identity: dict[str, Any],
+    resumed_from: str | None,
+) -> None:
+    """Writes the facts of a run as it starts; a run that is resumed keeps its earlier starts."""
+    earlier = read_record(folder).get("starts", []) if resumed_from else []
+    start = {
+        "time": _now(),
+        "resumed_from": resumed_from,
+        "git_revision": git_revision(),
+        "versions": dict(describe_environment()),
+        "processes": arguments.world_size,
+        "device": str(arguments.device),
+    }
+    record = {
+        "stage": stage,
+        "base_model": base_model(config.model),
+        "configuration": dataclasses.asdict(config),
+        "data": {
+            "files": config.data,
+            "fingerprint": dataset.fingerprint,
+            "conversations": len(dataset),
+            "tokens": int(dataset.lengths.sum()),
+            "skipped": len(dataset.skipped),
+        },
+        "model_fingerprint": identity["the starting model"],
+        "seed": arguments.seed,
+        "starts": [*earlier, start],
+    }
+    write_record(folder, record)
+    write_skipped(Path(folder) / SKIPPED_FILE, dataset.skipped)
+
+
+def base_model(model: str) -> str:
+    """The preset, repository or folder that the first of several trainings started from; `model`: where this one does."""
+    if model in preset_names() or not Path(model).is_dir():
+        return model
+    for folder in (Path(model), Path(model).parent):  # the model may be a checkpoint in a run's folder
+        if earlier := read_record(folder):
+            return earlier.get("base_model") or base_model(earlier["configuration"]["model"])
+    return Path(model).resolve().name
+
+
+def finish_record(folder: str | Path, model: Path, state: Any) -> dict[str, Any]:
+    """The record of a run, with how it ended and the hashes of the trained weights in `model`."""
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    finish = {"time": _now(), "steps": state.global_step, "epochs": state.epoch, "loss": losses[-1] if losses else None}
+    hashes = {name: file_hash(model / name) for name in (TRAINED_FILE, ADAPTER_FILE) if (model / name).is_file()}
+    return read_record(folder) | {"finished": finish, "hashes": hashes}
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """The facts of a run; empty where there are none."""
+    file = Path(folder) / RUN_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def write_skipped(file: Path, skipped: Iterable[Skipped]) -> None:
+    """One line of JSON for each item that was left out; no file where there was none."""
+    lines = [json_line(item._asdict()) for item in skipped]
+    if lines:
+        file.write_bytes(b"".join(lines))
+    else:
+        file.unlink(missing_ok=True)
+
+
+def git_revision() -> str | None:
+    """The commit that this code is at, with `+changes` where it has more; None outside a checkout of it."""
+    here = Path(__file__).resolve()
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(here.parent), *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # else it is another project's checkout that we are installed in
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_record(folder: str | Path, record: dict[str, Any]) -> None:
+    """Writes the facts of a run, whole or not at all."""
+    file = Path(folder) / RUN_FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n"
+    with whole_file(file) as beside:
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
