@@ -24,7 +24,7 @@ from pathlib import Path
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.events import SUFFIXES, Media, Timings, save_media
 from nextgpt.media import guess_modality, has_usual_suffix, load_media
-from nextgpt.pipeline import Session
+from nextgpt.session import Session
 
 KEEP_HOURS = 24  # after the last use
 MAX_SESSIONS = 8  # conversations whose KV cache stays in memory

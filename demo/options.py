@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nextgpt.errors import UserInputError
-from nextgpt.pipeline import GenerationOptions, NextGPTPipeline
+from nextgpt.options import GenerationOptions
+from nextgpt.pipeline import NextGPTPipeline
 
 if TYPE_CHECKING:
     from gradio.components import Component

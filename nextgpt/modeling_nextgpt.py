@@ -11,11 +11,8 @@ import os
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -31,18 +28,16 @@ from transformers.modeling_outputs import ModelOutput
 
 from nextgpt import decoders as decoder_room
 from nextgpt import encoders as encoder_room
+from nextgpt.checkpoint import TRAINED_FILE, TRAINED_GROUPS, CheckpointMixin
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.generation import InterleavedGenerationMixin
-from nextgpt.hub.parts import FrozenPart, fetch_model, first_line
+from nextgpt.hub.loading import load_frozen_encoder, load_language_model
+from nextgpt.hub.parts import fetch_model, first_line
 from nextgpt.projections import OutputProjection, SignalRows
 from nextgpt.signals import SignalVocabulary
 
 logger = logging.getLogger(__name__)
-
-TRAINED_FILE = "model.safetensors"
-LORA_FOLDER = "lora"
-TRAINED_GROUPS = ("input_projection", "output_projections", "signal_rows", "lora")
 
 
 @dataclass
@@ -63,7 +58,7 @@ class NextGPTOutput(ModelOutput):
     past_key_values: object | None = None
 
 
-class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin):
+class NextGPTModel(CheckpointMixin, InterleavedGenerationMixin, PreTrainedModel, GenerationMixin):
     """Any mix of text and media in, text and signal states out (NExT-GPT, https://arxiv.org/abs/2309.05519).
 
     `NextGPTModel(config)` builds everything with random weights (on the meta device too);
@@ -130,7 +125,7 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
         Raises:
             ModelLoadError: a frozen part is missing or unreadable; the message names it.
         """
-        language_model = _load_language_model(config, dtype, device_map, quantization_config)
+        language_model = load_language_model(config, dtype, device_map, quantization_config)
         model = cls(config, language_model=language_model, encoder=encoder or load_frozen_encoder(config, dtype))
         own = language_model.get_input_embeddings()
         sample = torch.arange(config.text_config.vocab_size, device=own.weight.device)
@@ -179,87 +174,6 @@ class NextGPTModel(InterleavedGenerationMixin, PreTrainedModel, GenerationMixin)
         for module in (model.input_projection, model.output_projections, model.signal_rows):
             module.to(device, model.get_base_model().dtype)
         return model.eval()
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        state_dict: dict | None = None,
-        destination: str | os.PathLike | None = None,
-        **unused,
-    ) -> None:
-        """Writes what was trained and nothing else: `config.json`, `model.safetensors` and the LoRA folder.
-
-        Args:
-            destination: the folder's place once it is finished, where it is written elsewhere first.
-        """
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.config.architectures = [type(self).__name__]
-        self.config.save_pretrained(folder, destination=destination)
-        self.generation_config.save_pretrained(folder)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.trained_state().items()}
-        save_file(tensors, folder / TRAINED_FILE, metadata={"format": "pt"})
-        if self.config.lora:
-            self.language_model.save_pretrained(folder / LORA_FOLDER, save_embedding_layers=False)
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """The trained tensors that are not LoRA's, by name."""
-        return {
-            f"{group}.{name}": tensor
-            for group in ("input_projection", "output_projections", "signal_rows")
-            for name, tensor in getattr(self, group).state_dict().items()
-        }
-
-    def load_trained(self, folder: str | os.PathLike, *, widened: bool = False) -> None:
-        """Loads what a checkpoint holds, the trained tensors and the LoRA folder, into a model that has its frozen parts.
-
-        Args:
-            widened: this model's LoRA may have layers that the checkpoint lacks; they stay as they are, without effect.
-
-        Raises:
-            ModelLoadError: a file is missing, damaged or does not fit.
-        """
-        file = Path(folder) / TRAINED_FILE
-        self.load_trained_state(_load_tensors(file), source=str(file))
-        if self.config.lora:
-            self.load_lora(Path(folder) / LORA_FOLDER, widened=widened)
-
-    def load_trained_state(self, tensors: dict[str, Tensor], source: str = "checkpoint") -> None:
-        """Copies the trained tensors in; nothing may be missing, left over or of another shape."""
-        own = self.trained_state()
-        problems = [f"{name} is missing" for name in own if name not in tensors]
-        problems += [f"{name} is not part of this model" for name in tensors if name not in own]
-        problems += [
-            f"{name} has shape {list(tensors[name].shape)}, this model needs {list(own[name].shape)}"
-            for name in own
-            if name in tensors and tensors[name].shape != own[name].shape
-        ]
-        if problems:
-            more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-            raise ModelLoadError(
-                f"{source} does not fit the configuration: {'; '.join(problems[:3])}{more}. "
-                "Load it with the configuration it was trained with"
-            )
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
-
-    def load_lora(self, folder: str | os.PathLike, *, widened: bool = False) -> None:
-        """Loads a LoRA folder into this model's adapter; every key must fit (`widened`: as for `load_trained`)."""
-        from peft import set_peft_model_state_dict
-
-        file = Path(folder) / "adapter_model.safetensors"
-        if not file.is_file():
-            raise ModelLoadError(f"{folder} holds no adapter_model.safetensors: the LoRA folder is incomplete")
-        try:
-            result = set_peft_model_state_dict(self.language_model, _load_tensors(file))
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise ModelLoadError(f"{file} does not fit the language model: {reason}") from None
-        missing = [key for key in result.missing_keys if "lora_" in key and not widened]
-        if missing or result.unexpected_keys:
-            raise ModelLoadError(
-                f"{file} does not fit the language model: missing {missing[:3]}, unexpected {result.unexpected_keys[:3]}"
-            )
 
     # ------------------------------------------------------------------ what is trained
 
@@ -529,48 +443,6 @@ def _add_lora(language_model: PreTrainedModel, config: NextGPTConfig) -> nn.Modu
     with warnings.catch_warnings():  # peft asks for a property that transformers has renamed
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         return get_peft_model(language_model, LoraConfig(task_type="CAUSAL_LM", **config.lora))
-
-
-def _load_tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise ModelLoadError(f"{file} is damaged ({first_line(error)}): copy it again") from error
-
-
-def _load_part(name: str, config: NextGPTConfig, load: Callable):
-    """Runs `load(source, part)`, turning what goes wrong into one line that names the part."""
-    part = config.part(name)
-    try:
-        return load(config.location(name), part)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelLoadError(
-            f"the frozen {name.replace('_', ' ')} could not be loaded from {part.source}: {first_line(error)}"
-        ) from error
-
-
-def load_frozen_encoder(config: NextGPTConfig, dtype: torch.dtype | str) -> nn.Module:
-    """The encoder that `config` names, without the rest of the model.
-
-    Raises:
-        ModelLoadError: it is missing or unreadable.
-    """
-    dtype = None if dtype == "auto" else dtype
-
-    def load(source: str, part: FrozenPart) -> nn.Module:
-        return encoder_room.load_encoder(source, revision=part.revision, dtype=dtype, config=config.encoder_config)
-
-    return _load_part("encoder", config, load)
-
-
-def _load_language_model(config: NextGPTConfig, dtype, device_map, quantization_config) -> PreTrainedModel:
-    options = {"device_map": device_map, "quantization_config": quantization_config}
-    options = {name: value for name, value in options.items() if value is not None}
-
-    def load(source: str, part: FrozenPart) -> PreTrainedModel:
-        return AutoModelForCausalLM.from_pretrained(source, revision=part.revision, dtype=dtype, **options)
-
-    return _load_part("language_model", config, load)
 
 
 AutoModel.register(NextGPTConfig, NextGPTModel, exist_ok=True)

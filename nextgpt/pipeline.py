@@ -6,139 +6,35 @@ It has no model code of its own, and nothing here decides what an answer holds: 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import queue
-import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 
 import torch
-from transformers import BatchFeature, DynamicCache
-from transformers.generation.streamers import BaseStreamer
+from transformers import BatchFeature
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
-from nextgpt.decoders import Decoder, GenerationCancelled, load_decoder
+from nextgpt.decoders import Decoder, GenerationCancelled
 from nextgpt.errors import ModelLoadError, UserInputError
-from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, Timings
+from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, Timings
 from nextgpt.generation import InterleavedOutput, SignalRun
 from nextgpt.hardware import resolve_device, resolve_dtype
-from nextgpt.hub.parts import FrozenPart, fetch_model, first_line, is_repository_name
-from nextgpt.modeling_nextgpt import TRAINED_FILE, NextGPTModel
+from nextgpt.hub.loading import check_parts, load_frozen_decoder, read_quantization, replace_parts
+from nextgpt.hub.parts import fetch_model, first_line
+from nextgpt.modeling_nextgpt import NextGPTModel
+from nextgpt.options import GenerationOptions
 from nextgpt.processing_nextgpt import NextGPTProcessor
-from nextgpt.signals import MODALITIES
+from nextgpt.session import Session, fingerprint_media, forgetting_on_error
+from nextgpt.streaming import AnyOf, FirstTokenClock, TextStream
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "nano"
-MAX_SEED = 2**31
-
-
-@dataclass
-class Session:
-    """Keeps the KV cache of one conversation between turns. Make one with `pipeline.new_session()`."""
-
-    cache: DynamicCache | None = None
-    token_ids: list[int] = field(default_factory=list)
-    media_keys: dict[int, str] = field(default_factory=dict)
-
-    def reuse(self, token_ids: list[int], media_keys: dict[int, str]) -> int:
-        """Crops the cache to what a new prompt has in common with it, and returns that length.
-
-        Args:
-            token_ids: of the new prompt.
-            media_keys: position of each placeholder → fingerprint of what stands there.
-        """
-        if self.cache is None or not self.cache.is_croppable:
-            self.cache, common = DynamicCache(), 0
-        else:
-            limit = min(len(self.token_ids), len(token_ids) - 1)
-            same = (token_ids[i] == self.token_ids[i] and media_keys.get(i) == self.media_keys.get(i) for i in range(limit))
-            common = next((i for i, equal in enumerate(same) if not equal), limit)
-            if surplus := self.cache.get_seq_length() - common:
-                self.cache.crop(-surplus)
-        self.media_keys = media_keys
-        return common
-
-    def remember(self, token_ids: list[int], cache: DynamicCache) -> None:
-        """Keeps a finished turn: its prompt and answer, as far as the cache has seen them."""
-        self.cache = cache
-        self.token_ids = token_ids[: cache.get_seq_length()]
-
-    def forget(self) -> None:
-        """Starts afresh, after an answer that broke off."""
-        self.cache, self.token_ids, self.media_keys = None, [], {}
-
-
-@dataclass
-class GenerationOptions:
-    """The options of a call, by keyword.
-
-    Args:
-        max_new_tokens: per answer.
-        output_modalities: kinds that are made, e.g. `("text", "image")`; all by default. No other kind comes instead of
-            one that is left out: the answer lacks it, and `Reply.switched_off` says so.
-        require: modality → how many the answer must hold, exactly, e.g. `{"image": 1}`; no other kinds then.
-        do_sample, temperature, top_p: sampling of the LLM; greedy by default.
-        seed: of the sampling and of the first piece of media (the next takes seed + 1 …); random by default.
-        image, audio, video: options of the decoders (`num_inference_steps`, `guidance_scale`, `height` …).
-    """
-
-    max_new_tokens: int = 256
-    output_modalities: Sequence[str] | None = None
-    require: dict[str, int] | None = None
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int | None = None
-    image: dict = field(default_factory=dict)
-    audio: dict = field(default_factory=dict)
-    video: dict = field(default_factory=dict)
-
-    def __post_init__(self):
-        self._check("max_new_tokens", isinstance(self.max_new_tokens, int) and self.max_new_tokens > 0, "1 or more")
-        self._check("temperature", _is_number(self.temperature) and self.temperature > 0, "a number above 0")
-        self._check("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "a number above 0, at most 1")
-        self._check("seed", self.seed is None or (isinstance(self.seed, int) and 0 <= self.seed < 2**62), "0 or more")
-        counts = self.require.values() if isinstance(self.require, dict) else ()
-        fits = self.require is None or isinstance(self.require, dict)
-        fits = fits and all(isinstance(count, int) and count >= 0 for count in counts)
-        self._check("require", fits, 'modality and how many, e.g. {"image": 1}')
-        kinds = self.output_modalities
-        self._check("output_modalities", kinds is None or isinstance(kinds, (list, tuple, set)), "a list of kinds")
-        for modality in MODALITIES:
-            self._check(modality, isinstance(getattr(self, modality), dict), "a dictionary of the decoder's options")
-        if self.seed is None:
-            self.seed = secrets.randbelow(MAX_SEED)
-
-    def _check(self, name: str, fits: bool, expected: str) -> None:
-        if not fits:
-            raise UserInputError(f"{name} is {getattr(self, name)!r}: expected {expected}")
-
-    @classmethod
-    def from_keywords(cls, options: dict) -> GenerationOptions:
-        known = [each.name for each in fields(cls)]
-        for name in options:
-            if name not in known:
-                near = get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else f"; the options are {', '.join(known)}"
-                raise UserInputError(f"unknown option {name!r}{hint}")
-        return cls(**options)
-
-    def sampling(self) -> dict:
-        """The arguments of transformers' `generate`."""
-        if not self.do_sample:
-            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class NextGPTPipeline:
@@ -201,8 +97,8 @@ class NextGPTPipeline:
         """
         location = fetch_model(name_or_path, revision)
         config = NextGPTConfig.from_pretrained(location)
-        _replace_parts(config, parts or {})
-        _check_parts(config, location, str(name_or_path))
+        replace_parts(config, parts or {})
+        check_parts(config, location, str(name_or_path))
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
         model = NextGPTModel.from_pretrained(
@@ -210,7 +106,7 @@ class NextGPTPipeline:
             config=config,
             dtype=dtype,
             device_map=device_map,
-            quantization_config=_quantization_config(quantization, dtype),
+            quantization_config=read_quantization(quantization, dtype),
         )
         if device_map is None and quantization is None:
             if config.lora:
@@ -220,7 +116,7 @@ class NextGPTPipeline:
             device = model.get_input_embeddings().weight.device
             for module in (model.encoder, model.input_projection, model.output_projections, model.signal_rows):
                 module.to(device)
-        decoders = {modality: _load_decoder(config, modality, device, dtype) for modality in config.signal_tokens}
+        decoders = {modality: load_frozen_decoder(config, modality, device, dtype) for modality in config.signal_tokens}
         return cls(model, NextGPTProcessor.from_pretrained(location), decoders)
 
     @property
@@ -317,7 +213,7 @@ class NextGPTPipeline:
         asked = GenerationOptions.from_keywords(options)
         events: queue.Queue = queue.Queue()
         abandoned = threading.Event()
-        answer = _Answer(self, asked, _AnyOf(abandoned, cancel), emit=events.put)
+        answer = _Answer(self, asked, AnyOf(abandoned, cancel), emit=events.put)
         worker = threading.Thread(
             target=self._stream_into, args=(events, answer, messages, session), name="nextgpt-stream", daemon=True
         )
@@ -372,15 +268,15 @@ class _Answer:
         pipeline, model = self.pipeline, self.pipeline.model
         inputs = self._prepare(conversations)
         prompt = inputs["input_ids"][0].tolist()
-        cached = session.reuse(prompt, _media_keys(model, inputs)) if session is not None else 0
-        streamer = _TextStream(pipeline.processor, self.emit, self.options.output_modalities) if self.emit else None
+        cached = session.reuse(prompt, fingerprint_media(model, inputs)) if session is not None else 0
+        streamer = TextStream(pipeline.processor, self.emit, self.options.output_modalities) if self.emit else None
         self.timings = [
             Timings(prompt_tokens=int(mask.sum()), cached_tokens=cached, prepare=self._elapsed())
             for mask in inputs["attention_mask"]
         ]
-        clock = _FirstTokenClock(streamer) if len(conversations) == 1 else None
+        clock = FirstTokenClock(streamer) if len(conversations) == 1 else None
         generating = time.perf_counter()
-        with _seeded(self.options.seed if self.options.do_sample else None), _forgetting_on_error(session):
+        with _seeded(self.options.seed if self.options.do_sample else None), forgetting_on_error(session):
             self.output = model.generate_interleaved(
                 **inputs,
                 max_new_tokens=self._token_budgets(inputs["attention_mask"].sum(1).tolist()),
@@ -505,117 +401,6 @@ class _Answer:
         return time.perf_counter() - self.started
 
 
-class _AnyOf:
-    """Set when one of its events is: the caller's own event stays the caller's."""
-
-    def __init__(self, *events: threading.Event | None):
-        self.events = [event for event in events if event is not None]
-
-    def is_set(self) -> bool:
-        return any(event.is_set() for event in self.events)
-
-
-class _TextStream:
-    """Turns token ids into text deltas as soon as they make whole characters; white space waits for what follows it."""
-
-    def __init__(self, processor: NextGPTProcessor, emit, kinds: Sequence[str] | None):
-        self.processor, self.emit = processor, emit
-        runs = processor.vocabulary.runs.items()
-        self.signals = {token: kinds is None or kind in kinds for kind, run in runs for token in run}  # and if it is made
-        self.ids: list[int] = []
-        self.sent = ""
-        self.at_start = True
-
-    def put(self, token: int) -> None:
-        is_made = self.signals.get(token)
-        if is_made is None:
-            self.ids.append(token)
-            self._send()
-        elif is_made:
-            self._send(last=True)
-            self.ids, self.sent, self.at_start = [], "", False
-
-    def _send(self, last: bool = False) -> None:
-        text = self.processor.tokenizer.decode(self.ids, skip_special_tokens=True)
-        text = text.lstrip() if self.at_start else text
-        if not last:
-            text = text.rstrip()
-            if text.endswith("\ufffd"):  # half a character
-                return
-        if text.strip() and len(text) > len(self.sent):
-            self.emit(TextDelta(text[len(self.sent) :]))
-            self.sent = text
-
-    def finish(self) -> None:
-        self._send(last=True)
-
-
-class _FirstTokenClock(BaseStreamer):
-    """Notes when the first token came, and hands tokens on one by one."""
-
-    def __init__(self, stream: _TextStream | None):
-        self.stream, self.first_token = stream, None
-
-    def put(self, value: torch.Tensor) -> None:
-        self.first_token = self.first_token or time.perf_counter()
-        if self.stream is not None:
-            for token in value.flatten().tolist():
-                self.stream.put(token)
-
-    def end(self) -> None:
-        if self.stream is not None:
-            self.stream.finish()
-
-
-# ---------------------------------------------------------------------- loading
-
-
-def _replace_parts(config: NextGPTConfig, parts: dict[str, str]) -> None:
-    """Points frozen parts elsewhere; what was said of the replaced ones (sizes, configuration) goes with them."""
-    known = config.parts()
-    for name, source in parts.items():
-        if name not in known:
-            raise UserInputError(f"parts names {name!r}: this model's parts are {', '.join(known)}")
-        spec = config.decoders[name] if name in config.decoders else getattr(config, name)
-        folder = os.path.expanduser(str(source))
-        for key in ("revision", "config", "size", "license"):
-            spec.pop(key, None)
-        spec["source"] = os.path.abspath(folder) if os.path.isdir(folder) else str(source)
-
-
-def _check_parts(config: NextGPTConfig, location: str, name: str) -> None:
-    """Everything that is missing, in one error."""
-    missing = [
-        _missing_line(part_name, part)
-        for part_name, part in config.parts().items()
-        if not part.is_available(config.base_folder)
-    ]
-    if not os.path.isfile(os.path.join(location, TRAINED_FILE)):
-        missing.append(f"the trained weights ({TRAINED_FILE} and lora/): train them, or put them into {location}")
-    if missing:
-        listed = "\n  - ".join(missing)
-        raise ModelLoadError(
-            f"{name} needs parts that are not on this machine:\n  - {listed}\n"
-            f"`nextgpt download {name}` fetches what is on the Hub, sizes first; or give local folders with "
-            "from_pretrained(..., parts={'part': folder}) or in config.json."
-        )
-
-
-def _missing_line(name: str, part: FrozenPart) -> str:
-    size = f" ({part.size / 1e9:.1f} GB)" if part.size else ""
-    if is_repository_name(part.source):
-        return f"{name}{size}: {part.source} on the Hub"
-    return f"{name}{size}: no folder {part.source}"
-
-
-def _load_decoder(config: NextGPTConfig, modality: str, device: torch.device, dtype: torch.dtype) -> Decoder:
-    part = config.part(modality)
-    try:
-        return load_decoder(part.kind, config.location(modality), revision=part.revision, device=device, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"the {modality} decoder: {first_line(error)}") from error
-
-
 def _check_decoder_options(decoder: Decoder, options: dict) -> None:
     """Before the LLM begins: an option that its decoder does not know or cannot make is an error even if no media come."""
     known = set(decoder.defaults)
@@ -630,43 +415,6 @@ def _check_decoder_options(decoder: Decoder, options: dict) -> None:
         raise UserInputError(f"{decoder.modality} options {options}: {error}") from None
     except OSError as error:
         raise ModelLoadError(f"the {decoder.modality} decoder: {first_line(error)}") from error
-
-
-def _quantization_config(quantization: str | None, dtype: torch.dtype):
-    if quantization is None:
-        return None
-    if quantization not in ("4bit", "8bit"):
-        raise UserInputError(f"quantization is {quantization!r}: expected 4bit or 8bit")
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise ModelLoadError("quantization needs bitsandbytes: pip install 'nextgpt[quantized]'") from None
-    from transformers import BitsAndBytesConfig
-
-    if quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
-
-
-def _media_keys(model: NextGPTModel, inputs: dict) -> dict[int, str]:
-    """Position of each placeholder in a single prompt → fingerprint of its media."""
-    positions = model.placeholder_mask(inputs["input_ids"])[0].nonzero().flatten().tolist()
-    features = inputs["media_features"] if positions else ()
-    return {
-        position: hashlib.sha256(feature.float().cpu().numpy().tobytes()).hexdigest()
-        for position, feature in zip(positions, features, strict=True)
-    }
-
-
-@contextmanager
-def _forgetting_on_error(session: Session | None):
-    """A cache that an error left half-filled must not serve the next turn."""
-    try:
-        yield
-    except BaseException:
-        if session is not None:
-            session.forget()
-        raise
 
 
 @contextmanager

@@ -15,9 +15,9 @@ import yaml
 from peft import LoraConfig
 from transformers import TrainingArguments
 
+from nextgpt.checkpoint import TRAINED_GROUPS
 from nextgpt.configuration_nextgpt import LOSS_PARTS, without_tensor
 from nextgpt.errors import UserInputError
-from nextgpt.modeling_nextgpt import TRAINED_GROUPS
 from nextgpt.train.data.dataset import ON_BAD_ITEM
 
 logger = logging.getLogger(__name__)

@@ -17,11 +17,12 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
+from nextgpt.checkpoint import TRAINED_FILE
 from nextgpt.configuration_nextgpt import LORA_DEFAULTS, NextGPTConfig
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.hardware import is_out_of_memory, training_attention
 from nextgpt.hub.parts import fetch_model
-from nextgpt.modeling_nextgpt import TRAINED_FILE, NextGPTModel
+from nextgpt.modeling_nextgpt import NextGPTModel
 from nextgpt.processing_nextgpt import PROCESSOR_FILE, NextGPTProcessor
 from nextgpt.train.callbacks import SampleAnswers
 from nextgpt.train.card import write_card

@@ -22,11 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from nextgpt.checkpoint import LORA_FOLDER, TRAINED_FILE, TRAINED_GROUPS
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.hub.download import SETTINGS
 from nextgpt.hub.parts import fetch_model, fetch_repository, first_line, is_repository_name
-from nextgpt.modeling_nextgpt import LORA_FOLDER, TRAINED_FILE, TRAINED_GROUPS, NextGPTModel
+from nextgpt.modeling_nextgpt import NextGPTModel
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.signals import SIGNAL_PREFIX, SignalVocabulary
 

@@ -16,13 +16,14 @@ from packaging.requirements import Requirement
 from safetensors import SafetensorError, safe_open
 
 from nextgpt import decoders as decoder_room
+from nextgpt.checkpoint import LORA_FOLDER, TRAINED_FILE, TRAINED_GROUPS
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders.sources import check_components, read_json, shared_components
 from nextgpt.errors import NextGPTError
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.hub.download import WEIGHTS
 from nextgpt.hub.parts import fetch_model, first_line
-from nextgpt.modeling_nextgpt import LORA_FOLDER, TRAINED_FILE, TRAINED_GROUPS, NextGPTModel
+from nextgpt.modeling_nextgpt import NextGPTModel
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.report.info import RUN_FILE
 from nextgpt.signals import SignalVocabulary

@@ -12,11 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from nextgpt import __version__
+from nextgpt.checkpoint import LORA_FOLDER, TRAINED_FILE
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.hub.parts import FrozenPart, fetch_model, preset_names, resolve_model
-from nextgpt.modeling_nextgpt import LORA_FOLDER, TRAINED_FILE
 
 RUN_FILE = "run.json"  # a training run's folder says in it how it came to be
 KNOWN_FILE = "known_world.json"  # a model that knows one closed world may list in it what that holds

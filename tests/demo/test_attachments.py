@@ -11,7 +11,7 @@ from PIL import Image
 from nextgpt.demo.conversations import Store
 from nextgpt.errors import UserInputError
 from nextgpt.media import load_media
-from nextgpt.pipeline import Session
+from nextgpt.session import Session
 
 TONE = (np.sin(np.arange(16_000) * 0.2) / 2).astype(np.float32)
 FRAMES = [Image.new("RGB", (32, 24), (value, 0, 0)) for value in (0, 100, 200)]

@@ -14,7 +14,7 @@ from nextgpt.demo.view import happened, shown, title
 from nextgpt.errors import UserInputError
 from nextgpt.events import Timings
 from nextgpt.media import load_media
-from nextgpt.pipeline import Session
+from nextgpt.session import Session
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity" / "media"
 PICTURE = FIXTURES / "shapes.png"

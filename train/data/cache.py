@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.hub.loading import load_frozen_encoder
 from nextgpt.hub.parts import fetch_model
-from nextgpt.modeling_nextgpt import load_frozen_encoder
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.config import TrainingConfig
 from nextgpt.train.data.dataset import ChatDataset

@@ -19,11 +19,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from nextgpt.checkpoint import TRAINED_FILE
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders.sources import SHARED_FILE
 from nextgpt.encoders import ImageBind, ImageBindConfig
 from nextgpt.hub.parts import preset_folder
-from nextgpt.modeling_nextgpt import TRAINED_FILE
 from nextgpt.report.info import KNOWN_FILE
 from nextgpt.train.nano.evaluation.bench import JUDGES
 from nextgpt.train.nano.models.loop import LOG_FILE

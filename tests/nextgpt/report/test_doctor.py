@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nextgpt.__main__ import main
-from nextgpt.modeling_nextgpt import TRAINED_FILE
+from nextgpt.checkpoint import TRAINED_FILE
 from nextgpt.report import doctor
 from nextgpt.report.doctor import examine
 from nextgpt.train.stages import run_stage

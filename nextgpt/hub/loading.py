@@ -1,0 +1,123 @@
+"""Loads the frozen parts that a configuration names; what goes wrong is one line that names the part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from nextgpt import encoders as encoder_room
+from nextgpt.checkpoint import TRAINED_FILE
+from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.decoders import Decoder, load_decoder
+from nextgpt.errors import ModelLoadError, UserInputError
+from nextgpt.hub.parts import FrozenPart, first_line, is_repository_name
+
+
+def _load_part(name: str, config: NextGPTConfig, load: Callable):
+    """Runs `load(source, part)`, turning what goes wrong into one line that names the part."""
+    part = config.part(name)
+    try:
+        return load(config.location(name), part)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelLoadError(
+            f"the frozen {name.replace('_', ' ')} could not be loaded from {part.source}: {first_line(error)}"
+        ) from error
+
+
+def load_frozen_encoder(config: NextGPTConfig, dtype: torch.dtype | str) -> nn.Module:
+    """The encoder that `config` names, without the rest of the model.
+
+    Raises:
+        ModelLoadError: it is missing or unreadable.
+    """
+    dtype = None if dtype == "auto" else dtype
+
+    def load(source: str, part: FrozenPart) -> nn.Module:
+        return encoder_room.load_encoder(source, revision=part.revision, dtype=dtype, config=config.encoder_config)
+
+    return _load_part("encoder", config, load)
+
+
+def load_language_model(
+    config: NextGPTConfig, dtype: torch.dtype | str, device_map: str | dict | None, quantization_config: object | None
+) -> PreTrainedModel:
+    """The LLM that `config` names, without LoRA.
+
+    Raises:
+        ModelLoadError: it is missing or unreadable.
+    """
+    options = {"device_map": device_map, "quantization_config": quantization_config}
+    options = {name: value for name, value in options.items() if value is not None}
+
+    def load(source: str, part: FrozenPart) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(source, revision=part.revision, dtype=dtype, **options)
+
+    return _load_part("language_model", config, load)
+
+
+def load_frozen_decoder(config: NextGPTConfig, modality: str, device: torch.device, dtype: torch.dtype) -> Decoder:
+    """A decoder that `config` names; its weights load on first use. Raises ModelLoadError."""
+    part = config.part(modality)
+    try:
+        return load_decoder(part.kind, config.location(modality), revision=part.revision, device=device, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"the {modality} decoder: {first_line(error)}") from error
+
+
+def replace_parts(config: NextGPTConfig, parts: dict[str, str]) -> None:
+    """Points frozen parts elsewhere; what was said of the replaced ones (sizes, configuration) goes with them."""
+    known = config.parts()
+    for name, source in parts.items():
+        if name not in known:
+            raise UserInputError(f"parts names {name!r}: this model's parts are {', '.join(known)}")
+        spec = config.decoders[name] if name in config.decoders else getattr(config, name)
+        folder = os.path.expanduser(str(source))
+        for key in ("revision", "config", "size", "license"):
+            spec.pop(key, None)
+        spec["source"] = os.path.abspath(folder) if os.path.isdir(folder) else str(source)
+
+
+def check_parts(config: NextGPTConfig, location: str, name: str) -> None:
+    """Everything that is missing, in one error."""
+    missing = [
+        _missing_line(part_name, part)
+        for part_name, part in config.parts().items()
+        if not part.is_available(config.base_folder)
+    ]
+    if not os.path.isfile(os.path.join(location, TRAINED_FILE)):
+        missing.append(f"the trained weights ({TRAINED_FILE} and lora/): train them, or put them into {location}")
+    if missing:
+        listed = "\n  - ".join(missing)
+        raise ModelLoadError(
+            f"{name} needs parts that are not on this machine:\n  - {listed}\n"
+            f"`nextgpt download {name}` fetches what is on the Hub, sizes first; or give local folders with "
+            "from_pretrained(..., parts={'part': folder}) or in config.json."
+        )
+
+
+def _missing_line(name: str, part: FrozenPart) -> str:
+    size = f" ({part.size / 1e9:.1f} GB)" if part.size else ""
+    if is_repository_name(part.source):
+        return f"{name}{size}: {part.source} on the Hub"
+    return f"{name}{size}: no folder {part.source}"
+
+
+def read_quantization(quantization: str | None, dtype: torch.dtype) -> object | None:
+    """transformers' configuration of `4bit` or `8bit`; None for None."""
+    if quantization is None:
+        return None
+    if quantization not in ("4bit", "8bit"):
+        raise UserInputError(f"quantization is {quantization!r}: expected 4bit or 8bit")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise ModelLoadError("quantization needs bitsandbytes: pip install 'nextgpt[quantized]'") from None
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
