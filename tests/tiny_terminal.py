@@ -11,6 +11,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -175,5 +176,6 @@ class Terminal:
 
 
 def _own_terminal() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background has it ignored, and hands that on
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)

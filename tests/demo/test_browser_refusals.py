@@ -78,7 +78,7 @@ def test_a_refused_file_is_named_and_changes_nothing(page, tmp_path):
     expect(attached(page)).to_have_count(1)
     box(page).fill("what is this?")
     box(page).press("Enter")
-    expect(refusal(page)).to_contain_text("broken.png: not a picture that can be read")
+    expect(refusal(page)).to_contain_text("broken.png: not a picture, sound or video that can be read")
     expect(box(page)).to_have_value("what is this?")
     is_as_it_was(page, questions=1)
 

@@ -145,7 +145,7 @@ def test_commands_errors_and_several_media_in_a_chat(terminal) -> None:
 
     session.prompt()
     assert "/attach FILE" in say("/help")
-    assert say("/attach nowhere.png") == "error: nowhere.png: no such file; check the path of the image"
+    assert say("/attach nowhere.png") == "error: nowhere.png: no such file; check the path of the file"
     assert say("/nonsense") == "error: there is no command /nonsense; /help lists them"
     assert say("") == ""
     bell = EXAMPLES / "bell.png"
