@@ -8,16 +8,16 @@ import torch
 
 from nextgpt.decoders.audioldm import AudioLDMDecoder
 from nextgpt.decoders.base import Decoder, GenerationCancelled
-from nextgpt.decoders.conditioning import (
+from nextgpt.decoders.contract import (
     Conditioning,
     ConditioningSpec,
+    Size,
     TensorSpec,
     check_conditioning,
     describe_shapes,
     projected_shapes,
 )
 from nextgpt.decoders.media import Audio, Video
-from nextgpt.decoders.options import Size
 from nextgpt.decoders.stable_audio import StableAudioDecoder
 from nextgpt.decoders.stable_diffusion import StableDiffusionDecoder
 from nextgpt.decoders.stable_diffusion_3 import StableDiffusion3Decoder

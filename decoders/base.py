@@ -17,15 +17,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from nextgpt.decoders.conditioning import (
+from nextgpt.decoders.contract import (
     Conditioning,
     ConditioningSpec,
+    Size,
     TensorSpec,
     add_constants,
     check_conditioning,
+    check_option,
 )
 from nextgpt.decoders.objectives import training_objective
-from nextgpt.decoders.options import Size, check_option
 from nextgpt.decoders.sources import (
     PartConfig,
     check_components,

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from nextgpt.decoders.base import Decoder, Preview
+from nextgpt.decoders.contract import Size, multiples
 from nextgpt.decoders.latents import decode_latents, encode_pixels, scale_factor
-from nextgpt.decoders.options import Size, multiples
 
 PREVIEW_LATENTS = 32  # a preview decodes at most so many latents a side: 256 pixels, a quarter of the work at 512
 

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from nextgpt.decoders.base import Decoder
-from nextgpt.decoders.conditioning import Conditioning, ConditioningSpec, TensorSpec
+from nextgpt.decoders.contract import Conditioning, ConditioningSpec, Size, TensorSpec
 from nextgpt.decoders.latents import encode_pixels
 from nextgpt.decoders.media import Audio, fit_waveform
-from nextgpt.decoders.options import Size
 from nextgpt.decoders.sources import read_config, required_size
 
 

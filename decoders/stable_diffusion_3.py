@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from nextgpt.decoders.conditioning import Conditioning, ConditioningSpec, TensorSpec
+from nextgpt.decoders.contract import Conditioning, ConditioningSpec, TensorSpec
 from nextgpt.decoders.pictures import PictureDecoder
 from nextgpt.decoders.sources import exceed, read_config, read_json, read_text_length, required_size
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 
-from nextgpt.decoders.conditioning import Conditioning, ConditioningSpec, TensorSpec
+from nextgpt.decoders.contract import Conditioning, ConditioningSpec, TensorSpec
 from nextgpt.decoders.latents import decode_latents
 from nextgpt.decoders.pictures import PictureDecoder
 from nextgpt.decoders.sources import read_config, read_text_length, required_size

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from nextgpt.decoders.base import Decoder, Preview
+from nextgpt.decoders.contract import Size, multiples
 from nextgpt.decoders.latents import scale_factor
 from nextgpt.decoders.media import Video, check_equal_lengths
-from nextgpt.decoders.options import Size, multiples
 from nextgpt.decoders.pictures import decode_small, encode_images
 
 

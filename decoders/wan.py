@@ -9,10 +9,9 @@ import torch
 from PIL import Image
 
 from nextgpt.decoders.base import Decoder
-from nextgpt.decoders.conditioning import Conditioning, ConditioningSpec, TensorSpec
+from nextgpt.decoders.contract import Conditioning, ConditioningSpec, Size, TensorSpec, multiples
 from nextgpt.decoders.latents import encode_pixels
 from nextgpt.decoders.media import Video, check_equal_lengths
-from nextgpt.decoders.options import Size, multiples
 from nextgpt.decoders.pictures import image_pixels
 from nextgpt.decoders.sources import exceed, read_config, required_size
 

@@ -65,6 +65,24 @@ def room_of(name: str) -> str | None:
     return inside[0] if inside and inside[0] in MAY_IMPORT else "nextgpt"
 
 
+MOST_LINES, MOST_FILES = (
+    450,
+    15,
+)  # of a file, and in a folder beside its __init__ and __main__: a room is read in one sitting
+TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", [*FILES, *TESTS], ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_a_file_is_read_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in (*FILES, *TESTS)}), ids=lambda path: path.name)
+def test_a_folder_is_read_in_one_sitting(folder: Path) -> None:
+    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(("__", "."))]
+    assert len(files) <= MOST_FILES, f"{folder.relative_to(REPOSITORY)} holds {len(files)} files"
+
+
 @every_file
 def test_imports_between_rooms_run_one_way(path: Path) -> None:
     here = path.relative_to(REPOSITORY).parts[0]

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from nextgpt.decoders import Conditioning, ConditioningSpec, Decoder, Size, TensorSpec, register_decoder
-from nextgpt.decoders.options import multiples
+from nextgpt.decoders.contract import multiples
 from nextgpt.decoders.sources import read_config
 
 ROWS, WIDTH = 3, 4

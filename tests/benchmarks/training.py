@@ -47,13 +47,14 @@ def build(folder: Path, samples: int) -> None:
     """A model of nano's size and data for its stages, in `folder`."""
     from nextgpt.encoders import encoder_from_config
     from nextgpt.train.nano.assemble import new_config
+    from nextgpt.train.nano.dialogues import corpus
     from nextgpt.train.nano.models import autoencoder, captions, encoder, image_decoder, language_model, text_encoder
     from tiny_text_encoders import tiny_clip_tokenizer
 
     torch.manual_seed(0)
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(WORDS, 8)) + f" {random.integers(1_000_000)}" for _ in range(20_000)]
-    tokenizer = language_model.train_tokenizer(texts)
+    tokenizer = corpus.train_tokenizer(texts)
     language_model.new_model(tokenizer).save_pretrained(folder / "language_model")
     tokenizer.save_pretrained(folder / "language_model")
     encoder_from_config(encoder.new_config()).save_pretrained(folder / "encoder")

@@ -54,7 +54,7 @@ STEPS = {
         70,
     ),
     "clip_text_encoder": Step(
-        "nano.models.clip_text_encoder --world {root}/world --out {root}/clip_text_encoder",
+        "nano.models.text_encoder --clips --world {root}/world --out {root}/clip_text_encoder",
         "clip_text_encoder/training_log.json",
         2,
     ),

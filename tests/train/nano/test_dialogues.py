@@ -11,6 +11,7 @@ import torch
 
 from nextgpt.signals import MODALITIES
 from nextgpt.train.nano.dialogues import composer as dialogues
+from nextgpt.train.nano.dialogues import corpus
 from nextgpt.train.nano.dialogues.composer import LINES, combinations, load_composer, make_lines
 from nextgpt.train.nano.dialogues.phrasings import (
     INTENT_SLOTS,
@@ -245,12 +246,12 @@ def test_a_slip_changes_one_long_word_only():
 @pytest.fixture(scope="module")
 def tokenizer(composer):
     texts = [part["text"] for line in make_lines(composer, "text", 0, 300) for _, part in parts(line)]
-    return language_model.train_tokenizer([*texts, language_model.SYSTEM_PROMPT], vocab_size=600)
+    return corpus.train_tokenizer([*texts, corpus.SYSTEM_PROMPT], vocab_size=600)
 
 
 def test_training_sees_what_the_chat_template_renders(tokenizer):
     messages = [("user", "draw 2 cats, 3d"), ("assistant", "Here is a cat."), ("user", "<s> naïve 🙂")]
-    example = language_model.Encoder(tokenizer)(messages, False, random.Random(0))
+    example = corpus.Encoder(tokenizer)(messages, False, random.Random(0))
     chat = [{"role": role, "content": text} for role, text in messages]
     rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert tokenizer.decode(example.tokens) == rendered
@@ -266,12 +267,12 @@ def test_training_sees_what_the_chat_template_renders(tokenizer):
     ],
 )
 def test_a_medium_is_read_as_the_sum_of_its_words(tokenizer, said, words):
-    encoder = language_model.Encoder(tokenizer)
+    encoder = corpus.Encoder(tokenizer)
     example = encoder([("user", f"what is this? ({said})")], True, random.Random(0))
     assert said.split(":")[0] not in tokenizer.decode(example.tokens)
     assert [tokenizer.decode(bag) for bag in example.bags] == [words]
     model = language_model.new_model(tokenizer)
-    bags = torch.tensor([bag + [-1] * (language_model.BAG - len(bag)) for bag in example.bags])
+    bags = torch.tensor([bag + [-1] * (corpus.BAG - len(bag)) for bag in example.bags])
     embedded = language_model.embed(model, torch.tensor([example.tokens]), torch.tensor([example.soft]), bags)
     summed = model.get_input_embeddings()(torch.tensor(example.bags[0])).sum(0)
     assert torch.allclose(embedded[0, example.soft.index(0)], summed, atol=1e-6)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nextgpt.train.nano.models.captions import train_tokenizer
-from nextgpt.train.nano.models.clip_text_encoder import ClipCaptions
+from nextgpt.train.nano.models.captions import ClipCaptions, train_tokenizer
 from nextgpt.train.nano.models.sound_text_encoder import SoundCaptions, caption_texts
 from nextgpt.train.nano.models.sound_text_encoder import train_tokenizer as train_sound_tokenizer
 from nextgpt.train.nano.world import sounds

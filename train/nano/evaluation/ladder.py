@@ -260,7 +260,8 @@ def language_model(ladder: Ladder) -> list[Score]:
     """The language model in words alone, media given and announced by their captions: the kind of answer, the content."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from nextgpt.train.nano.models.language_model import Encoder, answer, right
+    from nextgpt.train.nano.dialogues.corpus import Encoder
+    from nextgpt.train.nano.models.language_model import answer, right
 
     folder = ladder.part("language_model")
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The captions of the world's pictures as token ids, and the tokenizer that makes them. Knows no pixel.
+"""The captions of the world's pictures and clips as token ids, and the tokenizer that makes them. Knows no pixel.
 
 Every word of the world is one token, so that a text encoder can tell words apart at once.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from nextgpt.train.nano.world.clips import Clip, ClipWorld
 from nextgpt.train.nano.world.pictures import World
 
 CONTEXT = 16  # tokens of a caption, with its start, its end and padding
@@ -93,3 +94,32 @@ class Captions:
         concept, style, background, size = rows.unbind(1)
         wording = choose_wordings(self.counts[concept]) if varied else torch.zeros_like(concept)
         return self.ids[concept, wording, style, background, size]
+
+
+class ClipCaptions:
+    """The captions of all clips as token ids.
+
+    Args:
+        world: gives things and motions.
+        tokenizer: must know the motions' words.
+    """
+
+    def __init__(self, world: ClipWorld, tokenizer: CLIPTokenizer, device: torch.device):
+        wordings = [[concept["name"], *concept["synonyms"]] for concept in world.world.concepts]
+        most = max(map(len, wordings))
+        texts = [
+            Clip((some * most)[wording], motion).caption
+            for some in wordings
+            for wording in range(most)
+            for motion in world.motions
+        ]
+        ids = token_ids(tokenizer, texts)
+        self.ids = ids.view(len(wordings), most, len(world.motions), -1).to(device)
+        self.counts = torch.tensor([len(some) for some in wordings], device=device)
+        self.empty = token_ids(tokenizer, [""])[0].to(device)
+
+    def __call__(self, rows: Tensor, varied: bool = False) -> Tensor:
+        """Clips as indices `[N, 2]` → token ids `[N, 16]`; `varied` says some names by a synonym."""
+        concept, motion = rows.unbind(1)
+        wording = choose_wordings(self.counts[concept]) if varied else torch.zeros_like(concept)
+        return self.ids[concept, wording, motion]

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from nextgpt.train.nano.models import loop
-from nextgpt.train.nano.models.clip_text_encoder import ClipCaptions
+from nextgpt.train.nano.models.captions import ClipCaptions
 from nextgpt.train.nano.models.denoising import Denoising, empty_some, new_scheduler, save, train
 from nextgpt.train.nano.models.text_encoder import WIDTH
 from nextgpt.train.nano.world.clips import FPS, FRAMES, Clip, ClipRenderer, ClipWorld

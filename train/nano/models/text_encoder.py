@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from nextgpt.train.nano.models import loop
-from nextgpt.train.nano.models.captions import CONTEXT, Captions, train_tokenizer
+from nextgpt.train.nano.models.captions import CONTEXT, Captions, ClipCaptions, train_tokenizer
 from nextgpt.train.nano.world import sampling
+from nextgpt.train.nano.world.clips import MOTIONS, ClipWorld
 from nextgpt.train.nano.world.pictures import World
 from nextgpt.train.nano.world.sampling import IGNORED
 
@@ -26,6 +27,7 @@ WIDTH = 192
 LEARNING_RATE = 1e-3
 MOST_NOISE = 1.5  # on the states, in units of their own deviation
 PARTS = ("concept", "style", "background", "size")
+CLIP_LAYERS = 2
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer, layers: int = 4) -> CLIPTextModel:
@@ -119,9 +121,16 @@ def train(
 
 
 def main() -> None:
-    """Trains, measures the distances and saves."""
-    args = loop.arguments(__doc__.split("\n")[0], "text_encoder", minutes=3, batch=2048).parse_args()
+    """Trains the text encoder of the pictures or of the clips, and saves it."""
+    parser = loop.arguments(__doc__.split("\n")[0], "text_encoder", minutes=3, batch=2048)
+    parser.add_argument("--clips", action="store_true", help="that of the clip decoder: it tells the thing and its motion")
+    args = parser.parse_args()
     world, device = loop.start(args)
+    (of_clips if args.clips else of_pictures)(args, world, device)
+
+
+def of_pictures(args: Namespace, world: World, device: torch.device) -> None:
+    """Readings name the concept, the style, the background, the size and the artwork; the distances are measured."""
     tokenizer = train_tokenizer(world)
     captions = Captions(world, tokenizer, device)
     rows = sampling.combinations(world, "train", args.concepts, device)
@@ -140,6 +149,25 @@ def main() -> None:
     run.write_figures(
         args.out, parameters=loop.parameter_count(encoder), distances_dev=distances(encoder, captions, dev, world)
     )
+
+
+def of_clips(args: Namespace, pictures: World, device: torch.device) -> None:
+    """Readings name the thing and its motion."""
+    world = ClipWorld(pictures)
+    tokenizer = train_tokenizer(pictures, [*MOTIONS])
+    captions = ClipCaptions(world, tokenizer, device)
+    rows = world.rows("train").to(device)
+    sizes = {"concept": len(pictures.names), "motion": len(world.motions)}
+    readings = Readings(WIDTH, sizes).to(device)
+    encoder = new_text_encoder(tokenizer, CLIP_LAYERS).to(device)
+
+    def draw(count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        chosen = sampling.draw(rows, count)
+        concept, motion = chosen.unbind(1)
+        return captions(chosen, varied=True), {"concept": concept, "motion": motion}
+
+    run = train(args, encoder, tokenizer, readings, draw)
+    run.write_figures(args.out, parameters=loop.parameter_count(encoder))
 
 
 if __name__ == "__main__":
