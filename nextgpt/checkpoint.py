@@ -35,6 +35,7 @@ class CheckpointMixin:
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.config.architectures = [type(self).__name__]
+        self.config.remember_parts()
         self.config.save_pretrained(folder, destination=destination)
         self.generation_config.save_pretrained(folder)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.trained_state().items()}

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from nextgpt import __version__
 from nextgpt import decoders as decoder_room
 from nextgpt import encoders as encoder_room
 from nextgpt.encoders.loading import ENCODERS
 from nextgpt.errors import ModelLoadError
+from nextgpt.hub.fingerprints import fingerprint
 from nextgpt.hub.parts import FrozenPart, first_line, resolve_model
 from nextgpt.signals import MODALITIES
 
@@ -122,6 +124,14 @@ class NextGPTConfig(PreTrainedConfig):
                         moved_path = os.path.relpath(target, Path(destination or save_directory).resolve())
                         spec[key] = moved_path if moved_path.startswith(".") else f"./{moved_path}"
         super(NextGPTConfig, moved).save_pretrained(save_directory, **kwargs)
+
+    def remember_parts(self) -> None:
+        """Writes down a fingerprint of each frozen part that is on this machine: what is trained fits these alone."""
+        self.nextgpt_version = __version__
+        for name, part in self.parts().items():
+            if path := part.local_path(self.base_folder):
+                spec = self.decoders[name] if name in self.decoders else getattr(self, name)
+                spec["fingerprint"] = fingerprint(path)
 
     def to_dict(self) -> dict:
         output = super().to_dict()

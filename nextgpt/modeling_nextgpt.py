@@ -32,6 +32,7 @@ from nextgpt.checkpoint import TRAINED_FILE, TRAINED_GROUPS, CheckpointMixin
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.generation import InterleavedGenerationMixin
+from nextgpt.hub.fingerprints import check_fingerprints
 from nextgpt.hub.loading import load_frozen_encoder, load_language_model
 from nextgpt.hub.parts import fetch_model, first_line
 from nextgpt.projections import OutputProjection, SignalRows
@@ -123,8 +124,10 @@ class NextGPTModel(CheckpointMixin, InterleavedGenerationMixin, PreTrainedModel,
             encoder: in place of the one that `config` names, e.g. an untrained one where features are cached.
 
         Raises:
-            ModelLoadError: a frozen part is missing or unreadable; the message names it.
+            ModelLoadError: a frozen part is missing, unreadable or not the one that the configuration was saved with; the
+                message names it.
         """
+        check_fingerprints(config)
         language_model = load_language_model(config, dtype, device_map, quantization_config)
         model = cls(config, language_model=language_model, encoder=encoder or load_frozen_encoder(config, dtype))
         own = language_model.get_input_embeddings()

@@ -76,7 +76,7 @@ def replace_parts(config: NextGPTConfig, parts: dict[str, str]) -> None:
             raise UserInputError(f"parts names {name!r}: this model's parts are {', '.join(known)}")
         spec = config.decoders[name] if name in config.decoders else getattr(config, name)
         folder = os.path.expanduser(str(source))
-        for key in ("revision", "config", "size", "license"):
+        for key in ("revision", "config", "size", "license", "fingerprint"):
             spec.pop(key, None)
         spec["source"] = os.path.abspath(folder) if os.path.isdir(folder) else str(source)
 

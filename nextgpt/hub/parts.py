@@ -125,6 +125,7 @@ class FrozenPart:
         config: another source that holds the configuration files only; by default `source` itself.
         license: of the weights, as published.
         size: of the download, in bytes.
+        fingerprint: of the weights that a checkpoint was trained with (see `nextgpt.hub.fingerprints`).
     """
 
     source: str
@@ -133,6 +134,7 @@ class FrozenPart:
     config: str | None = None
     license: str | None = None
     size: int | None = None
+    fingerprint: str | None = None
 
     @classmethod
     def from_dict(cls, name: str, spec: dict) -> FrozenPart:

@@ -22,6 +22,7 @@ from nextgpt.decoders.sources import check_components, read_json, shared_compone
 from nextgpt.errors import NextGPTError
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.hub.download import WEIGHTS
+from nextgpt.hub.fingerprints import changed_part, describe_change
 from nextgpt.hub.parts import fetch_model, first_line
 from nextgpt.modeling_nextgpt import NextGPTModel
 from nextgpt.processing_nextgpt import NextGPTProcessor
@@ -154,6 +155,8 @@ def _parts(config: NextGPTConfig) -> Iterator[Finding]:
         elif works and (path := part.local_path(config.base_folder)):  # open_clip keeps a cache of its own
             unused = decoder_room.DECODERS[part.kind].load_options if part.kind in decoder_room.DECODERS else ()
             works, detail = _attempt(lambda path=path, unused=unused: path.is_file() or check_weights(path, unused))
+            if works and (found := changed_part(part, config.base_folder)):
+                works, detail = False, describe_change(config, name, found)
         yield Finding(works, name.replace("_", " "), part.source if works else str(detail))
 
 
