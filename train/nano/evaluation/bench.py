@@ -190,9 +190,8 @@ class Bench:
                 return Image.fromarray(self.world.render(*medium))
             case Sound():
                 return Audio(self.sounds.waveform(medium), SAMPLING_RATE)
-            case Clip(concept, motion):
-                row = torch.tensor([[self.world.names.index(concept), self.clips.motions.index(motion)]])
-                return as_video(self._clip_renderer(row)[0])
+            case Clip():
+                return as_video(self._clip_renderer(torch.tensor([self.clips.row(medium)]))[0])
 
     def outside(self, shown: Shown) -> Media:
         """A medium from outside the world, by its path."""
@@ -263,6 +262,8 @@ def parts_of(medium: Medium) -> dict[str, str]:
     """What a judge should find in a medium."""
     if isinstance(medium, Sound):
         return {"instrument": medium.name, "register": medium.register or NONE, "figure": medium.figure or NONE}
+    if isinstance(medium, Clip):
+        return {"concept": medium.concept, "motion": medium.motion}
     return medium._asdict()
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from nextgpt.decoders import Audio, Video
 from nextgpt.events import Media, save_media
-from nextgpt.train.nano.world.clips import FPS, MOTIONS, Clip, ClipRenderer, ClipWorld
+from nextgpt.train.nano.world.clips import FPS, MOTIONS, ClipRenderer, ClipWorld
 from nextgpt.train.nano.world.pictures import BACKGROUNDS, SIZES, Renderer, World, render_art
 from nextgpt.train.nano.world.sounds import SAMPLING_RATE, SoundWorld
 from nextgpt.train.nano.world.split import split_of_names
@@ -80,8 +80,9 @@ def _pictures(world: World, split: str) -> Iterator[tuple[str, Image.Image]]:
 
 def _sounds(world: World, split: str) -> Iterator[tuple[str, Audio]]:
     sounds = SoundWorld(world.folder)
-    for row in sounds.rows(split).tolist():
-        yield path_of(sounds.combinations[row]), Audio(sounds.waveform(sounds.combinations[row]), SAMPLING_RATE)
+    for sound in (*(sounds.combinations[row] for row in sounds.rows(split)), *sounds.takes):
+        if sound.split == split:
+            yield path_of(sound), Audio(sounds.waveform(sound), SAMPLING_RATE)
     unknown = UnknownSounds(sounds, split)
     for path, index in outside_sounds(world.folder, split).items():
         yield path, Audio(unknown.waveform(index), SAMPLING_RATE)
@@ -90,9 +91,10 @@ def _sounds(world: World, split: str) -> Iterator[tuple[str, Audio]]:
 def _clips(world: World, split: str) -> Iterator[tuple[str, Video]]:
     clips = ClipWorld(world)
     renderer = ClipRenderer(world, Renderer(torch.from_numpy(world.art)))
-    for rows in clips.rows(split).split(32):
-        for (concept, motion), frames in zip(rows.tolist(), renderer(rows), strict=True):
-            yield path_of(Clip(world.names[concept], clips.motions[motion])), as_video(frames)
+    for clip in (clip for clip in clips.combinations if clip.split == split):
+        shown = clip.in_looks(clips.looks)
+        for each, frames in zip(shown, renderer(torch.tensor([clips.row(each) for each in shown])), strict=True):
+            yield path_of(each), as_video(frames)
     for path, (number, motion) in outside_clips(world.folder, split).items():
         yield path, outside_clip(world, number, motion)
 

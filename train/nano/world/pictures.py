@@ -88,7 +88,9 @@ class World:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.concepts = json.loads((self.folder / "world.json").read_text(encoding="utf-8"))["concepts"]
+        described = json.loads((self.folder / "world.json").read_text(encoding="utf-8"))
+        self.concepts = described["concepts"]
+        self.clips: dict[str, list[str]] | None = described.get("clips")  # the styles and backgrounds of its clips
         self.names = [concept["name"] for concept in self.concepts]
 
     @cached_property
@@ -217,6 +219,7 @@ def build(out: Path) -> None:
         "styles": list(STYLES),
         "backgrounds": {name: list(colour) for name, colour in BACKGROUNDS.items()},
         "sizes": SIZES,
+        "clips": {"styles": list(STYLES), "backgrounds": list(BACKGROUNDS)},
     }
     out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out / "art.npz", art=np.array(art))

@@ -3,16 +3,20 @@
 `python -m nextgpt.train.nano.world.sounds --out runs/nano/world` needs the soundfont FluidR3 GM (MIT; Debian's package
 `fluid-soundfont-gm`) and the wheel `tinysoundfont`. It knows notes, samples and licences, and nothing of models. The
 sounds and their English are kept by hand in `sounds.json`.
+
+Each sound that has a register is played in several *takes*: the plain one (number 0), and others in another key of the
+register, faster or slower, struck harder or softer. All takes of a sound are of one split.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -47,12 +51,16 @@ FIGURES: dict[str, list[tuple[float, float, int]]] = {
     "chord": [(0.0, 1.5, step) for step in (0, 4, 7)],
     "repeated note": [(NOTE * n, NOTE * n + 0.15, 0) for n in range(8)],
 }
-# What is learned from apart from the world's combinations, so that these are not learned by heart: `studies`.
-PHRASES = 8  # of loose notes, of each instrument in each register
-VARIATIONS = 4  # of each combination that may be learned from: in other keys, faster or slower, louder or softer
+TAKES = 5  # of each sound with a register, the plain one among them
 MOST_KEYS = 3  # up or down
 TEMPO = (0.85, 1.15)
+VELOCITIES = (50, 127)  # how hard notes are struck; the loudest has the peak of a plain take
+# What is learned from apart from the world's combinations, so that these are not learned by heart: `studies`.
+PHRASES = 8  # of loose notes, of each instrument in each register
 MELODIC = range(112)  # programs of General MIDI; the world does not know most, but they play the same figures
+# Opus in the package: 7 kB a sound; the classifier of sounds hears no difference.
+OPUS = 0.92  # how much is left out, 0..1
+OPUS_GAP = SAMPLING_RATE // 4  # silence behind each sound, so that none is heard in the next
 
 
 class Sound(NamedTuple):
@@ -61,6 +69,7 @@ class Sound(NamedTuple):
     name: str
     register: str = ""
     figure: str = ""
+    take: int = 0
 
     @property
     def caption(self) -> str:
@@ -71,7 +80,7 @@ class Sound(NamedTuple):
     @property
     def split(self) -> str:
         """Its split; an effect is one combination only, which has to be learned."""
-        return split_of_names("sound", *self) if self.register else "train"
+        return split_of_names("sound", self.name, self.register, self.figure) if self.register else "train"
 
 
 def load_sounds() -> list[dict]:
@@ -111,18 +120,56 @@ class SoundWorld:
     @cached_property
     def waveforms(self) -> np.ndarray:
         """int16 `[combination, 32000]`, in the order of `combinations`; silent where `copy` left them out."""
-        every = self.folder / "sounds.npy"
-        return np.load(every, mmap_mode="r") if every.is_file() else np.load(self.folder / "sounds.npz")["waveforms"]
+        every, older = self.folder / "sounds.npy", self.folder / "sounds.npz"
+        if every.is_file():
+            return np.load(every, mmap_mode="r")
+        if older.is_file():
+            return np.load(older)["waveforms"]
+        waveforms, plain = np.zeros((len(self.combinations), SAMPLES), np.int16), self._rows_of(self.combinations)
+        for sound, waveform in zip(self._listed("takes"), self._takes, strict=True):
+            if not sound.take:
+                waveforms[plain[sound]] = waveform
+        return waveforms
+
+    @cached_property
+    def takes(self) -> list[Sound]:
+        """The takes in this folder that are not plain."""
+        return [sound for sound in self._listed("takes") if sound.take]
+
+    @cached_property
+    def _takes(self) -> np.ndarray:
+        """int16 `[take, 32000]`, as `takes.json` lists them: in a package the plain ones too."""
+        every = self.folder / "takes.npy"
+        return np.load(every, mmap_mode="r") if every.is_file() else _read_opus(self.folder / "takes.ogg")
+
+    @cached_property
+    def _take_rows(self) -> dict[Sound, int]:
+        return self._rows_of(self._listed("takes"))
 
     @cached_property
     def studies(self) -> np.ndarray:
-        """int16 `[study, 32000]`: what is learned from apart from the world's combinations (`studies`)."""
-        return np.load(self.folder / "studies.npy", mmap_mode="r")
+        """int16 `[study, 32000]`: what is learned from apart from the world's combinations: takes, and `studies`."""
+        others = np.load(self.folder / "studies.npy", mmap_mode="r")
+        learned = [self._take_rows[sound] for sound in self._learned_takes]
+        return np.concatenate([self._takes[learned], others]) if learned else others
 
     @cached_property
     def studied(self) -> list[Sound]:
         """What each of the studies is."""
-        return [Sound(*row) for row in json.loads((self.folder / "studies.json").read_text(encoding="utf-8"))]
+        return [*self._learned_takes, *self._listed("studies")]
+
+    @cached_property
+    def _learned_takes(self) -> list[Sound]:
+        return [sound for sound in self.takes if sound.split == "train"]
+
+    def _listed(self, what: str) -> list[Sound]:
+        """The sounds that `takes.json` or `studies.json` lists; none where there is no such file."""
+        file = self.folder / f"{what}.json"
+        return [Sound(*row) for row in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
+
+    @staticmethod
+    def _rows_of(sounds: list[Sound]) -> dict[Sound, int]:
+        return {sound: row for row, sound in enumerate(sounds)}
 
     def variations(self, most: int | None = None) -> tuple[Tensor, Tensor]:
         """The studies with a caption, varied combinations and phrases: what they are, as indices into `captioned` `[N]`,
@@ -132,7 +179,8 @@ class SoundWorld:
             most: only of so many of the sounds.
         """
         numbers = {sound: number for number, sound in enumerate(self.captioned) if sound.name in self.names[:most]}
-        kept = {study: numbers[sound] for study, sound in enumerate(self.studied) if sound in numbers}
+        plain = [sound._replace(take=0) for sound in self.studied]
+        kept = {study: numbers[sound] for study, sound in enumerate(plain) if sound in numbers}
         return torch.tensor(list(kept.values()), dtype=torch.long), as_floats(self.studies[list(kept)])
 
     def study_targets(self, missing: int) -> Tensor:
@@ -141,15 +189,21 @@ class SoundWorld:
 
     def copy(self, folder: Path) -> None:
         """Writes what an evaluation needs into a folder: of the sounds only the effects and what no part learned from."""
-        kept = [row for row, sound in enumerate(self.combinations) if sound.split != "train" or not sound.register]
-        waveforms = np.zeros(self.waveforms.shape, np.int16)
-        waveforms[kept] = self.waveforms[kept]
-        np.savez_compressed(folder / "sounds.npz", waveforms=waveforms)
+        every = [*self.combinations, *self.takes]
+        kept = [sound for sound in every if sound.split != "train" or not sound.register]
+        _write_opus(np.stack([self._samples(sound) for sound in kept]), folder / "takes.ogg")
+        (folder / "takes.json").write_text(json.dumps(kept) + "\n", encoding="utf-8")
         shutil.copy(self.folder / "sounds.json", folder / "sounds.json")
 
     def holds(self, sound: Sound) -> bool:
         """Whether a sound is in this folder; the one inside the package holds what no part learned from."""
-        return bool(self.waveforms[self.combinations.index(sound)].any())
+        return sound in self._take_rows if sound.take else bool(self._samples(sound).any())
+
+    def _samples(self, sound: Sound) -> np.ndarray:
+        """int16 `[32000]`."""
+        if sound.take:
+            return self._takes[self._take_rows[sound]]
+        return self.waveforms[self.combinations.index(sound)]
 
     def waveform(self, sound: Sound) -> np.ndarray:
         """One sound, float32 `[32000]` in -1..1.
@@ -159,7 +213,7 @@ class SoundWorld:
         """
         if not self.holds(sound):
             raise ValueError(f"{self.folder} does not hold {sound.caption}: train/nano/world/sounds.py makes all of them")
-        return self.waveforms[self.combinations.index(sound)].astype(np.float32) / 32768
+        return self._samples(sound).astype(np.float32) / 32768
 
     def rows(self, split: str, most: int | None = None) -> Tensor:
         """The sounds of one split, as indices into `combinations`; of the first `most` names when that is given."""
@@ -179,7 +233,7 @@ class SoundWorld:
     def _numbers(self, sounds: list[Sound], missing: int) -> Tensor:
         values = (self.names, self.registers, self.figures)
         return torch.tensor(
-            [[known.index(name) if name else missing for known, name in zip(values, row, strict=True)] for row in sounds]
+            [[known.index(name) if name else missing for known, name in zip(values, row[:3], strict=True)] for row in sounds]
         )
 
 
@@ -209,11 +263,31 @@ def new_variation(rng: np.random.Generator, figure: str) -> tuple[int, list[tupl
     return int(rng.integers(-MOST_KEYS, MOST_KEYS + 1)), notes
 
 
+def takes(player: Player, sounds: list[dict]) -> Iterator[tuple[Sound, np.ndarray]]:
+    """Every take that is not plain, and how it sounds, float32 `[32000]`: always the same for the same take."""
+    entries = {sound["name"]: sound for sound in sounds}
+    pitched = [sound for sound in combinations(sounds) if sound.register]
+    for sound in tqdm([sound._replace(take=take) for sound in pitched for take in range(1, TAKES)], desc="takes"):
+        seed = hashlib.sha256("/".join(map(str, sound)).encode()).digest()
+        yield sound, _play_take(player, entries[sound.name], sound, np.random.default_rng(int.from_bytes(seed[:8])))
+
+
+def _play_take(player: Player, entry: dict, sound: Sound, rng: np.random.Generator) -> np.ndarray:
+    while True:
+        keys, notes = new_variation(rng, sound.figure)
+        velocity = int(rng.integers(*VELOCITIES, endpoint=True))
+        try:
+            played = player.play(entry, REGISTERS[sound.register] + keys, notes, velocity)
+        except SilentError:  # the soundfont has no such note: another key
+            continue
+        return played * (velocity / VELOCITIES[1])
+
+
 def studies(player: Player, sounds: list[dict], rng: np.random.Generator) -> Iterator[tuple[Sound, np.ndarray]]:
     """What each study is, and how it sounds, float32 `[32000]`.
 
-    Phrases of loose notes have no figure; combinations of the training split in other keys are what they are; programs
-    that the world does not know have no name. Where the soundfont has no such note there is no study.
+    Phrases of loose notes have no figure; programs that the world does not know have no name. Where the soundfont has no
+    such note there is no study.
     """
     entries = {sound["name"]: sound for sound in sounds if sound["pitched"]}
     strange = [
@@ -222,8 +296,6 @@ def studies(player: Player, sounds: list[dict], rng: np.random.Generator) -> Ite
         if program not in {sound["program"] for sound in sounds if not sound.get("bank")}
     ]
     wanted = [(Sound(name, register), entry) for name, entry in entries.items() for register in REGISTERS] * PHRASES
-    learned = [sound for sound in combinations(sounds) if sound.register and sound.split == "train"]
-    wanted += [(sound, entries[sound.name]) for sound in learned] * VARIATIONS
     wanted += [(Sound("", register, figure), entry) for entry in strange for register in REGISTERS for figure in FIGURES]
     for sound, entry in tqdm(wanted, desc="studies"):
         keys, notes = new_variation(rng, sound.figure) if sound.figure else (0, new_phrase(rng))
@@ -295,21 +367,43 @@ class Player:
 
 
 def build(out: Path, soundfont: Path) -> None:
-    """Renders all; writes `sounds.json`, `sounds.npy` and the studies, and the licence into `ATTRIBUTION.md`."""
+    """Renders all; writes `sounds.json`, `sounds.npy`, takes and studies, and the licence into `ATTRIBUTION.md`."""
     player, sounds, rng = Player(soundfont), load_sounds(), np.random.default_rng(0)
     entries = {sound["name"]: sound for sound in sounds}
     waveforms = [player(entries[each.name], each.register, each.figure) for each in combinations(sounds)]
-    studied, played = zip(*studies(player, sounds, rng), strict=True)
     out.mkdir(parents=True, exist_ok=True)
-    for file, each in (("sounds.npy", waveforms), ("studies.npy", played)):
-        np.save(out / file, (np.stack(each) * 32767).round().astype(np.int16))
-    (out / "studies.json").write_text(json.dumps(studied) + "\n", encoding="utf-8")
+    np.save(out / "sounds.npy", _as_integers(waveforms))
+    for name, made in (("takes", takes(player, sounds)), ("studies", studies(player, sounds, rng))):
+        known, played = zip(*made, strict=True)
+        np.save(out / f"{name}.npy", _as_integers(played))
+        (out / f"{name}.json").write_text(json.dumps(known) + "\n", encoding="utf-8")
     (out / "sounds.json").write_text(json.dumps(sounds, indent=1) + "\n", encoding="utf-8")
     attribution = out / "ATTRIBUTION.md"
     text = attribution.read_text(encoding="utf-8") if attribution.is_file() else "# Where the nano world comes from\n\n"
     if ATTRIBUTION not in text:
         attribution.write_text(f"{text}{ATTRIBUTION}\n", encoding="utf-8")
     logger.info("%d sounds of %d instruments and effects in %s", len(waveforms), len(sounds), out)
+
+
+def _as_integers(waveforms: Sequence[np.ndarray]) -> np.ndarray:
+    """Waveforms in -1..1 → int16."""
+    return (np.stack(waveforms) * 32767).round().astype(np.int16)
+
+
+def _write_opus(waveforms: np.ndarray, path: Path) -> None:
+    """Writes int16 `[N, 32000]`, one sound behind the other."""
+    import soundfile
+
+    spaced = np.pad(waveforms, ((0, 0), (0, OPUS_GAP)))
+    soundfile.write(path, spaced.ravel(), SAMPLING_RATE, format="OGG", subtype="OPUS", compression_level=OPUS)
+
+
+def _read_opus(path: Path) -> np.ndarray:
+    """What `_write_opus` wrote."""
+    import soundfile
+
+    samples, _ = soundfile.read(path, dtype="int16")
+    return samples.reshape(-1, SAMPLES + OPUS_GAP)[:, :SAMPLES]
 
 
 def main() -> None:
