@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import logging
 import math
@@ -52,15 +53,13 @@ FIGURES: dict[str, list[tuple[float, float, int]]] = {
     "repeated note": [(NOTE * n, NOTE * n + 0.15, 0) for n in range(8)],
 }
 TAKES = 5  # of each sound with a register, the plain one among them
-MOST_KEYS = 3  # up or down
-TEMPO = (0.85, 1.15)
-VELOCITIES = (50, 127)  # how hard notes are struck; the loudest has the peak of a plain take
+MOST_KEYS = 2  # up or down
+TEMPO = (0.9, 1.1)
+VELOCITIES = (60, 127)  # how hard notes are struck; the loudest has the peak of a plain take
 # What is learned from apart from the world's combinations, so that these are not learned by heart: `studies`.
 PHRASES = 8  # of loose notes, of each instrument in each register
 MELODIC = range(112)  # programs of General MIDI; the world does not know most, but they play the same figures
-# Opus in the package: 7 kB a sound; the classifier of sounds hears no difference.
-OPUS = 0.92  # how much is left out, 0..1
-OPUS_GAP = SAMPLING_RATE // 4  # silence behind each sound, so that none is heard in the next
+OPUS = 0.92  # how much is left out in the package, 0..1: 7 kB a sound remain, and the classifier hears no difference
 
 
 class Sound(NamedTuple):
@@ -120,16 +119,22 @@ class SoundWorld:
     @cached_property
     def waveforms(self) -> np.ndarray:
         """int16 `[combination, 32000]`, in the order of `combinations`; silent where `copy` left them out."""
-        every, older = self.folder / "sounds.npy", self.folder / "sounds.npz"
+        every = self.folder / "sounds.npy"
         if every.is_file():
             return np.load(every, mmap_mode="r")
-        if older.is_file():
-            return np.load(older)["waveforms"]
-        waveforms, plain = np.zeros((len(self.combinations), SAMPLES), np.int16), self._rows_of(self.combinations)
-        for sound, waveform in zip(self._listed("takes"), self._takes, strict=True):
-            if not sound.take:
-                waveforms[plain[sound]] = waveform
-        return waveforms
+        if not self._coded:
+            return np.load(self.folder / "sounds.npz")["waveforms"]
+        return np.stack([self._samples(sound) for sound in self.combinations])
+
+    @cached_property
+    def _coded(self) -> dict[Sound, bytes]:
+        """In a package, its sounds as Ogg Opus (`copy`)."""
+        file = self.folder / "takes.npz"
+        if not file.is_file():
+            return {}
+        with np.load(file) as held:
+            pieces = np.split(held["opus"], held["ends"][:-1])
+        return {sound: piece.tobytes() for sound, piece in zip(self._listed("takes"), pieces, strict=True)}
 
     @cached_property
     def takes(self) -> list[Sound]:
@@ -138,13 +143,12 @@ class SoundWorld:
 
     @cached_property
     def _takes(self) -> np.ndarray:
-        """int16 `[take, 32000]`, as `takes.json` lists them: in a package the plain ones too."""
-        every = self.folder / "takes.npy"
-        return np.load(every, mmap_mode="r") if every.is_file() else _read_opus(self.folder / "takes.ogg")
+        """int16 `[take, 32000]`, as `takes.json` lists them."""
+        return np.load(self.folder / "takes.npy", mmap_mode="r")
 
     @cached_property
     def _take_rows(self) -> dict[Sound, int]:
-        return self._rows_of(self._listed("takes"))
+        return {sound: row for row, sound in enumerate(self.takes)}
 
     @cached_property
     def studies(self) -> np.ndarray:
@@ -167,10 +171,6 @@ class SoundWorld:
         file = self.folder / f"{what}.json"
         return [Sound(*row) for row in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
 
-    @staticmethod
-    def _rows_of(sounds: list[Sound]) -> dict[Sound, int]:
-        return {sound: row for row, sound in enumerate(sounds)}
-
     def variations(self, most: int | None = None) -> tuple[Tensor, Tensor]:
         """The studies with a caption, varied combinations and phrases: what they are, as indices into `captioned` `[N]`,
         and how they sound, float `[N, 32000]`.
@@ -191,16 +191,23 @@ class SoundWorld:
         """Writes what an evaluation needs into a folder: of the sounds only the effects and what no part learned from."""
         every = [*self.combinations, *self.takes]
         kept = [sound for sound in every if sound.split != "train" or not sound.register]
-        _write_opus(np.stack([self._samples(sound) for sound in kept]), folder / "takes.ogg")
+        pieces = [_as_opus(self._samples(sound)) for sound in tqdm(kept, desc="sounds")]
+        opus = np.frombuffer(b"".join(pieces), np.uint8)
+        np.savez(folder / "takes.npz", opus=opus, ends=np.cumsum([len(piece) for piece in pieces]))
+        (folder / "sounds.npz").unlink(missing_ok=True)  # how an older package holds them
         (folder / "takes.json").write_text(json.dumps(kept) + "\n", encoding="utf-8")
         shutil.copy(self.folder / "sounds.json", folder / "sounds.json")
 
     def holds(self, sound: Sound) -> bool:
         """Whether a sound is in this folder; the one inside the package holds what no part learned from."""
+        if self._coded:
+            return sound in self._coded
         return sound in self._take_rows if sound.take else bool(self._samples(sound).any())
 
     def _samples(self, sound: Sound) -> np.ndarray:
-        """int16 `[32000]`."""
+        """int16 `[32000]`; silent where a package does not hold the sound."""
+        if self._coded:
+            return _from_opus(self._coded[sound]) if sound in self._coded else np.zeros(SAMPLES, np.int16)
         if sound.take:
             return self._takes[self._take_rows[sound]]
         return self.waveforms[self.combinations.index(sound)]
@@ -390,20 +397,20 @@ def _as_integers(waveforms: Sequence[np.ndarray]) -> np.ndarray:
     return (np.stack(waveforms) * 32767).round().astype(np.int16)
 
 
-def _write_opus(waveforms: np.ndarray, path: Path) -> None:
-    """Writes int16 `[N, 32000]`, one sound behind the other."""
+def _as_opus(waveform: np.ndarray) -> bytes:
+    """A waveform int16 `[32000]` as an Ogg Opus file."""
     import soundfile
 
-    spaced = np.pad(waveforms, ((0, 0), (0, OPUS_GAP)))
-    soundfile.write(path, spaced.ravel(), SAMPLING_RATE, format="OGG", subtype="OPUS", compression_level=OPUS)
+    file = io.BytesIO()
+    soundfile.write(file, waveform, SAMPLING_RATE, format="OGG", subtype="OPUS", compression_level=OPUS)
+    return file.getvalue()
 
 
-def _read_opus(path: Path) -> np.ndarray:
-    """What `_write_opus` wrote."""
+def _from_opus(file: bytes) -> np.ndarray:
+    """What `_as_opus` made."""
     import soundfile
 
-    samples, _ = soundfile.read(path, dtype="int16")
-    return samples.reshape(-1, SAMPLES + OPUS_GAP)[:, :SAMPLES]
+    return soundfile.read(io.BytesIO(file), dtype="int16")[0]
 
 
 def main() -> None:
