@@ -238,11 +238,11 @@ def test_what_is_made_anew_is_told_only_as_far_as_it_is_true(folder, few_unknown
     """
     world = sounds.SoundWorld(folder)
     lessons = sound_lessons.SoundLessons(world, "train", audio_encoder.energies_of, 0.01, torch.device("cpu"))
-    energies, targets = lessons.draw(40)
-    assert energies.shape == (40, 64, 192)
+    energies, targets = lessons.draw(400)
+    assert energies.shape == (400, 64, 192)
     untold = targets == sampling.IGNORED
-    assert untold[:10, :2].all() and not untold[10:20, 0].any() and not untold[20:, 1].any()
-    assert 0 < untold[20:, 0].sum() < 20 and untold[20:, 2][untold[20:, 0]].all() and not untold[20:, 2].all()
+    assert untold[:100, :2].all() and not untold[100:200, 0].any() and not untold[200:, 1].any()
+    assert 0 < untold[200:, 0].sum() < 200 and untold[200:, 2][untold[200:, 0]].all() and not untold[200:, 2].all()
     step = torch.arange(32.0)[None, :, None].expand(3, -1, 4)
     risen = sound_lessons.transpose(step).diff(dim=2)
     assert torch.allclose(risen, torch.zeros(()), atol=1e-5), "every frame moves alike"
