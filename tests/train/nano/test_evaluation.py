@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
     """A small world in which everything looks and sounds different: stripes as artwork, noise as sounds."""
     folder = tmp_path_factory.mktemp("nano") / "world"
     folder.mkdir()
-    concepts = [c for c in json.loads(CONCEPTS.read_text(encoding="utf-8")) if c.get("first")]
+    concepts = json.loads(CONCEPTS.read_text(encoding="utf-8"))
     (folder / "world.json").write_text(json.dumps({"concepts": concepts}), encoding="utf-8")
     (folder / "sounds.json").write_text(json.dumps(load_sounds()), encoding="utf-8")
     random_numbers = np.random.default_rng(0)

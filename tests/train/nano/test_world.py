@@ -1,6 +1,7 @@
 """The world of pictures, its split and its captions: on the concept list and on artwork made up here."""
 
 import json
+import re
 from collections import Counter
 from itertools import product
 
@@ -9,10 +10,13 @@ import pytest
 import torch
 from transformers import CLIPTextModel
 
+from nextgpt.train.nano.dialogues.composer import DATA
 from nextgpt.train.nano.models import text_encoder
 from nextgpt.train.nano.models.captions import CONTEXT, Captions, train_tokenizer
 from nextgpt.train.nano.world.pictures import BACKGROUNDS, CONCEPTS, SIZES, STYLES, Renderer, World
+from nextgpt.train.nano.world.sounds import load_sounds
 from nextgpt.train.nano.world.split import split_of
+from nextgpt.train.nano.world.things import article, bare
 
 CONCEPT_LIST = json.loads(CONCEPTS.read_text(encoding="utf-8"))
 ALL = list(product([concept["name"] for concept in CONCEPT_LIST], STYLES, BACKGROUNDS, SIZES))
@@ -50,8 +54,38 @@ def test_the_split_never_changes():
 def test_a_word_means_one_thing():
     meanings = Counter(word for c in CONCEPT_LIST for word in {c["name"], c["plural"], *c["synonyms"]})
     assert [word for word, count in meanings.items() if count > 1] == []
+
+
+def test_what_people_ask_for_first_is_in_the_world():
+    asked = "car house dog cat flower sun moon star heart ball pizza train tree fish bird book phone chair cake apple boat"
+    asked += " plane rabbit horse dragon robot ghost unicorn dinosaur rocket truck bike hat shoe cup clock computer banana"
+    known = {word for concept in CONCEPT_LIST for word in (concept["name"], *concept["synonyms"])}
+    assert [word for word in asked.split() if word not in known] == []
     assert len(CONCEPT_LIST) >= 200
     assert sum("sound" in concept for concept in CONCEPT_LIST) >= 25
+    assert sum(concept.get("filmed", False) for concept in CONCEPT_LIST) >= 60
+
+
+def test_every_thing_has_its_grammar_its_gloss_and_a_picture_of_its_own():
+    glosses = json.loads((DATA / "glosses.json").read_text(encoding="utf-8"))["glosses"]
+    assert list(glosses) == [concept["name"] for concept in CONCEPT_LIST]
+    for concept in CONCEPT_LIST:
+        words = (concept["name"], concept["plural"], *concept["synonyms"])
+        assert all(re.fullmatch(r"[a-z][a-z' -]*[a-z]", word) for word in words), words
+        assert concept["article"] == (article(concept["name"]) if concept["number"] == "singular" else "")
+        assert concept["number"] in ("singular", "plural", "mass")
+        assert (concept["number"] == "singular") or concept["plural"] == concept["name"]
+        assert glosses[concept["name"]] and len(glosses[concept["name"]].split()) <= 14
+        assert "sound" not in concept or concept["filmed"]
+    assert len({concept["codepoint"] for concept in CONCEPT_LIST}) == len(CONCEPT_LIST)
+
+
+def test_what_is_outside_the_world_is_not_in_it_and_what_is_near_it_is():
+    outside = json.loads((DATA / "outside.json").read_text(encoding="utf-8"))
+    words = {word for c in CONCEPT_LIST for word in (c["name"], c["plural"], *c["synonyms"])}
+    assert [thing for thing in outside["things"] if bare(thing) in words] == []
+    assert set(outside["things"].values()) <= {concept["name"] for concept in CONCEPT_LIST}
+    assert set(outside["sounds"].values()) <= {sound["name"] for sound in load_sounds()}
 
 
 def test_pictures_show_the_artwork_in_its_size_on_its_background(world):

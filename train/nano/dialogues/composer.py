@@ -42,8 +42,10 @@ from nextgpt.train.nano.dialogues.turns_crossings import CrossingTurns
 from nextgpt.train.nano.dialogues.turns_pictures import PictureTurns
 from nextgpt.train.nano.dialogues.turns_sounds import SoundTurns
 from nextgpt.train.nano.dialogues.turns_talk import TalkTurns
+from nextgpt.train.nano.world.clips import ClipWorld
 from nextgpt.train.nano.world.media_files import outside_files, write_files
-from nextgpt.train.nano.world.pictures import CONCEPTS
+from nextgpt.train.nano.world.pictures import CONCEPTS, World
+from nextgpt.train.nano.world.sounds import SoundWorld
 from nextgpt.train.nano.world.split import split_of_names
 from nextgpt.train.nano.world.things import (
     MOTIONS,
@@ -57,7 +59,6 @@ from nextgpt.train.nano.world.things import (
     Picture,
     Sound,
     bare,
-    filmed_concepts,
     load_concepts,
     load_instruments,
     modality_of,
@@ -138,7 +139,7 @@ class Composer:
         while True:
             try:
                 medium = self.of[modality].sample(rng)
-                return self.of[modality].change(rng, medium, [Shown.of(medium)])
+                return self.of[modality].change(rng, medium, [self.setting.shown(rng, medium)])
             except NoSuchMedium:
                 continue
 
@@ -220,6 +221,11 @@ def combinations(setting: Setting, modality: str) -> list[Medium]:
     return [medium for medium in media if setting.permits(medium)]
 
 
+def true_media(setting: Setting, modality: str) -> list[Medium]:
+    """`combinations`, each in all its variants."""
+    return [variant for medium in combinations(setting, modality) for variant in setting.variants(medium)]
+
+
 # Which kind of media each of ten alignment lines in a row holds; pictures are by far the most.
 ALIGNED = ("image", "audio", "image", "video", "image", "audio", "image", "audio", "image", "video")
 ASKING = {"image": "Draw {}.", "audio": "Play {}.", "video": "Film {}."}
@@ -242,7 +248,7 @@ def align_encoders_line(composer: Composer, media: dict[str, list[Medium]], inde
         answer = OUTSIDE_ANSWER
     else:
         medium = media[modality][number % len(media[modality])]
-        shown, answer = Shown.of(medium), setting.this_is(medium)
+        shown, answer = setting.shown(rng, medium), setting.this_is(medium)
     return media_line([Turn(intent, with_shown(rng, [shown], text), [answer])])
 
 
@@ -294,7 +300,7 @@ def load_composer(
         outside_paths: files from outside the world, relative to the data folder.
         media: the modalities that are talked about.
     """
-    concepts = load_concepts(world)
+    concepts, clips = load_concepts(world), ClipWorld(World(world)) if "video" in media else None
     instruments = load_instruments(world, concepts) if "audio" in media else {}
     concepts = {name: _without_names_of_other_sounds(concept, instruments) for name, concept in concepts.items()}
     outside = json.loads((DATA / "outside.json").read_text(encoding="utf-8"))
@@ -320,7 +326,9 @@ def load_composer(
                 for thing, near in outside["sounds"].items()
                 if near in instruments and bare(thing) not in seen and belongs(thing)
             ],
-            filmed=filmed_concepts(concepts) if "video" in media else [],
+            filmed=clips.names if clips else [],
+            takes=SoundWorld(world).takes if "audio" in media else [],
+            looks=clips.looks if clips else [],
         )
     )
 

@@ -94,6 +94,8 @@ class Setting:
         instruments: the world's sounds; empty without sounds.
         outside_sounds: pairs of a sound that the world lacks and the one that is nearest.
         filmed: the concepts of which there are clips.
+        takes: the varied sounds that there are.
+        looks: styles and backgrounds of clips.
     """
 
     concepts: dict[str, Concept]
@@ -106,6 +108,8 @@ class Setting:
     instruments: dict[str, Instrument] = field(default_factory=dict)
     outside_sounds: list[tuple[str, str]] = field(default_factory=list)
     filmed: list[str] = field(default_factory=list)
+    takes: list[Sound] = field(default_factory=list)
+    looks: list[tuple[str, str]] = field(default_factory=list)
 
     @cached_property
     def names(self) -> list[str]:
@@ -154,6 +158,28 @@ class Setting:
         folder = {"image": "images/", "audio": "sounds/", "video": "clips/"}[modality]
         paths = [path for path in self.outside_paths if path.startswith(folder)]
         return Shown(None, rng.choice(paths) if paths else "", modality)
+
+    @cached_property
+    def _takes(self) -> dict[Sound, list[Sound]]:
+        """Sound → its varied takes."""
+        takes: dict[Sound, list[Sound]] = {}
+        for sound in self.takes:
+            takes.setdefault(sound._replace(take=0), []).append(sound)
+        return takes
+
+    def variants(self, medium: Medium) -> list[Medium]:
+        """A medium and those that differ from it in what is not told: a sound in other keys, a clip in other looks."""
+        match medium:
+            case Sound():
+                return [medium, *self._takes.get(medium, ())]
+            case Clip():
+                return medium.in_looks(self.looks)
+        return [medium]
+
+    def shown(self, rng: random.Random, medium: Medium) -> Shown:
+        """A medium that the user attaches, in any of its variants."""
+        variants = self.variants(medium)
+        return Shown.of(rng.choice(variants) if len(variants) > 1 else medium)
 
     def spoken(self, medium: Medium) -> str:
         """The caption in good English: "an apple, spinning", "the sound of a helicopter"."""
@@ -241,14 +267,14 @@ class MediaTurns(ABC):
     def show(self, rng: random.Random) -> Turn:
         """A medium of the user's own, to be asked about or changed."""
         medium = self.sample(rng)
-        shown: list[Part] = [Shown.of(medium)]
+        shown: list[Part] = [self.setting.shown(rng, medium)]
         return self.change(rng, medium, shown) if rng.random() < 0.25 else self.ask(rng, medium, shown)
 
     def describe(self, rng: random.Random) -> Turn:
         """A medium of the user's own, to be described in full."""
         medium = self.sample(rng)
         text = roughen(rng.choice(self.setting.phrasings[self.describing]).text, rng)
-        shown: list[Part] = [Shown.of(medium)]
+        shown: list[Part] = [self.setting.shown(rng, medium)]
         return Turn(self.describing, with_shown(rng, shown, text), [self.setting.this_is(medium)], medium)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from nextgpt.train.nano.dialogues.phrasings import fill, roughen
-from nextgpt.train.nano.dialogues.turns import Offer, Part, Setting, Shown, Turn, choose, with_shown
+from nextgpt.train.nano.dialogues.turns import Offer, Part, Setting, Turn, choose, with_shown
 from nextgpt.train.nano.dialogues.turns_clips import ClipTurns
 from nextgpt.train.nano.dialogues.turns_pictures import PictureTurns
 from nextgpt.train.nano.dialogues.turns_sounds import SoundTurns
@@ -86,7 +86,7 @@ class CrossingTurns:
         others = [name for name in crossing.every if name not in crossing.granted]
         name = rng.choice(others if others and rng.random() < refused else crossing.granted)
         source = crossing.source.sample(rng, **{"name" if kind.startswith("audio") else "concept": name})
-        return crossing.make(rng, source, [Shown.of(source)])
+        return crossing.make(rng, source, [self.setting.shown(rng, source)])
 
     # -- one kind after another ---------------------------------------------------------------------------------
 

@@ -183,7 +183,7 @@ class TalkTurns:
             answer = CANNOT.format("film", "that") + IN_SHORT["video"]
             return Turn("outside_film", [roughen(text, rng)], [answer])
         why = CANNOT.format("film", theirs(thing))
-        return self.offering("outside_film", rng, text, why, Offer("video", *offered), " instead")
+        return self.offering("outside_film", rng, text, why, Offer("video", offered.concept, offered.motion), " instead")
 
     def unfilmable(self, rng: random.Random) -> Turn:
         """ "a trumpet, spinning": it can be drawn, but there are no clips of it."""
@@ -201,7 +201,7 @@ class TalkTurns:
         values = {"motion": motion, "move": move, "moves": move if concept.is_plural else moves}
         text = fill(phrasing.text, self.pictures.concept_values(rng, Picture(concept.name)) | values)
         why = f"I can't make {concept.it} {move}: in my clips things slide, spin, bounce, grow or shrink. "
-        return self.offering("outside_film", rng, text, why, Offer("video", *clip))
+        return self.offering("outside_film", rng, text, why, Offer("video", clip.concept, clip.motion))
 
     def _phrasing(self, rng: random.Random, intent: str) -> Phrasing:
         return rng.choice([p for p in self.setting.phrasings[intent] if p.slots == {"thing"}])

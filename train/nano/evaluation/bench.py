@@ -32,7 +32,7 @@ from nextgpt.train.nano.world.clips import FRAMES
 from nextgpt.train.nano.world.media_files import TrueMedia, outside_files
 from nextgpt.train.nano.world.pictures import SIDE, World
 from nextgpt.train.nano.world.sounds import SAMPLES, SAMPLING_RATE
-from nextgpt.train.nano.world.things import MOTIONS, PICTURE_VALUES, SOUND_VALUES, Medium, Sound, modality_of
+from nextgpt.train.nano.world.things import MOTIONS, PICTURE_VALUES, SOUND_VALUES, Clip, Medium, Sound, modality_of
 
 BATCH = 40
 JUDGES = {"image": ("judge", Judge), "audio": ("sound_judge", SoundJudge), "video": ("clip_judge", ClipJudge)}
@@ -227,6 +227,8 @@ def parts_of(medium: Medium) -> dict[str, str]:
     """What a judge should find in a medium."""
     if isinstance(medium, Sound):
         return {"instrument": medium.name, "register": medium.register or NONE, "figure": medium.figure or NONE}
+    if isinstance(medium, Clip):
+        return {"concept": medium.concept, "motion": medium.motion}
     return medium._asdict()
 
 

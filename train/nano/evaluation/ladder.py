@@ -24,7 +24,7 @@ from nextgpt.decoders.sources import read_json
 from nextgpt.encoders import load_encoder, preprocessor_for
 from nextgpt.errors import UserInputError
 from nextgpt.events import Media
-from nextgpt.train.nano.dialogues.composer import DATA, Composer, combinations, load_composer, text_line
+from nextgpt.train.nano.dialogues.composer import DATA, Composer, combinations, load_composer, text_line, true_media
 from nextgpt.train.nano.evaluation.bench import AS_TENSOR, JUDGES, MAIN, Bench, described, parts_of
 from nextgpt.train.nano.evaluation.judges import MediaJudge
 from nextgpt.train.nano.evaluation.reconstruct import reconstruct
@@ -102,9 +102,7 @@ class Ladder:
         """By modality, media of the split that the folder can render; effects, which are in every split, are left out."""
         chosen = {}
         for modality in JUDGES:
-            media = [
-                m for m in combinations(self.composer.setting, modality) if m.split == self.split and self.bench.holds(m)
-            ]
+            media = [m for m in true_media(self.composer.setting, modality) if m.split == self.split and self.bench.holds(m)]
             chosen[modality] = random.Random(self.seed).sample(media, min(len(media), self.count))
         return chosen
 

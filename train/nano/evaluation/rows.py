@@ -11,7 +11,7 @@ import torch
 from nextgpt.decoders import Audio
 from nextgpt.decoders.audioldm import log_mel_spectrogram
 from nextgpt.events import Reply
-from nextgpt.train.nano.dialogues.composer import combinations
+from nextgpt.train.nano.dialogues.composer import true_media
 from nextgpt.train.nano.dialogues.turns import Shown, Turn
 from nextgpt.train.nano.evaluation.bench import (
     MAIN,
@@ -73,7 +73,7 @@ def judge_itself(bench: Bench, modality: str) -> list[Score]:
 
 def _true_media(bench: Bench, modality: str) -> list[Medium]:
     """Of this split; effects are left out."""
-    media = combinations(bench.composer.setting, modality)
+    media = true_media(bench.composer.setting, modality)
     return [medium for medium in media if medium.split == bench.split]
 
 
@@ -126,7 +126,7 @@ def media_to_text(bench: Bench, modality: str) -> list[Score]:
     samples = [
         Sample(
             *(row, told(turn), parts_of(turn.medium), described(modality, reply.text), reply.text),
-            [bench.render(turn.medium)],
+            [bench.render(part.medium) for part in turn.user if isinstance(part, Shown)],
         )
         for turn, reply in zip(turns, replies, strict=True)
     ]

@@ -1,8 +1,15 @@
-"""The world of clips: things of the world in motion, 8 frames at 4 a second. Knows artwork and motions, no models."""
+"""The world of clips: things of the world in motion, 8 frames at 4 a second. Knows artwork and motions, no models.
+
+A clip has a look, too: a style and a background. Which looks there are, and which things are filmed, `world.json` says; a
+world that says nothing of it has one look, the default.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,8 +20,9 @@ from nextgpt.train.nano.world.split import split_of_names
 
 FRAMES = 8
 FPS = 4
-FILMED = 60  # concepts: those that can be heard too, and the first of the others
-STYLE, BACKGROUND, SIZE = "3d", "white", "small"
+FILMED = 60  # concepts where none says that it is filmed: those that can be heard too, and the first of the others
+STYLE, BACKGROUND = "3d", "white"
+LOOKS = 6  # of each clip in files and for evaluation, the default among them
 REACH = 15.0  # pixels that a thing goes to either side
 SIDES = (20.0, 56.0)  # the least and the largest artwork, in pixels
 RESTING_SIDE = 34.0
@@ -52,25 +60,40 @@ class Clip(NamedTuple):
 
     concept: str
     motion: str
+    style: str = STYLE
+    background: str = BACKGROUND
 
     @property
     def caption(self) -> str:
-        """The canonical caption: "a banana, spinning"."""
+        """The canonical caption: "a banana, spinning"; it says nothing of the look."""
         return f"a {self.concept}, {self.motion}"
 
     @property
     def split(self) -> str:
-        return split_of_names("clip", *self)
+        """Its split, whatever its look."""
+        return split_of_names("clip", self.concept, self.motion)
+
+    @property
+    def has_default_look(self) -> bool:
+        return (self.style, self.background) == (STYLE, BACKGROUND)
+
+    def in_looks(self, looks: Sequence[tuple[str, str]]) -> list[Clip]:
+        """This clip and up to `LOOKS` - 1 others like it, always the same ones.
+
+        Args:
+            looks: the world's styles with its backgrounds.
+        """
+        others = [look for look in looks if look != (self.style, self.background)]
+        chosen = random.Random(f"{self.concept}/{self.motion}").sample(others, min(len(others), LOOKS - 1))
+        return [self, *(self._replace(style=style, background=background) for style, background in chosen)]
 
 
-def filmed(sounds: dict[str, str | None]) -> list[str]:
-    """The concepts of which there are clips, in the world's order.
-
-    Args:
-        sounds: of all concepts, the sound that each makes, or None.
-    """
-    first = sorted(sounds, key=lambda name: not sounds[name])[:FILMED]
-    return [name for name in sounds if name in first]
+def filmed(concepts: Iterable[dict]) -> list[str]:
+    """The concepts of which there are clips, in the world's order; entries as in `world.json`."""
+    concepts = list(concepts)
+    chosen = [concept["name"] for concept in concepts if concept.get("filmed")]
+    first = sorted(concepts, key=lambda concept: not concept.get("sound"))[:FILMED]
+    return chosen or [concept["name"] for concept in concepts if concept in first]
 
 
 class ClipWorld:
@@ -84,7 +107,9 @@ class ClipWorld:
 
     def __init__(self, world: World):
         self.world = world
-        self.names = filmed({concept["name"]: concept.get("sound") for concept in world.concepts})
+        self.names = filmed(world.concepts)
+        looks = world.clips or {"styles": [STYLE], "backgrounds": [BACKGROUND]}
+        self.looks: list[tuple[str, str]] = list(itertools.product(looks["styles"], looks["backgrounds"]))
         self.combinations = [Clip(concept, motion) for concept in self.names for motion in self.motions]
 
     def rows(self, split: str, most: int | None = None) -> Tensor:
@@ -102,6 +127,18 @@ class ClipWorld:
             ]
         )
 
+    def row(self, clip: Clip) -> tuple[int, int, int, int]:
+        """A clip as indices: concept, motion, style, background."""
+        styles, backgrounds = self.world.styles, self.world.backgrounds
+        names = (self.world.names.index(clip.concept), self.motions.index(clip.motion))
+        return *names, styles.index(clip.style), backgrounds.index(clip.background)
+
+    def vary(self, rows: Tensor) -> Tensor:
+        """Clips `[N, 2]` in looks drawn at random, `[N, 4]`: concept, motion, style, background."""
+        indices = [(self.world.styles.index(s), self.world.backgrounds.index(b)) for s, b in self.looks]
+        looks = torch.tensor(indices, device=rows.device)
+        return torch.cat([rows, looks[torch.randint(len(looks), (len(rows),), device=rows.device)]], dim=1)
+
 
 class ClipRenderer:
     """Composes clips on any device, by the batch.
@@ -109,7 +146,7 @@ class ClipRenderer:
     Args:
         world: gives style, background and the artwork's order.
         renderer: of its pictures.
-        style: of the artwork, by its number; by default that of all the world's clips.
+        style: of the artwork where a clip does not say, by its number; `STYLE` by default.
     """
 
     def __init__(self, world: World, renderer: Renderer, style: int | None = None):
@@ -118,12 +155,12 @@ class ClipRenderer:
         poses = [[tuple(motion(frame / (FRAMES - 1))) for frame in range(FRAMES)] for motion in MOTIONS.values()]
         self.poses = torch.tensor(poses, device=device)  # [motion, frame, pose]
         style = world.styles.index(STYLE) if style is None else style
-        self.rest = torch.tensor([0, style, world.backgrounds.index(BACKGROUND), world.sizes.index(SIZE)], device=device)
+        self.look = torch.tensor([style, world.backgrounds.index(BACKGROUND)], device=device)
 
     def __call__(self, index: Tensor) -> Tensor:
-        """Indices `[N, 2]` → clips `[N, 3, 8, 64, 64]` in 0..1, float32."""
-        rows = self.rest.repeat(len(index), 1)
-        rows[:, 0] = index[:, 0]
+        """Indices `[N, 2]`, or `[N, 4]` with style and background → clips `[N, 3, 8, 64, 64]` in 0..1, float32."""
+        looks = index[:, 2:] if index.shape[1] == 4 else self.look.expand(len(index), 2)
+        rows = torch.cat([index[:, :1], looks, torch.zeros_like(index[:, :1])], dim=1)  # a pose has its own size
         pictures = self.renderer.place(rows.repeat_interleave(FRAMES, 0), *self.poses[index[:, 1]].flatten(0, 1).unbind(1))
         return pictures.unflatten(0, (-1, FRAMES)).transpose(1, 2)
 
@@ -133,7 +170,7 @@ class KeptClips:
 
     Args:
         renderer: of clips.
-        rows: the clips, as indices `[N, 2]`.
+        rows: the clips, as indices `[N, 2]` or `[N, 4]`.
     """
 
     def __init__(self, renderer: ClipRenderer, rows: Tensor):
@@ -155,4 +192,4 @@ class KeptClips:
             )
             places = moved.clamp(0, side - 1).view(count, 1, 1, *((1, side) if across == 4 else (side, 1)))
             clips = clips.gather(across, places.expand_as(clips))
-        return clips, self.rows[chosen]
+        return clips, self.rows[chosen, :2]

@@ -81,8 +81,9 @@ def _pictures(world: World, split: str) -> Iterator[tuple[str, Image.Image]]:
 
 def _sounds(world: World, split: str) -> Iterator[tuple[str, Audio]]:
     sounds = SoundWorld(world.folder)
-    for row in sounds.rows(split).tolist():
-        yield path_of(sounds.combinations[row]), Audio(sounds.waveform(sounds.combinations[row]), SAMPLING_RATE)
+    for sound in (*(sounds.combinations[row] for row in sounds.rows(split)), *sounds.takes):
+        if sound.split == split:
+            yield path_of(sound), Audio(sounds.waveform(sound), SAMPLING_RATE)
     unknown = UnknownSounds(sounds, split)
     for path, index in outside_sounds(world.folder, split).items():
         yield path, Audio(unknown.waveform(index), SAMPLING_RATE)
@@ -91,9 +92,10 @@ def _sounds(world: World, split: str) -> Iterator[tuple[str, Audio]]:
 def _clips(world: World, split: str) -> Iterator[tuple[str, Video]]:
     clips = ClipWorld(world)
     renderer = ClipRenderer(world, Renderer(torch.from_numpy(world.art)))
-    for rows in clips.rows(split).split(32):
-        for (concept, motion), frames in zip(rows.tolist(), renderer(rows), strict=True):
-            yield path_of(Clip(world.names[concept], clips.motions[motion])), as_video(frames)
+    for clip in (clip for clip in clips.combinations if clip.split == split):
+        shown = clip.in_looks(clips.looks)
+        for each, frames in zip(shown, renderer(torch.tensor([clips.row(each) for each in shown])), strict=True):
+            yield path_of(each), as_video(frames)
     for path, (number, motion) in outside_clips(world.folder, split).items():
         yield path, outside_clip(world, number, motion)
 
@@ -143,9 +145,8 @@ class TrueMedia:
                 return Image.fromarray(self.world.render(*medium))
             case Sound():
                 return Audio(self._sounds.waveform(medium), SAMPLING_RATE)
-            case Clip(concept, motion):
-                row = torch.tensor([[self.world.names.index(concept), self._clips.motions.index(motion)]])
-                return as_video(self._renderer(row)[0])
+            case Clip():
+                return as_video(self._renderer(torch.tensor([self._clips.row(medium)]))[0])
 
     def outside(self, path: str) -> Media:
         """A medium from outside the world, by its path (`outside_files`)."""

@@ -70,8 +70,9 @@ STYLES = {
 }
 NAMES = Source("emojibase-data", "", "MIT (emojibase, after Unicode CLDR)", "LICENSE", "MIT License")
 OUTSIDE_CATEGORIES = ("Smileys & Emotion", "People & Body", "Flags", "Symbols")
-# These hold cats, monkeys, bicycles, hands: too like things of the world to be outside it.
-NOT_OUTSIDE = ("cat-face", "monkey-face", "person-sport", "person-activity", "hands", "hand-prop", "face-glasses")
+# These hold cats, monkeys, bicycles, hands, hearts: too like things of the world to be outside it.
+NOT_OUTSIDE = ("cat-face", "monkey-face", "person-sport", "person-activity", "hands", "hand-prop", "face-glasses", "heart")
+LIKE_THE_WORLD = {"2620", "1f4a6"}  # so are a skull with crossed bones and drops of sweat
 
 
 class World:
@@ -87,7 +88,9 @@ class World:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.concepts = json.loads((self.folder / "world.json").read_text(encoding="utf-8"))["concepts"]
+        described = json.loads((self.folder / "world.json").read_text(encoding="utf-8"))
+        self.concepts = described["concepts"]
+        self.clips: dict[str, list[str]] | None = described.get("clips")  # the styles and backgrounds of its clips
         self.names = [concept["name"] for concept in self.concepts]
 
     @cached_property
@@ -205,17 +208,18 @@ def _uniform(count: int, device, generator) -> Tensor:
 
 def build(out: Path) -> None:
     """Fetches the packages and writes `world.json`, `art.npz`, `outside.npz` and `ATTRIBUTION.md`."""
-    concepts = [concept for concept in json.loads(CONCEPTS.read_text(encoding="utf-8")) if concept.pop("first", False)]
+    concepts = json.loads(CONCEPTS.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as scratch:
         folders = {source.package: _fetch(source.package, Path(scratch)) for source in (*STYLES.values(), NAMES)}
         attribution = _attribution(folders)
         art = [[_artwork(folders, style, concept["codepoint"]) for style in STYLES] for concept in concepts]
-        outside = _outside(folders, {_bare(concept["codepoint"]) for concept in concepts})
+        outside = _outside(folders, {_bare(concept["codepoint"]) for concept in concepts} | LIKE_THE_WORLD)
     world = {
         "concepts": concepts,
         "styles": list(STYLES),
         "backgrounds": {name: list(colour) for name, colour in BACKGROUNDS.items()},
         "sizes": SIZES,
+        "clips": {"styles": list(STYLES), "backgrounds": list(BACKGROUNDS)},
     }
     out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out / "art.npz", art=np.array(art))

@@ -3,16 +3,21 @@
 `python -m nextgpt.train.nano.world.sounds --out runs/nano/world` needs the soundfont FluidR3 GM (MIT; Debian's package
 `fluid-soundfont-gm`) and the wheel `tinysoundfont`. It knows notes, samples and licences, and nothing of models. The
 sounds and their English are kept by hand in `sounds.json`.
+
+Each sound that has a register is played in several *takes*: the plain one (number 0), and others in another key of the
+register, faster or slower, struck harder or softer. All takes of a sound are of one split.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
 import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -47,12 +52,14 @@ FIGURES: dict[str, list[tuple[float, float, int]]] = {
     "chord": [(0.0, 1.5, step) for step in (0, 4, 7)],
     "repeated note": [(NOTE * n, NOTE * n + 0.15, 0) for n in range(8)],
 }
+TAKES = 5  # of each sound with a register, the plain one among them
+MOST_KEYS = 2  # up or down
+TEMPO = (0.9, 1.1)
+VELOCITIES = (60, 127)  # how hard notes are struck; the loudest has the peak of a plain take
 # What is learned from apart from the world's combinations, so that these are not learned by heart: `studies`.
 PHRASES = 8  # of loose notes, of each instrument in each register
-VARIATIONS = 4  # of each combination that may be learned from: in other keys, faster or slower, louder or softer
-MOST_KEYS = 3  # up or down
-TEMPO = (0.85, 1.15)
 MELODIC = range(112)  # programs of General MIDI; the world does not know most, but they play the same figures
+OPUS = 0.92  # how much is left out in the package, 0..1: 7 kB a sound remain, and the classifier hears no difference
 
 
 class Sound(NamedTuple):
@@ -61,6 +68,7 @@ class Sound(NamedTuple):
     name: str
     register: str = ""
     figure: str = ""
+    take: int = 0
 
     @property
     def caption(self) -> str:
@@ -71,7 +79,7 @@ class Sound(NamedTuple):
     @property
     def split(self) -> str:
         """Its split; an effect is one combination only, which has to be learned."""
-        return split_of_names("sound", *self) if self.register else "train"
+        return split_of_names("sound", self.name, self.register, self.figure) if self.register else "train"
 
 
 def load_sounds() -> list[dict]:
@@ -112,17 +120,56 @@ class SoundWorld:
     def waveforms(self) -> np.ndarray:
         """int16 `[combination, 32000]`, in the order of `combinations`; silent where `copy` left them out."""
         every = self.folder / "sounds.npy"
-        return np.load(every, mmap_mode="r") if every.is_file() else np.load(self.folder / "sounds.npz")["waveforms"]
+        if every.is_file():
+            return np.load(every, mmap_mode="r")
+        if not self._coded:
+            return np.load(self.folder / "sounds.npz")["waveforms"]
+        return np.stack([self._samples(sound) for sound in self.combinations])
+
+    @cached_property
+    def _coded(self) -> dict[Sound, bytes]:
+        """In a package, its sounds as Ogg Opus (`copy`)."""
+        file = self.folder / "takes.npz"
+        if not file.is_file():
+            return {}
+        with np.load(file) as held:
+            pieces = np.split(held["opus"], held["ends"][:-1])
+        return {sound: piece.tobytes() for sound, piece in zip(self._listed("takes"), pieces, strict=True)}
+
+    @cached_property
+    def takes(self) -> list[Sound]:
+        """The takes in this folder that are not plain."""
+        return [sound for sound in self._listed("takes") if sound.take]
+
+    @cached_property
+    def _takes(self) -> np.ndarray:
+        """int16 `[take, 32000]`, as `takes.json` lists them."""
+        return np.load(self.folder / "takes.npy", mmap_mode="r")
+
+    @cached_property
+    def _take_rows(self) -> dict[Sound, int]:
+        return {sound: row for row, sound in enumerate(self.takes)}
 
     @cached_property
     def studies(self) -> np.ndarray:
-        """int16 `[study, 32000]`: what is learned from apart from the world's combinations (`studies`)."""
-        return np.load(self.folder / "studies.npy", mmap_mode="r")
+        """int16 `[study, 32000]`: what is learned from apart from the world's combinations: takes, and `studies`."""
+        others = np.load(self.folder / "studies.npy", mmap_mode="r")
+        learned = [self._take_rows[sound] for sound in self._learned_takes]
+        return np.concatenate([self._takes[learned], others]) if learned else others
 
     @cached_property
     def studied(self) -> list[Sound]:
         """What each of the studies is."""
-        return [Sound(*row) for row in json.loads((self.folder / "studies.json").read_text(encoding="utf-8"))]
+        return [*self._learned_takes, *self._listed("studies")]
+
+    @cached_property
+    def _learned_takes(self) -> list[Sound]:
+        return [sound for sound in self.takes if sound.split == "train"]
+
+    def _listed(self, what: str) -> list[Sound]:
+        """The sounds that `takes.json` or `studies.json` lists; none where there is no such file."""
+        file = self.folder / f"{what}.json"
+        return [Sound(*row) for row in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
 
     def variations(self, most: int | None = None) -> tuple[Tensor, Tensor]:
         """The studies with a caption, varied combinations and phrases: what they are, as indices into `captioned` `[N]`,
@@ -132,7 +179,8 @@ class SoundWorld:
             most: only of so many of the sounds.
         """
         numbers = {sound: number for number, sound in enumerate(self.captioned) if sound.name in self.names[:most]}
-        kept = {study: numbers[sound] for study, sound in enumerate(self.studied) if sound in numbers}
+        plain = [sound._replace(take=0) for sound in self.studied]
+        kept = {study: numbers[sound] for study, sound in enumerate(plain) if sound in numbers}
         return torch.tensor(list(kept.values()), dtype=torch.long), as_floats(self.studies[list(kept)])
 
     def study_targets(self, missing: int) -> Tensor:
@@ -141,15 +189,28 @@ class SoundWorld:
 
     def copy(self, folder: Path) -> None:
         """Writes what an evaluation needs into a folder: of the sounds only the effects and what no part learned from."""
-        kept = [row for row, sound in enumerate(self.combinations) if sound.split != "train" or not sound.register]
-        waveforms = np.zeros(self.waveforms.shape, np.int16)
-        waveforms[kept] = self.waveforms[kept]
-        np.savez_compressed(folder / "sounds.npz", waveforms=waveforms)
+        every = [*self.combinations, *self.takes]
+        kept = [sound for sound in every if sound.split != "train" or not sound.register]
+        pieces = [_as_opus(self._samples(sound)) for sound in tqdm(kept, desc="sounds")]
+        opus = np.frombuffer(b"".join(pieces), np.uint8)
+        np.savez(folder / "takes.npz", opus=opus, ends=np.cumsum([len(piece) for piece in pieces]))
+        (folder / "sounds.npz").unlink(missing_ok=True)  # how an older package holds them
+        (folder / "takes.json").write_text(json.dumps(kept) + "\n", encoding="utf-8")
         shutil.copy(self.folder / "sounds.json", folder / "sounds.json")
 
     def holds(self, sound: Sound) -> bool:
         """Whether a sound is in this folder; the one inside the package holds what no part learned from."""
-        return bool(self.waveforms[self.combinations.index(sound)].any())
+        if self._coded:
+            return sound in self._coded
+        return sound in self._take_rows if sound.take else bool(self._samples(sound).any())
+
+    def _samples(self, sound: Sound) -> np.ndarray:
+        """int16 `[32000]`; silent where a package does not hold the sound."""
+        if self._coded:
+            return _from_opus(self._coded[sound]) if sound in self._coded else np.zeros(SAMPLES, np.int16)
+        if sound.take:
+            return self._takes[self._take_rows[sound]]
+        return self.waveforms[self.combinations.index(sound)]
 
     def waveform(self, sound: Sound) -> np.ndarray:
         """One sound, float32 `[32000]` in -1..1.
@@ -159,7 +220,7 @@ class SoundWorld:
         """
         if not self.holds(sound):
             raise ValueError(f"{self.folder} does not hold {sound.caption}: train/nano/world/sounds.py makes all of them")
-        return self.waveforms[self.combinations.index(sound)].astype(np.float32) / 32768
+        return self._samples(sound).astype(np.float32) / 32768
 
     def rows(self, split: str, most: int | None = None) -> Tensor:
         """The sounds of one split, as indices into `combinations`; of the first `most` names when that is given."""
@@ -179,7 +240,7 @@ class SoundWorld:
     def _numbers(self, sounds: list[Sound], missing: int) -> Tensor:
         values = (self.names, self.registers, self.figures)
         return torch.tensor(
-            [[known.index(name) if name else missing for known, name in zip(values, row, strict=True)] for row in sounds]
+            [[known.index(name) if name else missing for known, name in zip(values, row[:3], strict=True)] for row in sounds]
         )
 
 
@@ -209,11 +270,31 @@ def new_variation(rng: np.random.Generator, figure: str) -> tuple[int, list[tupl
     return int(rng.integers(-MOST_KEYS, MOST_KEYS + 1)), notes
 
 
+def takes(player: Player, sounds: list[dict]) -> Iterator[tuple[Sound, np.ndarray]]:
+    """Every take that is not plain, and how it sounds, float32 `[32000]`: always the same for the same take."""
+    entries = {sound["name"]: sound for sound in sounds}
+    pitched = [sound for sound in combinations(sounds) if sound.register]
+    for sound in tqdm([sound._replace(take=take) for sound in pitched for take in range(1, TAKES)], desc="takes"):
+        seed = hashlib.sha256("/".join(map(str, sound)).encode()).digest()
+        yield sound, _play_take(player, entries[sound.name], sound, np.random.default_rng(int.from_bytes(seed[:8])))
+
+
+def _play_take(player: Player, entry: dict, sound: Sound, rng: np.random.Generator) -> np.ndarray:
+    while True:
+        keys, notes = new_variation(rng, sound.figure)
+        velocity = int(rng.integers(*VELOCITIES, endpoint=True))
+        try:
+            played = player.play(entry, REGISTERS[sound.register] + keys, notes, velocity)
+        except SilentError:  # the soundfont has no such note: another key
+            continue
+        return played * (velocity / VELOCITIES[1])
+
+
 def studies(player: Player, sounds: list[dict], rng: np.random.Generator) -> Iterator[tuple[Sound, np.ndarray]]:
     """What each study is, and how it sounds, float32 `[32000]`.
 
-    Phrases of loose notes have no figure; combinations of the training split in other keys are what they are; programs
-    that the world does not know have no name. Where the soundfont has no such note there is no study.
+    Phrases of loose notes have no figure; programs that the world does not know have no name. Where the soundfont has no
+    such note there is no study.
     """
     entries = {sound["name"]: sound for sound in sounds if sound["pitched"]}
     strange = [
@@ -222,8 +303,6 @@ def studies(player: Player, sounds: list[dict], rng: np.random.Generator) -> Ite
         if program not in {sound["program"] for sound in sounds if not sound.get("bank")}
     ]
     wanted = [(Sound(name, register), entry) for name, entry in entries.items() for register in REGISTERS] * PHRASES
-    learned = [sound for sound in combinations(sounds) if sound.register and sound.split == "train"]
-    wanted += [(sound, entries[sound.name]) for sound in learned] * VARIATIONS
     wanted += [(Sound("", register, figure), entry) for entry in strange for register in REGISTERS for figure in FIGURES]
     for sound, entry in tqdm(wanted, desc="studies"):
         keys, notes = new_variation(rng, sound.figure) if sound.figure else (0, new_phrase(rng))
@@ -295,21 +374,43 @@ class Player:
 
 
 def build(out: Path, soundfont: Path) -> None:
-    """Renders all; writes `sounds.json`, `sounds.npy` and the studies, and the licence into `ATTRIBUTION.md`."""
+    """Renders all; writes `sounds.json`, `sounds.npy`, takes and studies, and the licence into `ATTRIBUTION.md`."""
     player, sounds, rng = Player(soundfont), load_sounds(), np.random.default_rng(0)
     entries = {sound["name"]: sound for sound in sounds}
     waveforms = [player(entries[each.name], each.register, each.figure) for each in combinations(sounds)]
-    studied, played = zip(*studies(player, sounds, rng), strict=True)
     out.mkdir(parents=True, exist_ok=True)
-    for file, each in (("sounds.npy", waveforms), ("studies.npy", played)):
-        np.save(out / file, (np.stack(each) * 32767).round().astype(np.int16))
-    (out / "studies.json").write_text(json.dumps(studied) + "\n", encoding="utf-8")
+    np.save(out / "sounds.npy", _as_integers(waveforms))
+    for name, made in (("takes", takes(player, sounds)), ("studies", studies(player, sounds, rng))):
+        known, played = zip(*made, strict=True)
+        np.save(out / f"{name}.npy", _as_integers(played))
+        (out / f"{name}.json").write_text(json.dumps(known) + "\n", encoding="utf-8")
     (out / "sounds.json").write_text(json.dumps(sounds, indent=1) + "\n", encoding="utf-8")
     attribution = out / "ATTRIBUTION.md"
     text = attribution.read_text(encoding="utf-8") if attribution.is_file() else "# Where the nano world comes from\n\n"
     if ATTRIBUTION not in text:
         attribution.write_text(f"{text}{ATTRIBUTION}\n", encoding="utf-8")
     logger.info("%d sounds of %d instruments and effects in %s", len(waveforms), len(sounds), out)
+
+
+def _as_integers(waveforms: Sequence[np.ndarray]) -> np.ndarray:
+    """Waveforms in -1..1 → int16."""
+    return (np.stack(waveforms) * 32767).round().astype(np.int16)
+
+
+def _as_opus(waveform: np.ndarray) -> bytes:
+    """A waveform int16 `[32000]` as an Ogg Opus file."""
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, waveform, SAMPLING_RATE, format="OGG", subtype="OPUS", compression_level=OPUS)
+    return file.getvalue()
+
+
+def _from_opus(file: bytes) -> np.ndarray:
+    """What `_as_opus` made."""
+    import soundfile
+
+    return soundfile.read(io.BytesIO(file), dtype="int16")[0]
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from nextgpt.train.nano.world.clips import MOTIONS, Clip, filmed
+from nextgpt.train.nano.world.clips import MOTIONS, Clip
 from nextgpt.train.nano.world.pictures import BACKGROUNDS, SIZES, STYLES, World
 from nextgpt.train.nano.world.sounds import FIGURES, REGISTERS, Sound
 from nextgpt.train.nano.world.split import split_of
@@ -65,10 +65,12 @@ def path_of(medium: Medium) -> str:
     match medium:
         case Picture(concept, style, background, size):
             return f"images/{_file_name(concept)}/{style}/{background}/{size}.png"
-        case Sound(name, register, figure):
-            return f"sounds/{_file_name(name)}/{_file_name(f'{register} {figure}') if register else 'effect'}.wav"
-        case Clip(concept, motion):
-            return f"clips/{_file_name(concept)}/{_file_name(motion)}.mp4"
+        case Sound(name, register, figure, take):
+            notes = f"{register} {figure}{f' {take}' if take else ''}" if register else "effect"
+            return f"sounds/{_file_name(name)}/{_file_name(notes)}.wav"
+        case Clip(concept, motion, style, background):
+            look = "" if medium.has_default_look else f" {style} {background}"
+            return f"clips/{_file_name(concept)}/{_file_name(motion + look)}.mp4"
 
 
 def _file_name(name: str) -> str:
@@ -144,11 +146,6 @@ def load_concepts(world: Path) -> dict[str, Concept]:
         )
         for row in rows
     }
-
-
-def filmed_concepts(concepts: dict[str, Concept]) -> list[str]:
-    """The concepts of which there are clips."""
-    return filmed({name: concept.sound for name, concept in concepts.items()})
 
 
 # Names of sounds that take no article: they are plural, or cannot be counted.
