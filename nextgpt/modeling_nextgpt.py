@@ -1,7 +1,6 @@
 """The NExT-GPT model: frozen encoder → input projection → LLM (+ LoRA) → signal states → output projections.
 
-It knows tensors only. Messages and files are the processor's, diffusion is the decoders', and the two meet the model in
-the pipeline. Sampling is `GenerationMixin`'s; `nextgpt.generation` only strings its calls together.
+Messages and files are the processor's, diffusion is the decoders'; sampling is `GenerationMixin`'s, through `generation`.
 """
 
 from __future__ import annotations
@@ -103,7 +102,7 @@ class NextGPTModel(CheckpointMixin, InterleavedGenerationMixin, PreTrainedModel,
         self.post_init()
 
     def init_weights(self) -> None:
-        """Every part initialises itself, and loaded parts must not be touched again."""
+        """Every part initialises itself."""
 
     # ------------------------------------------------------------------ loading and saving
 
@@ -124,8 +123,7 @@ class NextGPTModel(CheckpointMixin, InterleavedGenerationMixin, PreTrainedModel,
             encoder: in place of the one that `config` names, e.g. an untrained one where features are cached.
 
         Raises:
-            ModelLoadError: a frozen part is missing, unreadable or not the one that the configuration was saved with; the
-                message names it.
+            ModelLoadError: a frozen part is missing, unreadable or not the one that was trained with; it is named.
         """
         check_fingerprints(config)
         language_model = load_language_model(config, dtype, device_map, quantization_config)
