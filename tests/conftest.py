@@ -1,11 +1,14 @@
 """No test may need the network, however pytest was started; and what tests of every room share."""
 
+import logging
 import os
+import sys
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+SILENCED = ("accelerate", "diffusers", "huggingface_hub", "open_clip", "peft", "py.warnings", "torch", "transformers")
 
 
 @pytest.fixture(scope="module")
@@ -17,3 +20,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def libraries_speak_again():
+    """A command that is run inside a test silences libraries for its process: the next test hears them again."""
+    levels = {name: logging.getLogger(name).level for name in SILENCED}
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    for name in ("diffusers", "transformers"):
+        if library := sys.modules.get(f"{name}.utils.logging"):
+            library.enable_progress_bar()
