@@ -25,6 +25,8 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
+import torch  # noqa: E402
+
 from nextgpt import NextGPTPipeline  # noqa: E402
 from nextgpt.__main__ import main as nextgpt  # noqa: E402
 from nextgpt.train.nano.dialogues.phrasings import TEST_PHRASINGS, load_phrasings  # noqa: E402
@@ -32,6 +34,8 @@ from nextgpt.train.nano.evaluation.evaluate import ROWS, Bench  # noqa: E402
 from own_pictures import OWN_FILE, RUN, make_own_pictures, readme_commands  # noqa: E402
 
 ENOUGH = 0.8
+ALIKE = 0.99  # cosine of the encoder's embeddings
+TALK = ("hello", "what can you do?", "thanks!")
 UNSUITABLE = ("judge", "judge-sounds", "judge-clips", "vocoder", "time", "load")  # rows of what is not trained
 
 
@@ -58,6 +62,18 @@ def other_questions(most: int = 10) -> list[str]:
     return questions[:: max(1, len(questions) // most)]
 
 
+def nearly_alike(pipeline: NextGPTPipeline, paths: list[str]) -> int:
+    """How many pictures the encoder can hardly tell from another one of them."""
+    encoded = [
+        pipeline.processor([{"role": "user", "content": [{"type": "image", "path": path}, {"type": "text", "text": "?"}]}])
+        for path in paths
+    ]
+    features = torch.cat([pipeline.model.encode_media(e["input_ids"], image_values=e["image_values"]) for e in encoded])
+    features = torch.nn.functional.normalize(features.float(), dim=-1)  # [pictures, embed_dim]
+    cosines = features @ features.T - 2 * torch.eye(len(features))
+    return int((cosines.amax(1) > ALIKE).sum())
+
+
 def own_captions(pipeline: NextGPTPipeline, file: Path) -> None:
     """Prints, for the learned question and each of others, how many of the pictures get their own captions back."""
     asked: dict[str, list[dict]] = {}  # the first conversation about each picture
@@ -68,6 +84,7 @@ def own_captions(pipeline: NextGPTPipeline, file: Path) -> None:
                 asked.setdefault(str(file.parent / part["path"]), messages)
     captions = [messages[-1]["content"] for messages in asked.values()]
     learned = [" ".join(p["text"] for p in messages[0]["content"] if p["type"] == "text") for messages in asked.values()]
+    print(f"nearly alike to the encoder (cosine above {ALIKE}): {nearly_alike(pipeline, list(asked))} of {len(asked)}")
     shares = []
     for name, questions in [("as learned", learned), *((each, [each] * len(asked)) for each in other_questions())]:
         content = [
@@ -118,9 +135,11 @@ def main() -> None:
         print(f"the README's commands took {time.perf_counter() - began:.0f} s")
         trained = NextGPTPipeline.from_pretrained(str(model or RUN))
         own_captions(trained, Path(OWN_FILE))
-        print("hello →", trained([{"role": "user", "content": "hello"}]).text)
+        pipelines = {"shipped": NextGPTPipeline.from_pretrained("nano"), "trained": trained}
+        for text in TALK:
+            answers = [pipeline([{"role": "user", "content": text}]).text for pipeline in pipelines.values()]
+            print(f"{text} → {answers[0]!r}, trained {answers[1]!r}", flush=True)
         if options.old:
-            pipelines = {"shipped": NextGPTPipeline.from_pretrained("nano"), "trained": trained}
             old_abilities(pipelines, options.old, options.part or [row for row in ROWS if row not in UNSUITABLE])
 
 

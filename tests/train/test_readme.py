@@ -1,6 +1,6 @@
 """The README's "Train your own": its commands, word for word, on a few pictures. The model is nano itself.
 
-Slow (a minute or two of two cores): 2,000 conversations are made, read, and their media go through nano's encoders, once for
+Slow (a minute or two of two cores): 3,000 conversations are made, read, and their media go through nano's encoders, once for
 each `features` folder that the commands name. Only `max_steps` is lowered.
 """
 

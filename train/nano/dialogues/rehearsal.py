@@ -18,13 +18,14 @@ from nextgpt.errors import UserInputError
 from nextgpt.hub.parts import preset_folder
 from nextgpt.signals import MODALITIES
 from nextgpt.train.data.sampler import shares
-from nextgpt.train.nano.dialogues.composer import LINES, combinations, load_composer
+from nextgpt.train.nano.dialogues.composer import LINES, combinations, load_composer, media_line
 from nextgpt.train.nano.world.media_files import TrueMedia, outside_files, write
 from nextgpt.train.nano.world.pictures import World
 from nextgpt.train.nano.world.things import path_of
 
-# As the last stage of nano mixed them.
-MIXTURE = {"instruct": 2, "align_decoders": 1, "align_encoders": 0.7}
+# As the last stage of nano mixed them, with more naming and more small talk: what is answered in words is lost first.
+MIXTURE = {"instruct": 2, "align_decoders": 1, "align_encoders": 1, "talk": 0.6}
+KINDS = LINES | {"talk": lambda composer, media, index, rng: media_line([composer.talk.replied(rng)])}
 OUTSIDE = "dev"  # of the media from outside the world the package holds those that no part learned from
 
 
@@ -108,7 +109,7 @@ class _Rehearsal:
         return line
 
     def _of(self, split: str, kind: str, index: int, rng: random.Random) -> dict:
-        return LINES[kind](self.composers[split], self.combinations[split], index, rng)
+        return KINDS[kind](self.composers[split], self.combinations[split], index, rng)
 
     def _can_show(self, line: dict) -> bool:
         return all(part["path"] in self.media or part["path"] in self.outside for part in _shown(line))
