@@ -74,8 +74,14 @@ def _contract(options: argparse.Namespace) -> dict:
 
 
 def _content(options: argparse.Namespace) -> list[dict]:
-    """Attached media first, in the order of their kinds, then the words, if there are any."""
-    content = [{"type": modality, "path": path} for modality in INPUT_MODALITIES for path in getattr(options, modality)]
+    """Attached media first, in the order of their kinds, then the words, if there are any.
+
+    Files are read here: what is wrong with one is said at once, not after the model has loaded.
+    """
+    from nextgpt.media import load_media
+
+    given = [(modality, path) for modality in INPUT_MODALITIES for path in getattr(options, modality)]
+    content = [{"type": modality, modality: load_media(modality, path)} for modality, path in given]
     if options.prompt.strip():
         content.append({"type": "text", "text": options.prompt})
     if not content:
