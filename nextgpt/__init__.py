@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 
 __version__ = "0.1.0"
+
+# How long threads of GNU's OpenMP, which torch brings, spin before they sleep. Beside other work on the processor their own
+# default makes answers slower, the more the busier it is; alone this costs nothing (`tests/benchmarks/busy.py`). It is read
+# when torch loads.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 # In a plain clone the sub-packages stand beside this folder; installed, setuptools has mapped them inside it.
 _parent = Path(__file__).resolve().parent.parent

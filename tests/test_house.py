@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -185,6 +186,15 @@ sys.exit(f"loaded by importing the rooms: {{loaded}}" if loaded else 0)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_threads_that_wait_do_not_spin_for_long_unless_somebody_said_so() -> None:
+    program = "import os, nextgpt; print(os.environ.get('GOMP_SPINCOUNT'))"
+    own = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    for given, expected in (({}, "3000"), ({"GOMP_SPINCOUNT": "9"}, "9"), ({"OMP_WAIT_POLICY": "active"}, "None")):
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, cwd=REPOSITORY, env={**own, **given}, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
 
 
 PRESET_7B = REPOSITORY / "nextgpt" / "presets" / "7b"
