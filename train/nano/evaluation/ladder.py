@@ -25,8 +25,7 @@ from nextgpt.encoders import load_encoder, preprocessor_for
 from nextgpt.errors import UserInputError
 from nextgpt.events import Media
 from nextgpt.train.nano.dialogues.composer import DATA, Composer, combinations, load_composer, text_line, true_media
-from nextgpt.train.nano.evaluation.bench import AS_TENSOR, JUDGES, MAIN, Bench, described, parts_of
-from nextgpt.train.nano.evaluation.judges import MediaJudge
+from nextgpt.train.nano.evaluation.bench import JUDGES, MAIN, Bench, described, parts_of
 from nextgpt.train.nano.evaluation.reconstruct import reconstruct
 from nextgpt.train.nano.evaluation.rows import CROSSING_BAR, MADE_BARS, NAMED_BARS, media_to_text, text_to_media
 from nextgpt.train.nano.evaluation.scores import Score
@@ -57,6 +56,7 @@ class Ladder:
     ):
         self.root, self.count, self.split, self.seed, self.pipeline = root, count, split, seed, pipeline
         self.scores: dict[str, list[Score]] = {}
+        self.decoders: dict[str, Decoder] = {}
 
     def measure(self, rung: str) -> list[Score]:
         """A rung's figures; it is measured once."""
@@ -87,15 +87,14 @@ class Ladder:
         """Renders true media."""
         return Bench(self.pipeline, self.count, self.split, self.seed, self.root)
 
-    def judge(self, modality: str) -> MediaJudge:
-        name, kind = JUDGES[modality]
-        return kind.from_pretrained(self.part(name))
-
     def decoder(self, modality: str) -> Decoder:
-        """The decoder of a modality, of whichever kind lies there."""
-        folder = self.part(DECODER_FOLDERS[modality])
-        pipeline = read_json(str(folder), "model_index.json", None)["_class_name"]
-        return next(kind for kind in DECODERS.values() if kind.pipeline_class == pipeline)(str(folder))
+        """The decoder of a modality, of whichever kind lies there; it is loaded once."""
+        if modality not in self.decoders:
+            folder = self.part(DECODER_FOLDERS[modality])
+            pipeline = read_json(str(folder), "model_index.json", None)["_class_name"]
+            kind = next(kind for kind in DECODERS.values() if kind.pipeline_class == pipeline)
+            self.decoders[modality] = kind(str(folder))
+        return self.decoders[modality]
 
     @cached_property
     def true_media(self) -> dict[str, list[Medium]]:
@@ -113,7 +112,8 @@ class Ladder:
             bars: part → its bar, of the small ones as `concept, small`.
         """
         expected = self.true_media[modality]
-        found = self.judge(modality).read(torch.stack([AS_TENSOR[modality](medium) for medium in media]))
+        self.part(JUDGES[modality][0])
+        found = self.bench.look(modality, list(media))
         pairs = [(parts_of(medium), reading) for medium, reading in zip(expected, found, strict=True)]
         scores = [_score(row, part, part, pairs, bars) for part in PARTS[modality]]
         if modality == "image":

@@ -23,13 +23,13 @@ def reconstruct(decoder: Decoder, media: Sequence[Media], autoencoder: bool = Tr
     """Media through the decoder's autoencoder and back; sounds through its vocoder too.
 
     Args:
-        media: pictures, sounds or clips of the size that the decoder makes, by its modality.
+        media: pictures, sounds or clips, all of one kind and of the size that the decoder makes.
         autoencoder: without it sounds go through the vocoder alone.
     """
     again: list[Media] = []
     for start in range(0, len(media), BATCH):
         some = media[start : start + BATCH]
-        if decoder.modality == "audio":
+        if isinstance(some[0], Audio):
             again += _sounds(decoder.pipeline, some, autoencoder)
         else:
             again += [_clip_or_picture(decoder.pipeline.vae, medium) for medium in some]

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import random
 import re
 
-import torch
-
-from nextgpt.decoders import Audio
-from nextgpt.decoders.audioldm import log_mel_spectrogram
 from nextgpt.events import Reply
 from nextgpt.train.nano.dialogues.composer import true_media
 from nextgpt.train.nano.dialogues.turns import Shown, Turn
@@ -24,8 +19,8 @@ from nextgpt.train.nano.evaluation.bench import (
     told,
 )
 from nextgpt.train.nano.evaluation.judges import UNKNOWN
+from nextgpt.train.nano.evaluation.reconstruct import reconstruct
 from nextgpt.train.nano.evaluation.scores import Sample, Score
-from nextgpt.train.nano.world.sounds import SAMPLING_RATE
 from nextgpt.train.nano.world.things import CAPTION, PLURALS, Medium, modality_of
 
 FIT_JUDGE = 0.97
@@ -79,18 +74,13 @@ def _true_media(bench: Bench, modality: str) -> list[Medium]:
 
 def vocoder_alone(bench: Bench) -> list[Score]:
     """The vocoder on the log-mel spectrograms of true sounds: whether the judge still knows the instrument."""
-    vocoder = bench.pipeline.decoders["audio"].pipeline.vocoder
     sounds = _true_media(bench, "audio")
     sounds = random.Random(bench.seed).sample(sounds, min(len(sounds), bench.count))
     true = [bench.render(sound) for sound in sounds]
-    waveforms = torch.stack([torch.from_numpy(sound.array) for sound in true])
-    hop = math.prod(vocoder.config.upsample_rates)
-    mels = log_mel_spectrogram(waveforms, vocoder.config.sampling_rate, hop, vocoder.config.model_in_dim)[:, :-1]
-    with torch.no_grad():
-        again = vocoder(mels.to(vocoder.device, vocoder.dtype)).float().cpu().numpy()
-    heard = bench.look("audio", [Audio(waveform, SAMPLING_RATE) for waveform in again])
+    again = reconstruct(bench.pipeline.decoders["audio"], true, autoencoder=False)
+    heard = bench.look("audio", again)
     samples = [
-        Sample("vocoder alone", sound.caption, parts_of(sound), reading, "", [before, Audio(after, SAMPLING_RATE)])
+        Sample("vocoder alone", sound.caption, parts_of(sound), reading, "", [before, after])
         for sound, reading, before, after in zip(sounds, heard, true, again, strict=True)
     ]
     return bench.score("vocoder alone", samples, {"instrument": VOCODER_BAR, "register": None, "figure": None})
