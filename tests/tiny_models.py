@@ -110,3 +110,11 @@ def tiny_model(folder: Path, family: str = "llama", **options) -> tuple[NextGPTM
     config = tiny_config(folder, family, **options)
     torch.manual_seed(0)
     return NextGPTModel.from_parts(config), NextGPTProcessor.from_config(config)
+
+
+def save_tiny_model(folder: Path) -> Path:
+    """A checkpoint, `model`, beside its `parts`."""
+    model, processor = tiny_model(folder / "parts")
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    return folder / "model"

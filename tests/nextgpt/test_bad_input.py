@@ -18,19 +18,8 @@ from nextgpt import NextGPTPipeline
 from nextgpt.__main__ import main
 from nextgpt.errors import ModelLoadError, NextGPTError, UserInputError
 from nextgpt.media import load_media
-from tiny_models import tiny_model
 
 MEDIA = Path(__file__).parents[1] / "fixtures" / "parity" / "media"
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> Path:
-    """A folder with a tiny saved model."""
-    folder = tmp_path_factory.mktemp("bad input")
-    model, processor = tiny_model(folder / "parts")
-    model.save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
-    return folder / "model"
 
 
 @pytest.fixture(scope="module")

@@ -16,24 +16,19 @@ from nextgpt.cli.terminal import Chat
 from nextgpt.errors import ModelLoadError, NextGPTError, UserInputError
 from nextgpt.events import Finished, Reply, TextDelta
 from nextgpt.text import whole_characters
-from tiny_models import tiny_model
 
 HALF = "hi \ud83d"
 BYTES = os.fsdecode(b"caf\xe9")  # as an argument of a Latin-1 terminal comes in
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("characters")
-    model, processor = tiny_model(folder / "parts")
-    model.save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
-    return str(folder / "model")
-
-
 @pytest.fixture
-def options(saved, tmp_path) -> list[str]:
-    return ["--model", saved, "--device", "cpu", "--max-new-tokens", "12", "--steps", "1"]
+def options(saved) -> list[str]:
+    return ["--model", str(saved), "--device", "cpu", "--max-new-tokens", "12", "--steps", "1"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(saved) -> NextGPTPipeline:
+    return NextGPTPipeline.from_pretrained(saved, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -46,8 +41,7 @@ def options(saved, tmp_path) -> list[str]:
     ],
     ids=str,
 )
-def test_a_message_with_half_a_character_is_refused_by_name(saved, message):
-    pipeline = NextGPTPipeline.from_pretrained(saved, device="cpu")
+def test_a_message_with_half_a_character_is_refused_by_name(pipeline, message):
     messages = [message, {"role": "user", "content": "hi"}]
     for answer in (pipeline, lambda *args, **kwargs: list(pipeline.stream(*args, **kwargs)), pipeline.processor):
         with pytest.raises(

@@ -10,15 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tiny_training import REPOSITORY, build_world, log_of, settings
+from tiny_training import REPOSITORY, log_of, settings
 
 STEPS = {"max_steps": 6, "logging_steps": 1, "save_steps": 6, "per_device_train_batch_size": 2, "weight_decay": 0.1}
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]  # accelerate wants MPI for it
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    return build_world(tmp_path_factory.mktemp("a world"))
 
 
 def train(command: list[str], world: Path, output: Path, **changes) -> list[dict]:

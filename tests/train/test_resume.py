@@ -18,18 +18,13 @@ from nextgpt.report.info import describe_run
 from nextgpt.train.checkpoints import checkpoints, publish, set_aside
 from nextgpt.train.stages import run_stage
 from nextgpt.train.trainer import StageTrainer, TrainingStopped
-from tiny_training import REPOSITORY, build_world, checkpoint_tensors, drawing, naming, settings, write_lines
+from tiny_training import REPOSITORY, checkpoint_tensors, drawing, naming, settings, write_lines
 from tiny_training import config_for as config
 
 STEPS = {"max_steps": 20, "save_steps": 2, "save_total_limit": 2, "lr_scheduler_type": "linear"}
 KILLS = 12
 # The killed runs have one thread, and another number of threads adds up in another order.
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    return build_world(tmp_path_factory.mktemp("a world"))
 
 
 def assert_equal_checkpoints(expected: Path, found: Path) -> None:

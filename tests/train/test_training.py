@@ -21,12 +21,7 @@ from nextgpt.train.data.dataset import ChatCollator, ChatDataset, Reader, Traini
 from nextgpt.train.data.features import FeatureCache, FeatureSource, FeatureTable, fill
 from nextgpt.train.stages import STAGES, load_for_training, run_stage
 from nextgpt.train.trainer import StageTrainer
-from tiny_training import REPOSITORY, build_world, checkpoint_tensors, config_for, drawing, log_of, naming, write_lines
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    return build_world(tmp_path_factory.mktemp("a world"))
+from tiny_training import REPOSITORY, checkpoint_tensors, config_for, drawing, log_of, naming, write_lines
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -211,8 +206,7 @@ def test_bf16_gradient_accumulation_and_length_groups_run(world, tmp_path) -> No
     assert log[0]["loss"] > 0
 
 
-def test_labels_stand_on_the_assistants_words_only(world) -> None:
-    processor = load_for_training(config_for(world, "instruct", world / "unused"))[1]
+def test_labels_stand_on_the_assistants_words_only(world, processor) -> None:
     dataset = ChatDataset([world / "instruct.jsonl"], Reader(processor))
     for index, expected in enumerate(("A red one.</s>", "Here: [IMG0][IMG1][IMG2][IMG3]</s>")):
         labels = dataset[index]["labels"]
@@ -226,11 +220,10 @@ class StemLengths:
         return [torch.tensor([len(getattr(item, "stem", item))]) for item in items]
 
 
-def test_a_batch_holds_features_in_the_order_of_their_tokens(world, tmp_path) -> None:
+def test_a_batch_holds_features_in_the_order_of_their_tokens(world, tmp_path, processor) -> None:
     red, blue = ({"type": "image", "path": str(world / "pictures" / f"{each}.png")} for each in ("red", "blue"))
     two = {"messages": [{"role": "user", "content": [blue, red]}, {"role": "assistant", "content": "Two."}]}
     file = write_lines(tmp_path / "data.jsonl", [two, drawing("red"), naming("red") | two, drawing("blue")])
-    processor = load_for_training(config_for(world, "instruct", tmp_path))[1]
     dataset = ChatDataset([file], Reader(processor))
     features = TrainingFeatures(inputs={"image": StemLengths()}, targets={"image": StemLengths()})
     batch = ChatCollator(0, features)([dataset[i] for i in range(4)])
@@ -240,8 +233,7 @@ def test_a_batch_holds_features_in_the_order_of_their_tokens(world, tmp_path) ->
     assert (batch["attention_mask"].diff(dim=1) <= 0).all(), "padding stands on the right"
 
 
-def test_several_processes_tokenize_as_one_does(world, tmp_path) -> None:
-    processor = load_for_training(config_for(world, "instruct", tmp_path))[1]
+def test_several_processes_tokenize_as_one_does(world, tmp_path, processor) -> None:
     alone, shared = (ChatDataset([world / "instruct.jsonl"], Reader(processor), workers=n) for n in (0, 1))
     for expected, found in ((alone[i], shared[i]) for i in range(len(alone))):
         assert torch.equal(expected.pop("input_ids"), found.pop("input_ids"))
@@ -264,10 +256,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("problem", BROKEN)
-def test_a_broken_line_is_named_by_file_and_number(problem, world, tmp_path) -> None:
+def test_a_broken_line_is_named_by_file_and_number(problem, world, tmp_path, processor) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text(f"{json.dumps(drawing('red'))}\n\n{BROKEN[problem]}\n")
-    processor = load_for_training(config_for(world, "instruct", tmp_path))[1]
     with pytest.raises(UserInputError, match=f"data.jsonl:3: .*{problem}"):
         ChatDataset([file], Reader(processor, max_length=512))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,14 +13,9 @@ from nextgpt.train import callbacks as watch
 from nextgpt.train.config import TrainingConfig
 from nextgpt.train.stages import read_config, run_stage
 from nextgpt.train.trainer import ProgressBar
-from tiny_training import build_world, checkpoint_tensors, config_for, settings
+from tiny_training import checkpoint_tensors, config_for, settings
 
 SAMPLING = {"sample_steps": 2, "sample_count": 3, "max_steps": 4, "report_to": "tensorboard"}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    return build_world(tmp_path_factory.mktemp("a world"))
 
 
 @pytest.fixture

@@ -18,24 +18,14 @@ from nextgpt import __version__
 from nextgpt.__main__ import main
 from nextgpt.cli.terminal import AnswerPrinter, Chat
 from nextgpt.events import Finished, Reply, TextDelta
-from tiny_models import tiny_model
 
 PICTURE = Path(__file__).parents[2] / "fixtures" / "parity" / "media" / "shapes.png"
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("command line")
-    model, processor = tiny_model(folder / "parts")
-    model.save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
-    return str(folder / "model")
 
 
 @pytest.fixture
 def short(saved, tmp_path) -> list[str]:
     """Options of a short answer."""
-    model = ["--model", saved, "--device", "cpu", "--out", str(tmp_path / "out")]
+    model = ["--model", str(saved), "--device", "cpu", "--out", str(tmp_path / "out")]
     return [*model, "--max-new-tokens", "12", "--steps", "1"]
 
 
@@ -179,7 +169,7 @@ def test_a_defect_is_one_line_and_exit_code_1(monkeypatch, capsys):
 
 
 def test_info_names_parts_and_what_is_trained(saved, capsys):
-    assert main(["info", saved]) == 0
+    assert main(["info", str(saved)]) == 0
     output = capsys.readouterr().out
     assert re.search(r"^trained .* tensors, [\d,]+ parameters in model.safetensors and adapter_model", output, re.M)
     assert re.search(r"^gives +text, image \(4 signal tokens\)", output, re.M)
@@ -193,10 +183,10 @@ def test_info_of_the_full_size_model_names_sources_sizes_and_licences(capsys):
 
 
 def test_params_prints_the_table_and_its_footnote(saved, capsys):
-    assert main(["params", saved]) == 0
+    assert main(["params", str(saved)]) == 0
     output = capsys.readouterr().out
     assert re.search(r"^trained [\d,]+ of [\d,]+ parameters: [\d.]+%$", output, re.M)
-    assert main(["params", saved, "--json"]) == 0
+    assert main(["params", str(saved), "--json"]) == 0
     table = json.loads(capsys.readouterr().out)
     assert table["total"] == sum(part["parameters"] for part in table["parts"])
 

@@ -11,16 +11,13 @@ from nextgpt import NextGPTModel, NextGPTPipeline, __version__
 from nextgpt.errors import ModelLoadError
 from nextgpt.hub.fingerprints import fingerprint
 from nextgpt.report.doctor import examine
-from tiny_models import tiny_model
+from tiny_models import save_tiny_model
 
 
 @pytest.fixture
 def saved(tmp_path):
     """A checkpoint beside its parts, which a test may damage."""
-    model, processor = tiny_model(tmp_path / "parts")
-    model.save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return save_tiny_model(tmp_path)
 
 
 def change(folder) -> None:

@@ -14,26 +14,15 @@ import pytest
 
 from nextgpt.__main__ import main
 from nextgpt.errors import UserInputError
-from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.data.check import DataReport, check_files
 from nextgpt.train.data.dataset import ChatDataset, Reader
 from nextgpt.train.data.files import whole_file
 from nextgpt.train.data.hashes import FileHashes
 from nextgpt.train.data.store import Example, ExampleStore, Skipped
-from nextgpt.train.stages import load_for_training, run_stage
-from tiny_training import build_world, config_for, drawing, naming, write_lines
+from nextgpt.train.stages import run_stage
+from tiny_training import config_for, drawing, naming, write_lines
 
 HALF = "half an emoji \ud83d"  # in a file: \ud83d, an escape that JSON allows
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    return build_world(tmp_path_factory.mktemp("a world of bad items"))
-
-
-@pytest.fixture(scope="module")
-def processor(world) -> NextGPTProcessor:
-    return load_for_training(config_for(world, "instruct", world / "unused"))[1]
 
 
 def said(*turns: tuple[str, str]) -> dict:

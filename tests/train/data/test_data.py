@@ -20,16 +20,10 @@ from nextgpt.train.data.check import check_files
 from nextgpt.train.data.convert import convert_files
 from nextgpt.train.data.dataset import ChatCollator, ChatDataset, Reader, TrainingFeatures
 from nextgpt.train.data.sampler import BLANK, EpochSampler, shares
-from nextgpt.train.stages import load_for_training, run_stage
+from nextgpt.train.stages import run_stage
 from tiny_decoders import save_tiny_audioldm, save_tiny_stable_diffusion, save_tiny_text_to_video
 from tiny_models import tiny_config
-from tiny_training import COLOURS, REPOSITORY, build_world, config_for, log_of, naming, settings, write_lines
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    return build_world(tmp_path_factory.mktemp("a world"))
-
+from tiny_training import COLOURS, REPOSITORY, config_for, log_of, naming, settings, write_lines
 
 # ---------------------------------------------------------------------- formats
 
@@ -197,10 +191,10 @@ def test_an_epoch_shows_everything_once_in_an_order_of_its_own() -> None:
     assert epoch(EpochSampler(np.zeros(50), seed=1), 0) != first
 
 
-def test_an_epoch_may_end_with_blanks_that_teach_nothing(world) -> None:
+def test_an_epoch_may_end_with_blanks_that_teach_nothing(world, processor) -> None:
     order = epoch(EpochSampler(np.zeros(50), seed=0, multiple=8), 0)
     assert sorted(order[:50]) == list(range(50)) and order[50:] == [BLANK] * 6
-    reader = Reader(load_for_training(config_for(world, "instruct", world / "unused"))[1])
+    reader = Reader(processor)
     blank = ChatDataset([world / "instruct.jsonl"], reader)[BLANK]
     batch = ChatCollator(0, TrainingFeatures())([blank])
     assert (batch["labels"] == -100).all() and batch["ids"] == []
@@ -415,8 +409,7 @@ def test_a_cache_made_ahead_is_used_and_a_stale_one_refused(world, tmp_path, mon
         encoder.write_text(original)
 
 
-def test_tokenized_conversations_are_kept_from_run_to_run(world, tmp_path, monkeypatch) -> None:
-    processor = load_for_training(config_for(world, "instruct", tmp_path))[1]
+def test_tokenized_conversations_are_kept_from_run_to_run(world, tmp_path, monkeypatch, processor) -> None:
     first = ChatDataset([world / "instruct.jsonl"], Reader(processor), folder=tmp_path)
     monkeypatch.setattr(Reader, "__call__", None)
     second = ChatDataset([world / "instruct.jsonl"], Reader(processor), folder=tmp_path)

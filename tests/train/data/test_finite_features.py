@@ -15,12 +15,7 @@ from safetensors.torch import load_file, save_file
 from nextgpt.errors import UserInputError
 from nextgpt.train.data.check import check_files
 from nextgpt.train.stages import run_stage
-from tiny_training import build_world, config_for, naming, write_lines
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    return build_world(tmp_path_factory.mktemp("a world"))
+from tiny_training import config_for, naming, write_lines
 
 
 def hearing(path: str) -> dict:

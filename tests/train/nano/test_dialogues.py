@@ -42,8 +42,13 @@ def world(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def composer(world):
-    return load_composer(world, "train", OUTSIDE)
+def composers(world):
+    return {split: load_composer(world, split, OUTSIDE) for split in ("train", "dev")}
+
+
+@pytest.fixture(scope="module")
+def composer(composers):
+    return composers["train"]
 
 
 def parts(line: str):
@@ -64,11 +69,11 @@ def test_the_same_seed_gives_the_same_lines_in_any_chunks(world, kind, media):
 
 @pytest.mark.parametrize("split", ["train", "dev"])
 @pytest.mark.parametrize("kind", LINES)
-def test_no_combination_of_another_split_is_in_any_line(world, kind, split):
-    composer = load_composer(world, split, OUTSIDE)
+def test_no_combination_of_another_split_is_in_any_line(composers, kind, split):
+    composer = composers[split]
     setting, allowed, shown = composer.setting, {dialogues.OUTSIDE_CAPTION}, set(OUTSIDE)
     for modality, each in itertools.product(MODALITIES, DERIVED[split]):  # dev may make what train may, but shows its own
-        media = combinations(load_composer(world, each).setting, modality)
+        media = combinations(composers[each].setting, modality)
         allowed |= {caption for medium in media for caption in (medium.caption, setting.spoken(medium))}
         shown |= {path_of(medium) for medium in media} if each == split else set()
     assert DERIVED["train"] == ("train",) and "heldout" not in DERIVED["dev"]
