@@ -331,7 +331,8 @@ class Decoder:
         absent = {name: None for name, entry in self._index.items() if isinstance(entry, list) and entry[-1] is None}
         options = {"use_safetensors": True, "local_files_only": True}
         try:
-            with _without_deprecation_notice():
+            # Two pipelines are frozen upstream and say so at each start; the pinned version is our answer to that.
+            with _holding_back("diffusers.pipelines.pipeline_utils", "has been deprecated and will not receive"):
                 parts = {name: self._read_part(name, path) for name, path in shared.items()}
                 given = absent | self.load_options | parts
                 return pipeline_class.from_pretrained(folder, dtype=self.dtype, **options, **given)
@@ -423,18 +424,3 @@ def _holding_back(name: str, word: str) -> Iterator[list[str]]:
 def _stop_if(cancel: threading.Event | None) -> None:
     if cancel is not None and cancel.is_set():
         raise GenerationCancelled("The generation was cancelled.")
-
-
-@contextmanager
-def _without_deprecation_notice() -> Iterator[None]:
-    """Two pipelines are frozen upstream and say so at each start; the pinned version is our answer to that."""
-    upstream = logging.getLogger("diffusers.pipelines.pipeline_utils")
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "has been deprecated and will not receive" not in record.getMessage()
-
-    upstream.addFilter(keep)
-    try:
-        yield
-    finally:
-        upstream.removeFilter(keep)

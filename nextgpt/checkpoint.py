@@ -51,6 +51,14 @@ class CheckpointMixin:
             for name, tensor in getattr(self, group).state_dict().items()
         }
 
+    def lora_state(self) -> dict[str, Tensor]:
+        """LoRA's tensors by the names that peft saves them under."""
+        return {
+            name.replace(".default.", "."): parameter
+            for name, parameter in self.language_model.named_parameters()
+            if "lora_" in name
+        }
+
     def load_trained(self, folder: str | os.PathLike, *, widened: bool = False) -> None:
         """Loads what a checkpoint holds, the trained tensors and the LoRA folder, into a model that has its frozen parts.
 

@@ -117,7 +117,7 @@ class NextGPTConfig(PreTrainedConfig):
         """
         moved = copy.deepcopy(self)
         if self.base_folder is not None:
-            for spec in moved._part_specs():
+            for spec in moved.part_specs().values():
                 for key in ("source", "config"):
                     if spec.get(key, "").startswith("."):
                         target = (self.base_folder / spec[key]).resolve()
@@ -130,8 +130,7 @@ class NextGPTConfig(PreTrainedConfig):
         self.nextgpt_version = __version__
         for name, part in self.parts().items():
             if path := part.local_path(self.base_folder):
-                spec = self.decoders[name] if name in self.decoders else getattr(self, name)
-                spec["fingerprint"] = fingerprint(path)
+                self.part_specs()[name]["fingerprint"] = fingerprint(path)
 
     def to_dict(self) -> dict:
         output = super().to_dict()
@@ -151,8 +150,10 @@ class NextGPTConfig(PreTrainedConfig):
         """The folder that relative paths start from."""
         return Path(self._name_or_path) if self._name_or_path and Path(self._name_or_path).is_dir() else None
 
-    def _part_specs(self) -> list[dict]:
-        return [spec for spec in (self.language_model, self.encoder, *self.decoders.values()) if spec]
+    def part_specs(self) -> dict[str, dict]:
+        """What `config.json` says of each frozen part that it names: its own dicts, not copies."""
+        named = {"language_model": self.language_model, "encoder": self.encoder, **self.decoders}
+        return {name: spec for name, spec in named.items() if spec}
 
     def loss_weight(self, part: str) -> float:
         """The weight of a part of the loss: `text`, `conditioning/<modality>/<tensor>` or `denoising/<modality>`.
@@ -189,8 +190,7 @@ class NextGPTConfig(PreTrainedConfig):
 
     def parts(self) -> dict[str, FrozenPart]:
         """All frozen parts that the configuration names."""
-        named = {"language_model": self.language_model, "encoder": self.encoder, **self.decoders}
-        return {name: FrozenPart.from_dict(name, spec) for name, spec in named.items() if spec}
+        return {name: FrozenPart.from_dict(name, spec) for name, spec in self.part_specs().items()}
 
     def location(self, name: str) -> str:
         """Where the weights of a frozen part are: a folder or a Hub repository."""

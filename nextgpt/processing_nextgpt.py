@@ -205,10 +205,6 @@ class NextGPTProcessor(ProcessorMixin):
         pieces, _ = self._render(self._as_conversations(conversation)[0], kwargs.get("add_generation_prompt", False))
         return "".join(piece.text if piece.text is not None else self.tokenizer.decode(piece.token_ids) for piece in pieces)
 
-    def media_parts(self, messages: list[dict]) -> list[tuple[str, Any]]:
-        """The media a model would look at: `(modality, value)` of every user part, in order."""
-        return self._render(self._as_conversations(messages)[0], add_generation_prompt=False)[1]
-
     def prepare_media(self, modality: str, value: Any) -> torch.Tensor:
         """One piece of media (path, address, bytes or ready-made) → the encoder's input, without a batch dimension."""
         loaded = load_media(modality, value)

@@ -1,16 +1,13 @@
 """Any open_clip vision tower as the image encoder. Knows images only; the tower's own code is open_clip's."""
 
-import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.utils import cached_file
 
-from nextgpt.encoders.base import Encoder
+from nextgpt.encoders.base import Encoder, read_json
 from nextgpt.encoders.open_clip.configuration import OpenClipConfig
 from nextgpt.encoders.open_clip.processing import OpenClipPreprocessor
 
@@ -129,10 +126,8 @@ def _preprocess_config(architecture: str, pretrained: str | None) -> dict[str, A
     from open_clip.transform import PreprocessCfg
 
     scheme, _, place = architecture.partition(":")
-    if scheme == "local-dir":
-        recorded = json.loads((Path(place) / CONFIG_FILE).read_text()).get("preprocess_cfg", {})
-    elif scheme == "hf-hub":
-        recorded = json.loads(Path(cached_file(place, CONFIG_FILE)).read_text()).get("preprocess_cfg", {})
+    if scheme in ("local-dir", "hf-hub"):
+        recorded = read_json(place, CONFIG_FILE).get("preprocess_cfg", {})
     else:
         recorded = (open_clip.get_pretrained_cfg(architecture, pretrained) or {}) if pretrained else {}
     known = asdict(PreprocessCfg())

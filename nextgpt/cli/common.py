@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextgpt.cli.status_line import quiet_libraries, status
+from nextgpt.signals import MODALITIES
 
 if TYPE_CHECKING:
     from nextgpt.pipeline import NextGPTPipeline
 
 DEFAULT_OUT = "nextgpt-out"
-INPUT_MODALITIES = ("image", "audio", "video")
 
 
 def add_command(
@@ -77,7 +77,7 @@ def answer_options(options: argparse.Namespace) -> dict:
     return {
         "seed": options.seed,
         "max_new_tokens": options.max_new_tokens,
-        **{modality: dict(media) for modality in INPUT_MODALITIES},
+        **{modality: dict(media) for modality in MODALITIES},
     }
 
 

@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 from nextgpt.cli.common import (
-    INPUT_MODALITIES,
     add_answer_options,
     add_command,
     add_model_options,
@@ -15,13 +14,14 @@ from nextgpt.cli.common import (
     load_pipeline,
 )
 from nextgpt.errors import UserInputError
+from nextgpt.signals import MODALITIES
 
 
 def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     """Adds `nextgpt generate`."""
     parser = add_command(commands, "generate", run, "one request, one answer", debug)
     parser.add_argument("prompt", help='what to ask, e.g. "draw a red car"')
-    for modality in INPUT_MODALITIES:
+    for modality in MODALITIES:
         parser.add_argument(
             f"--{modality}", action="append", default=[], metavar="FILE", help=f"{modality} to attach; repeatable"
         )
@@ -80,7 +80,7 @@ def _content(options: argparse.Namespace) -> list[dict]:
     """
     from nextgpt.media import load_media
 
-    given = [(modality, path) for modality in INPUT_MODALITIES for path in getattr(options, modality)]
+    given = [(modality, path) for modality in MODALITIES for path in getattr(options, modality)]
     content = [{"type": modality, modality: load_media(modality, path)} for modality, path in given]
     if options.prompt.strip():
         content.append({"type": "text", "text": options.prompt})

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nextgpt.cli.common import add_command
+
 STAGES = {"encoders": "align_encoders", "decoders": "align_decoders", "instruct": "instruct"}
 SUMMARIES = {
     "encoders": "stage 1: media → caption; trains the input projection",
@@ -26,8 +28,8 @@ def add_train(commands: Any, debug: argparse.ArgumentParser) -> None:
     parser = commands.add_parser("train", help="train one of the three stages", parents=[debug])
     stages = parser.add_subparsers(title="stages", metavar="STAGE", required=True)
     for name, summary in SUMMARIES.items():
-        stage = stages.add_parser(name, help=summary, description=summary, parents=[debug])
-        stage.set_defaults(command=train, stage=STAGES[name])
+        stage = add_command(stages, name, train, summary, debug)
+        stage.set_defaults(stage=STAGES[name])
         stage.add_argument(
             "--config", required=True, help="YAML file, or nano or 7b for the one that comes with the package"
         )
@@ -49,14 +51,8 @@ def add_data(commands: Any, debug: argparse.ArgumentParser) -> None:
         add(tools, debug)
 
 
-def _add_tool(tools, name: str, function, summary: str, debug) -> argparse.ArgumentParser:
-    parser = tools.add_parser(name, help=summary, description=summary, parents=[debug])
-    parser.set_defaults(command=function)
-    return parser
-
-
 def _add_convert(tools, debug) -> None:
-    parser = _add_tool(tools, "convert", convert_data, "bring other formats to JSON lines of chat messages", debug)
+    parser = add_command(tools, "convert", convert_data, "bring other formats to JSON lines of chat messages", debug)
     parser.add_argument("files", nargs="+", type=Path, help="JSON or JSON-lines files of one format")
     parser.add_argument("-o", "--out", type=Path, required=True, help="JSON-lines file to write")
     parser.add_argument(
@@ -100,7 +96,7 @@ def convert_data(options: argparse.Namespace) -> None:
 
 def _add_nano(tools, debug) -> None:
     summary = "write conversations such as nano learned from, to be mixed with yours so that it forgets nothing"
-    parser = _add_tool(tools, "nano", nano_data, summary, debug)
+    parser = add_command(tools, "nano", nano_data, summary, debug)
     parser.add_argument("-o", "--out", type=Path, required=True, help="JSON-lines file to write; its media go beside it")
     parser.add_argument("--count", type=int, default=2000, help="conversations (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another one, other conversations (default: %(default)s)")
@@ -115,7 +111,7 @@ def nano_data(options: argparse.Namespace) -> None:
 
 
 def _add_check(tools, debug) -> None:
-    parser = _add_tool(tools, "check", check_data, "read everything and report what is wrong with it", debug)
+    parser = add_command(tools, "check", check_data, "read everything and report what is wrong with it", debug)
     parser.add_argument("files", nargs="+", type=Path, help="JSON-lines files of chat messages")
     parser.add_argument("--model", default="nano", help="whose tokenizer and kinds of media count (default: %(default)s)")
     parser.add_argument("--max-length", type=int, help="longest conversation in tokens (default: what the model takes)")
@@ -146,7 +142,7 @@ def check_data(options: argparse.Namespace) -> int:
 
 def _add_cache(tools, debug) -> None:
     summary = "store what the frozen encoders and text encoders say of a stage's data"
-    parser = _add_tool(tools, "cache", cache_data, summary, debug)
+    parser = add_command(tools, "cache", cache_data, summary, debug)
     parser.add_argument("stage", choices=tuple(STAGES), help="whose configuration it is")
     parser.add_argument("--config", required=True, help="YAML file of the stage, or nano or 7b")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")

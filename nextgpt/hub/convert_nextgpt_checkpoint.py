@@ -123,7 +123,7 @@ def convert_checkpoint(source: str | Path, out: str | Path, *, language_model: s
     config = _config(model, language_model, tensors)
     with torch.device("meta"):
         empty = NextGPTModel(config)
-    expected, lora = empty.trained_state(), _lora_names(empty)
+    expected, lora = empty.trained_state(), empty.lora_state()
     found, report = _sort(file, tensors, config)
     _compare(file, found, expected | lora, report)
     _save(Path(out), config, language_model, {name: found[name] for name in expected}, {name: found[name] for name in lora})
@@ -178,15 +178,6 @@ def _config(model: str, language_model: str, tensors: dict[str, Tensor]) -> Next
         config.lora = config.lora | {"r": ranks.pop()}
     config.trained_groups = list(TRAINED_GROUPS)
     return config
-
-
-def _lora_names(model: NextGPTModel) -> dict[str, Tensor]:
-    """LoRA's tensors by the names that peft saves them under."""
-    return {
-        name.replace(".default.", "."): parameter
-        for name, parameter in model.language_model.named_parameters()
-        if "lora_" in name
-    }
 
 
 def _sort(file: Path, tensors: dict[str, Tensor], config: NextGPTConfig) -> tuple[dict[str, Tensor], ConversionReport]:

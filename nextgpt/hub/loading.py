@@ -70,11 +70,11 @@ def load_frozen_decoder(config: NextGPTConfig, modality: str, device: torch.devi
 
 def replace_parts(config: NextGPTConfig, parts: dict[str, str]) -> None:
     """Points frozen parts elsewhere; what was said of the replaced ones (sizes, configuration) goes with them."""
-    known = config.parts()
+    known = config.part_specs()
     for name, source in parts.items():
         if name not in known:
             raise UserInputError(f"parts names {name!r}: this model's parts are {', '.join(known)}")
-        spec = config.decoders[name] if name in config.decoders else getattr(config, name)
+        spec = known[name]
         folder = os.path.expanduser(str(source))
         for key in ("revision", "config", "size", "license", "fingerprint"):
             spec.pop(key, None)

@@ -134,11 +134,7 @@ def _model(name: str) -> Iterator[Finding]:
     trained = {name: tuple(tensor.shape) for name, tensor in empty.trained_state().items()}
     yield _tensors(folder / TRAINED_FILE, trained, "trained tensors")
     if config.lora:
-        lora = {
-            name.replace(".default.", "."): tuple(parameter.shape)
-            for name, parameter in empty.language_model.named_parameters()
-            if "lora_" in name
-        }
+        lora = {name: tuple(tensor.shape) for name, tensor in empty.lora_state().items()}
         yield _tensors(folder / ADAPTER_FILE, lora, "LoRA tensors")
     yield from _hashes(folder)
     yield from _conditioning(config, folder)

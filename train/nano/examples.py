@@ -8,16 +8,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-from PIL import Image
-
-from nextgpt.decoders import Audio
 from nextgpt.events import save_media
 from nextgpt.hub.parts import preset_folder
-from nextgpt.train.nano.world.clips import Clip, ClipRenderer, ClipWorld
-from nextgpt.train.nano.world.media_files import as_video
-from nextgpt.train.nano.world.pictures import Renderer, World
-from nextgpt.train.nano.world.sounds import SAMPLING_RATE, Sound, SoundWorld
+from nextgpt.train.nano.world.clips import Clip
+from nextgpt.train.nano.world.media_files import TrueMedia
+from nextgpt.train.nano.world.pictures import World
+from nextgpt.train.nano.world.sounds import Sound
 from nextgpt.train.nano.world.things import Picture
 
 PICTURE, CLIP = Picture("bell", "3d", "blue"), Clip("cat", "bouncing")
@@ -31,13 +27,9 @@ def render(folder: Path, out: Path) -> None:
         folder: of the world.
         out: where the files go.
     """
-    world = World(folder)
-    Image.fromarray(world.render(*PICTURE)).save(out / f"{PICTURE.concept}.png")
-    save_media(Audio(SoundWorld(folder).waveform(SOUND), SAMPLING_RATE), out / f"{SOUND.name}.flac")
-    clips = ClipWorld(world)
-    row = torch.tensor([[world.names.index(CLIP.concept), clips.motions.index(CLIP.motion)]])
-    frames = ClipRenderer(world, Renderer(torch.from_numpy(world.art)))(row)[0]
-    save_media(as_video(frames), out / f"{CLIP.concept}.mp4")
+    true = TrueMedia(World(folder), "dev")
+    for medium, name in ((PICTURE, "bell.png"), (SOUND, "violin.flac"), (CLIP, "cat.mp4")):
+        save_media(true.render(medium), out / name)
 
 
 def main() -> None:

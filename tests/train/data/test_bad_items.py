@@ -149,3 +149,8 @@ def test_what_breaks_off_leaves_nothing_behind(tmp_path) -> None:
     breaks = False
     store = ExampleStore.write(tmp_path / "store", examples())
     assert store.record(0) == {"id": HALF} and store.skipped == [Skipped("a:1", HALF)]
+
+
+def test_a_reason_with_a_separator_of_unicode_is_read_back_whole(tmp_path) -> None:
+    skipped = [Skipped("a:1", "no such file: the\u2028barn.png"), Skipped("a:2", "two\u0085lines")]
+    assert ExampleStore.write(tmp_path / "store", iter(skipped)).skipped == skipped

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 from nextgpt.__main__ import main
+from nextgpt.train.data.files import json_line
+from nextgpt.train.nano.dialogues.questions import ask_in_other_words
 
 ORIGINAL = [
     {"input_image": "barn.jpg", "conversations": [["human", "<image>\nWhat is it about?"], ["gpt", "the red barn"]]},
@@ -31,3 +33,13 @@ def test_each_caption_is_asked_for_in_as_many_other_ways_and_the_rest_stays(tmp_
         assert len(about) == 7
         assert len({part["text"] for messages in about for part in messages[0]["content"] if part["type"] == "text"}) == 7
         assert all(any(part["type"] == kind for part in messages[0]["content"]) for messages in about)
+
+
+def test_a_caption_with_a_separator_of_unicode_or_half_a_character_stays_whole(tmp_path) -> None:
+    caption = "the red\u2028barn \ud83d"
+    message = {"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text", "text": "What?"}]}
+    file = tmp_path / "my.jsonl"
+    file.write_bytes(json_line({"messages": [message, {"role": "assistant", "content": caption}]}))
+    assert ask_in_other_words(file, 2) == 2
+    answers = [json.loads(line)["messages"][-1]["content"] for line in file.read_bytes().split(b"\n")[:-1]]
+    assert answers == [caption] * 3 and [path.name for path in tmp_path.iterdir()] == ["my.jsonl"]

@@ -6,11 +6,11 @@ A model that always meets a picture with the same question learns to answer the 
 from __future__ import annotations
 
 import json
-import os
 import random
 from pathlib import Path
 
 from nextgpt.signals import MODALITIES
+from nextgpt.train.data.files import json_line, whole_file
 from nextgpt.train.nano.dialogues.phrasings import load_phrasings, roughen
 
 ASKING = {"image": ("describe", "name"), "audio": ("hear_describe",), "video": ("watch_describe",)}
@@ -27,22 +27,20 @@ def ask_in_other_words(file: str | Path, count: int, seed: int = 0) -> int:
     """
     file, rng, phrasings = Path(file), random.Random(seed), load_phrasings()
     texts = {kind: [each.text for intent in intents for each in phrasings[intent]] for kind, intents in ASKING.items()}
-    given = file.read_text(encoding="utf-8").splitlines()
-    lines: dict[str, None] = {}  # each once, in order
+    given = list(dict.fromkeys(file.read_bytes().splitlines(keepends=True)))
+    lines: dict[bytes, None] = {}  # each once, in order
     for line in given:
         lines[line] = None
-        medium = _single_medium(json.loads(line)["messages"])
+        messages = json.loads(line)["messages"]
+        medium = _single_medium(messages)
         if medium is None:
             continue
-        answer = json.loads(line)["messages"][-1]
         for text in rng.sample(texts[medium["type"]], min(count, len(texts[medium["type"]]))):
             content = [medium, {"type": "text", "text": roughen(text, rng)}]
-            messages = [{"role": "user", "content": content}, answer]
-            lines[json.dumps({"messages": messages}, ensure_ascii=False)] = None
-    beside = file.with_name(file.name + ".tmp")
-    beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(beside, file)
-    return len(lines) - len(dict.fromkeys(given))
+            lines[json_line({"messages": [{"role": "user", "content": content}, messages[-1]]})] = None
+    with whole_file(file) as beside:
+        beside.write_bytes(b"".join(lines))
+    return len(lines) - len(given)
 
 
 def _single_medium(messages: list[dict]) -> dict | None:

@@ -76,7 +76,13 @@ class _Rehearsal:
             split: {modality: combinations(composer.setting, modality) for modality in MODALITIES}
             for split, composer in self.composers.items()
         }
-        media = [medium for of in self.combinations.values() for some in of.values() for medium in some]
+        media = [
+            variant
+            for split, of in self.combinations.items()
+            for some in of.values()
+            for medium in some
+            for variant in self.composers[split].setting.variants(medium)
+        ]
         self.media = {path_of(medium): medium for medium in media if self.true.holds(medium)}
 
     def lines(self, count: int, seed: int) -> Iterator[dict]:

@@ -25,6 +25,7 @@ from nextgpt.train.nano.dialogues.turns import Setting
 from nextgpt.train.nano.dialogues.turns_clips import MOTIONS_SAID
 from nextgpt.train.nano.world.things import (
     MOTIONS,
+    PARTS,
     PICTURE_DEFAULTS,
     PICTURE_VALUES,
     SOUND_DEFAULTS,
@@ -37,11 +38,6 @@ from nextgpt.train.nano.world.things import (
 
 SCENARIOS = Path(__file__).parent / "data" / "scenarios"
 ABOUT = ("plain", "mixture", "correction", "change", "crossing", "new subject", "refusal", "limited", "abilities")
-PARTS = {
-    "image": ("concept", "background", "style", "size"),
-    "audio": ("instrument", "register", "figure"),
-    "video": ("concept", "motion"),
-}
 CHECKS = frozenset({"names", "tells", "yes", "refuses", "abilities", "chats", "asks"})
 VALUES = {**PICTURE_VALUES, **SOUND_VALUES, "motion": tuple(MOTIONS)}
 DEFAULTS = {**PICTURE_DEFAULTS, **SOUND_DEFAULTS}

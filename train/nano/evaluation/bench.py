@@ -32,11 +32,11 @@ from nextgpt.train.nano.world.clips import FRAMES
 from nextgpt.train.nano.world.media_files import TrueMedia, outside_files
 from nextgpt.train.nano.world.pictures import SIDE, World
 from nextgpt.train.nano.world.sounds import SAMPLES, SAMPLING_RATE
-from nextgpt.train.nano.world.things import MOTIONS, PICTURE_VALUES, SOUND_VALUES, Clip, Medium, Sound, modality_of
+from nextgpt.train.nano.world.things import MOTIONS, PARTS, PICTURE_VALUES, SOUND_VALUES, Clip, Medium, Sound, modality_of
 
 BATCH = 40
 JUDGES = {"image": ("judge", Judge), "audio": ("sound_judge", SoundJudge), "video": ("clip_judge", ClipJudge)}
-MAIN = {"image": "concept", "audio": "instrument", "video": "concept"}  # the main thing of each kind of media
+MAIN = {modality: parts[0] for modality, parts in PARTS.items()}  # the main thing of each kind of media
 # What may be changed first of each; drawn evenly before a question is made, for changes of the main thing are the easiest.
 CHANGES = {
     "image": ("change_concept", "change_background", "change_style", "change_size"),

@@ -24,18 +24,18 @@ from nextgpt.decoders.sources import read_json
 from nextgpt.encoders import load_encoder, preprocessor_for
 from nextgpt.errors import UserInputError
 from nextgpt.events import Media
+from nextgpt.train.nano import assemble
 from nextgpt.train.nano.dialogues.composer import DATA, Composer, combinations, load_composer, text_line, true_media
 from nextgpt.train.nano.evaluation.bench import JUDGES, MAIN, Bench, described, parts_of
 from nextgpt.train.nano.evaluation.reconstruct import reconstruct
 from nextgpt.train.nano.evaluation.rows import CROSSING_BAR, MADE_BARS, NAMED_BARS, media_to_text, text_to_media
 from nextgpt.train.nano.evaluation.scores import Score
-from nextgpt.train.nano.world.things import CAPTION, Medium, Sound
+from nextgpt.train.nano.world.things import CAPTION, PARTS, Medium, Sound
 
 CLASSIFIER_BARS = {"image": 0.985, "audio": 0.97, "video": 0.985}
 THERE_AND_BACK, SMALL_THERE_AND_BACK, DRAWN, PROJECTED = 0.01, 0.02, 0.01, 0.02  # how much a rung may lose
 PSNR_BAR = 30.0  # dB
 READING_BAR, KIND_BAR, CONTENT_BAR = 0.97, 0.99, 0.97
-DECODER_FOLDERS = {"image": "image_decoder", "audio": "sound_decoder", "video": "clip_decoder"}
 LEARNED_FROM = 3_000  # true media of the training split, at most, from which a linear reading is learned
 BATCH = 32
 
@@ -90,7 +90,7 @@ class Ladder:
     def decoder(self, modality: str) -> Decoder:
         """The decoder of a modality, of whichever kind lies there; it is loaded once."""
         if modality not in self.decoders:
-            folder = self.part(DECODER_FOLDERS[modality])
+            folder = self.part(assemble.DECODERS[modality][1])
             pipeline = read_json(str(folder), "model_index.json", None)["_class_name"]
             kind = next(kind for kind in DECODERS.values() if kind.pipeline_class == pipeline)
             self.decoders[modality] = kind(str(folder))
@@ -128,13 +128,6 @@ class Ladder:
             for score in self.measure(rung)
             if score.count
         }
-
-
-PARTS = {
-    "image": ("concept", "style", "background", "size"),
-    "audio": ("instrument", "register", "figure"),
-    "video": ("concept", "motion"),
-}
 
 
 class MissingPart(LookupError):

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nextgpt.events import Media, Reply
-from nextgpt.train.nano.dialogues.scenarios import PARTS, Asked, Filler, Scenario, load_scenarios, vary
+from nextgpt.train.nano.dialogues.scenarios import Asked, Filler, Scenario, load_scenarios, vary
 from nextgpt.train.nano.evaluation.answers import AnswerParser
 from nextgpt.train.nano.evaluation.bench import AS_TENSOR, Bench
 from nextgpt.train.nano.evaluation.scores import Sample, Score
+from nextgpt.train.nano.world.things import PARTS
 
 TEST_SCENARIOS = Path(__file__).parent / "test_scenarios.jsonl"
 MEETS_BAR, MIXTURE_BAR, CHANGE_BAR, REFUSAL_BAR = 0.90, 0.90, 0.90, 0.95

@@ -47,6 +47,8 @@ PICTURE_VALUES = {"style": tuple(STYLES), "background": tuple(BACKGROUNDS), "siz
 PICTURE_DEFAULTS = {name: Picture._field_defaults[name] for name in PICTURE_VALUES}
 SOUND_VALUES = {"register": tuple(REGISTERS), "figure": tuple(FIGURES)}
 SOUND_DEFAULTS = {"register": "middle", "figure": "single note"}
+# What a medium's caption tells, the main thing first.
+PARTS = {"image": ("concept", *PICTURE_VALUES), "audio": ("instrument", *SOUND_VALUES), "video": ("concept", "motion")}
 
 PICTURE_CAPTION = rf"a (?:{'|'.join(SIZES)}) [^,.()]+, (?:{'|'.join(STYLES)}) style, (?:{'|'.join(BACKGROUNDS)}) background"
 SOUND_CAPTION = rf"a (?:{'|'.join(REGISTERS)}) [^,.()]+, (?:{'|'.join(FIGURES)})|the sound of [^,.()]+"
