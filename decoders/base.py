@@ -421,6 +421,16 @@ def _holding_back(name: str, word: str) -> Iterator[list[str]]:
         library.removeFilter(passes)
 
 
+def at_step_end(after_step: Callable[[int, torch.Tensor], None]) -> Callable:
+    """A pipeline's `callback_on_step_end`. Second-order schedulers evaluate the denoiser twice a step."""
+
+    def on_step_end(pipeline, index, timestep, tensors):
+        after_step(index // pipeline.scheduler.order, tensors["latents"])
+        return {}
+
+    return on_step_end
+
+
 def _stop_if(cancel: threading.Event | None) -> None:
     if cancel is not None and cancel.is_set():
         raise GenerationCancelled("The generation was cancelled.")

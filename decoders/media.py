@@ -22,6 +22,11 @@ class Video(NamedTuple):
     fps: float  # frames per second
 
 
+def as_videos(clips: np.ndarray, fps: float) -> list[Video]:
+    """Clips `[N, T, H, W, 3]` in [0, 1], as pipelines give them."""
+    return [Video(np.rint(clip * 255).astype(np.uint8), fps) for clip in clips]
+
+
 def check_equal_lengths(videos: Sequence[Video]) -> None:
     """Raises ValueError where clips of one batch differ in their number of frames."""
     lengths = {len(video.frames) for video in videos}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from nextgpt.decoders.base import Decoder, Preview
+from nextgpt.decoders.base import Decoder, Preview, at_step_end
 from nextgpt.decoders.contract import Size, multiples
 from nextgpt.decoders.latents import decode_latents, encode_pixels, scale_factor
 
@@ -38,14 +38,9 @@ class PictureDecoder(Decoder):
     def _run(
         self, pipeline, after_step: Callable[[int, torch.Tensor], None], options: dict, arguments: dict
     ) -> list[Image.Image]:
-        def on_step_end(pipeline, index, timestep, tensors):
-            # This callback comes at every evaluation of the denoiser; second-order schedulers make two a step.
-            after_step(index // pipeline.scheduler.order, tensors["latents"])
-            return {}
-
         # Given only one of height and width, the pipeline would drop it: both are always given.
         options |= self._picture_size(options)
-        return pipeline(**arguments, **options, callback_on_step_end=on_step_end).images
+        return pipeline(**arguments, **options, callback_on_step_end=at_step_end(after_step)).images
 
     def _picture_size(self, options: dict) -> dict[str, int]:
         """`height` and `width` in pixels, each the one that the weights were made for where `options` say None."""

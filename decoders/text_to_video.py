@@ -3,14 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from PIL import Image
 
 from nextgpt.decoders.base import Decoder, Preview
 from nextgpt.decoders.contract import Size, multiples
 from nextgpt.decoders.latents import scale_factor
-from nextgpt.decoders.media import Video, check_equal_lengths
+from nextgpt.decoders.media import Video, as_videos, check_equal_lengths
 from nextgpt.decoders.pictures import decode_small, encode_images
 
 
@@ -41,7 +40,7 @@ class TextToVideoDecoder(Decoder):
     def _run(self, pipeline, after_step: Callable[[int, torch.Tensor], None], options: dict, arguments: dict) -> list[Video]:
         fps = options.pop("fps")
         clips = pipeline(**arguments, **options, callback=lambda index, _, latents: after_step(index, latents)).frames
-        return [Video(np.rint(clip * 255).astype(np.uint8), fps) for clip in clips]  # clips: [N, T, H, W, 3] in [0, 1]
+        return as_videos(clips, fps)
 
     def _preview(self, pipeline, latents: torch.Tensor) -> Preview:
         middle = latents[:, :, latents.shape[2] // 2]  # [N, channels, frames, h, w] -> [N, channels, h, w]

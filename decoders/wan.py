@@ -4,14 +4,13 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from PIL import Image
 
-from nextgpt.decoders.base import Decoder
+from nextgpt.decoders.base import Decoder, at_step_end
 from nextgpt.decoders.contract import Conditioning, ConditioningSpec, Size, TensorSpec, multiples
 from nextgpt.decoders.latents import encode_pixels
-from nextgpt.decoders.media import Video, check_equal_lengths
+from nextgpt.decoders.media import Video, as_videos, check_equal_lengths
 from nextgpt.decoders.pictures import image_pixels
 from nextgpt.decoders.sources import exceed, read_config, required_size
 
@@ -85,14 +84,10 @@ class WanDecoder(Decoder):
         return pipeline.transformer(noisy, timesteps, encoder_hidden_states=conditioning["prompt_embeds"]).sample
 
     def _run(self, pipeline, after_step: Callable[[int, torch.Tensor], None], options: dict, arguments: dict) -> list[Video]:
-        def on_step_end(pipeline, index, timestep, tensors):
-            after_step(index // pipeline.scheduler.order, tensors["latents"])
-            return {}
-
         fps = options.pop("fps")
         with self._one_at_a_time:
-            clips = pipeline(**arguments, **options, callback_on_step_end=on_step_end).frames
-        return [Video(np.rint(clip * 255).astype(np.uint8), fps) for clip in clips]  # clips: [N, T, H, W, 3] in [0, 1]
+            clips = pipeline(**arguments, **options, callback_on_step_end=at_step_end(after_step)).frames
+        return as_videos(clips, fps)
 
     def _encode_media(self, pipeline, media: Sequence[Video], options: dict) -> torch.Tensor:
         check_equal_lengths(media)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nextgpt.media import guess_modality
 from nextgpt.pipeline import NextGPTPipeline
+from nextgpt.text import listed
 
 EXAMPLES = Path(__file__).parent / "examples"
 
@@ -50,8 +51,3 @@ def known_as_html(known: dict[str, list[str]]) -> str:
         for heading, names in known.items()
     )
     return f'<dl class="known">{"".join(rows)}</dl>'
-
-
-def listed(words: Sequence[str]) -> str:
-    """Words as a person lists them: one, two and three."""
-    return ", ".join(words[:-1]) + f" and {words[-1]}" if len(words) > 1 else words[0]

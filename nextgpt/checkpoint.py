@@ -14,6 +14,7 @@ from nextgpt.hub.parts import first_line
 
 TRAINED_FILE = "model.safetensors"
 LORA_FOLDER = "lora"
+ADAPTER_FILE = f"{LORA_FOLDER}/adapter_model.safetensors"  # as peft names it
 TRAINED_GROUPS = ("input_projection", "output_projections", "signal_rows", "lora")
 
 

@@ -1,11 +1,12 @@
-"""Text that is none: Python's strings may hold lone surrogates, which no tokenizer, file or terminal takes.
+"""Text for people, and text that is none: strings with lone surrogates, which no tokenizer, file or terminal takes.
 
-They come from half an emoji in JSON (`"\\ud83d"`), and from bytes that are not UTF-8 in an argument or a file name.
+Those come from half an emoji in JSON (`"\\ud83d"`), and from bytes that are not UTF-8 in an argument or a file name.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from nextgpt.errors import UserInputError
 
@@ -40,3 +41,8 @@ def check_characters(text: str, name: str) -> None:
 def whole_characters(text: str) -> str:
     """The text with two halves of a character joined, and each lone half replaced by U+FFFD, `�`."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words in a row: "a, b and c". There is at least one."""
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.text import listed
 
 CARD_FILE = "README.md"
 SHOWN_ARGUMENTS = (
@@ -31,10 +32,8 @@ TITLES = {
 
 def title(record: dict[str, Any]) -> str:
     """What a model is called: "nano, instruction-tuned on own and nano"."""
-    *most, last = [Path(file).stem for file in record["data"]["files"]]
-    return (
-        f"{record['base_model']}, {TITLES[record['stage']]} on {' and '.join([', '.join(most), last] if most else [last])}"
-    )
+    files = [Path(file).stem for file in record["data"]["files"]]
+    return f"{record['base_model']}, {TITLES[record['stage']]} on {listed(files)}"
 
 
 def write_card(folder: str | Path, config: NextGPTConfig, record: dict[str, Any]) -> Path:

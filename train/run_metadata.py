@@ -13,10 +13,10 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from nextgpt.checkpoint import LORA_FOLDER, TRAINED_FILE
+from nextgpt.checkpoint import ADAPTER_FILE, LORA_FOLDER, TRAINED_FILE
 from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.hub.fingerprints import file_hash
 from nextgpt.hub.parts import preset_names
-from nextgpt.report.doctor import ADAPTER_FILE, file_hash
 from nextgpt.report.info import RUN_FILE, describe_environment
 from nextgpt.train.config import TrainingConfig
 from nextgpt.train.data.dataset import ChatDataset

@@ -71,6 +71,7 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
     if arguments.n_gpu > 1:
         raise UserInputError(f"{arguments.n_gpu} accelerators are visible to one process: use `accelerate launch -m`")
     trains = trained_groups(stage, config)
+    _check_order(config, arguments.train_sampling_strategy)
     set_seed(arguments.seed)
     model, processor = load_for_training(config)
     with arguments.main_process_first(desc="data and frozen features"):
@@ -123,6 +124,13 @@ def trained_groups(stage: str, config: TrainingConfig) -> tuple[str, ...]:
     return tuple(group for group in groups if group in chosen)
 
 
+def _check_order(config: TrainingConfig, strategy: str) -> None:
+    if strategy not in STRATEGIES:
+        raise UserInputError(f"train_sampling_strategy is {strategy!r}, expected one of {', '.join(STRATEGIES)}")
+    if config.data_weights and strategy == "sequential":
+        raise UserInputError("train_sampling_strategy=sequential takes the files as they stand: leave data_weights out")
+
+
 def open_dataset(
     stage: str, config: TrainingConfig, model_config: NextGPTConfig, processor: NextGPTProcessor, *, retry: bool = True
 ) -> ChatDataset:
@@ -149,12 +157,7 @@ def _trainer(
     features: TrainingFeatures,
     identity: dict[str, Any],
 ) -> StageTrainer:
-    strategy = arguments.train_sampling_strategy
-    if strategy not in STRATEGIES:
-        raise UserInputError(f"train_sampling_strategy is {strategy!r}, expected one of {', '.join(STRATEGIES)}")
     if config.data_weights:
-        if strategy == "sequential":
-            raise UserInputError("train_sampling_strategy=sequential takes the files as they stand: leave data_weights out")
         counts = np.bincount(dataset.sources, minlength=len(config.data))
         for file, weight, count in zip(config.data, config.data_weights, counts, strict=True):
             if weight and not count:
@@ -163,9 +166,9 @@ def _trainer(
         dataset.sources,
         seed=arguments.seed,
         weights=config.data_weights,
-        lengths=dataset.lengths if strategy == "group_by_length" else None,
+        lengths=dataset.lengths if arguments.train_sampling_strategy == "group_by_length" else None,
         step_size=identity["conversations per step"],
-        shuffle=strategy != "sequential",
+        shuffle=arguments.train_sampling_strategy != "sequential",
         multiple=arguments.per_device_train_batch_size * arguments.world_size if arguments.world_size > 1 else 1,
     )
     collator = ChatCollator(processor.tokenizer.pad_token_id, features)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from nextgpt.checkpoint import LORA_FOLDER, TRAINED_FILE, TRAINED_GROUPS
+from nextgpt.checkpoint import ADAPTER_FILE, LORA_FOLDER, TRAINED_FILE, TRAINED_GROUPS
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.hub.download import SETTINGS
@@ -280,6 +280,6 @@ def _save(out: Path, config: NextGPTConfig, base: str, trained: dict[str, Tensor
     save_file(trained, out / TRAINED_FILE, metadata={"format": "pt"})
     if lora:
         (out / LORA_FOLDER).mkdir(exist_ok=True)
-        save_file(lora, out / LORA_FOLDER / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(lora, out / ADAPTER_FILE, metadata={"format": "pt"})
         adapter = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=base, inference_mode=True, **config.lora)
         adapter.save_pretrained(out / LORA_FOLDER)

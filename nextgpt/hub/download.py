@@ -19,6 +19,7 @@ from transformers.utils.logging import tqdm
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, UserInputError
+from nextgpt.hub.fingerprints import WEIGHTS, file_hash
 from nextgpt.hub.parts import FrozenPart, fetch_model, hub_errors, hub_reason
 from nextgpt.signals import MODALITIES
 
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 LEFTOVER_SECONDS = 3600  # a part that nothing was written to for so long belongs to no download that still runs
 SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
-WEIGHTS = ("*.safetensors", "*.bin", "*.pth")  # the first of these that a folder has
 LEFT_OUT = ("*.fp16.*", "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", "safety_checker/*", "feature_extractor/*")
 
 
@@ -50,10 +50,9 @@ class RemoteFile:
         """Whether `file` is this file."""
         if not file.is_file() or file.stat().st_size != self.size:
             return False
-        with file.open("rb") as content:
-            if self.sha256:
-                return hashlib.file_digest(content, "sha256").hexdigest() == self.sha256
-            return not self.blob or _git_hash(content.read()) == self.blob
+        if self.sha256:
+            return file_hash(file) == self.sha256
+        return not self.blob or _git_hash(file.read_bytes()) == self.blob
 
 
 @dataclass(frozen=True)

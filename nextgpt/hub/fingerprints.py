@@ -15,8 +15,14 @@ if TYPE_CHECKING:
     from nextgpt.configuration_nextgpt import NextGPTConfig
     from nextgpt.hub.parts import FrozenPart
 
-WEIGHTS = ("*.safetensors", "*.bin", "*.pth")  # the first kind that there is
+WEIGHTS = ("*.safetensors", "*.bin", "*.pth")  # the first of these that a folder has
 HEAD, PIECES, PIECE = 2**16, 32, 2**12  # bytes of the beginning, how many pieces of the rest, bytes of each
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def fingerprint(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -16,20 +15,18 @@ from packaging.requirements import Requirement
 from safetensors import SafetensorError, safe_open
 
 from nextgpt import decoders as decoder_room
-from nextgpt.checkpoint import LORA_FOLDER, TRAINED_FILE, TRAINED_GROUPS
+from nextgpt.checkpoint import ADAPTER_FILE, TRAINED_FILE, TRAINED_GROUPS
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders.sources import check_components, read_json, shared_components
 from nextgpt.errors import NextGPTError
 from nextgpt.hardware import resolve_device, resolve_dtype
-from nextgpt.hub.download import WEIGHTS
-from nextgpt.hub.fingerprints import changed_part, describe_change
+from nextgpt.hub.fingerprints import WEIGHTS, changed_part, describe_change, file_hash
 from nextgpt.hub.parts import fetch_model, first_line
 from nextgpt.modeling_nextgpt import NextGPTModel
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.report.info import RUN_FILE
 from nextgpt.signals import SignalVocabulary
 
-ADAPTER_FILE = f"{LORA_FOLDER}/adapter_model.safetensors"
 CODECS = {"H.264 decoding": ("h264", "r"), "H.264 encoding": ("libx264", "w"), "AAC decoding": ("aac", "r")}
 SHOWN = 3  # names of tensors in one line
 
@@ -230,12 +227,6 @@ def _hashes(folder: Path) -> Iterator[Finding]:
             yield Finding(True, "hash", f"{name} {found[:16]}…")
         else:
             yield Finding(False, "hash", f"{name} is {found[:16]}…, the run wrote {written[name][:16]}…: copy it again")
-
-
-def file_hash(file: Path) -> str:
-    """SHA-256 of a file."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _conditioning(config: NextGPTConfig, folder: Path) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from nextgpt import __version__
-from nextgpt.checkpoint import LORA_FOLDER, TRAINED_FILE
+from nextgpt.checkpoint import ADAPTER_FILE, TRAINED_FILE
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError
 from nextgpt.hardware import resolve_device, resolve_dtype
@@ -135,7 +135,7 @@ def _describe_part(part: FrozenPart, config: NextGPTConfig) -> str:
 
 
 def _describe_trained(folder: Path) -> str:
-    files = [file for file in (folder / TRAINED_FILE, folder / LORA_FOLDER / "adapter_model.safetensors") if file.is_file()]
+    files = [file for file in (folder / TRAINED_FILE, folder / ADAPTER_FILE) if file.is_file()]
     if not files:
         return "no trained weights here"
     tensors = parameters = 0

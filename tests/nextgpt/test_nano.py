@@ -12,9 +12,9 @@ import pytest
 from nextgpt import NextGPTPipeline
 from nextgpt.__main__ import main
 from nextgpt.demo.welcome import EXAMPLES, read_examples
+from nextgpt.hub.fingerprints import file_hash
 from nextgpt.hub.parts import preset_folder, preset_names
 from nextgpt.media import guess_modality
-from nextgpt.report.doctor import file_hash
 from nextgpt.train.nano.evaluation import evaluate
 from nextgpt.train.nano.evaluation.bench import MAIN, expected_media, kinds
 from nextgpt.train.nano.world.things import Clip, Picture, Sound, modality_of

@@ -16,9 +16,9 @@ from transformers.utils.logging import tqdm
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import NextGPTError
+from nextgpt.hub.fingerprints import file_hash
 from nextgpt.hub.parts import fetch_model
 from nextgpt.media import load_media
-from nextgpt.report.doctor import file_hash
 from nextgpt.signals import MODALITIES
 from nextgpt.train.data.dataset import Reader, mapper
 from nextgpt.train.data.lines import Line, as_problem, read_lines

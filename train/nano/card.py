@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
+from nextgpt.hub.fingerprints import file_hash
 from nextgpt.hub.parts import preset_folder
-from nextgpt.report.doctor import file_hash
+from nextgpt.text import listed
 from nextgpt.train.nano.evaluation.evaluate import Score, table
 from nextgpt.train.nano.models.loop import LOG_FILE
 from nextgpt.train.nano.world.clips import FPS, FRAMES, ClipWorld
@@ -105,11 +105,6 @@ CLIPS = """
 
 {concepts} of the things in {motions} motions ({motion_names}): {combinations} clips of 64 × 64, {frames} frames at
 {fps} a second."""
-
-
-def listed(words: Sequence[str]) -> str:
-    """Words in a row: "a, b and c"."""
-    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
 def about_sounds(world: SoundWorld) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 
+from nextgpt.text import listed
 from nextgpt.train.nano.dialogues.phrasings import Phrasing, fill, roughen
 from nextgpt.train.nano.dialogues.turns import Offer, Setting, Turn, choose
 from nextgpt.train.nano.dialogues.turns_clips import ClipTurns
@@ -80,7 +81,7 @@ class TalkTurns:
     @property
     def unknown_answer(self) -> str:
         names = [PLURALS[modality] for modality in self.setting.media]
-        return UNKNOWN_ANSWER.format(" and ".join(filter(None, (", ".join(names[:-1]), names[-1]))))
+        return UNKNOWN_ANSWER.format(listed(names))
 
     def define(self, rng: random.Random) -> Turn:
         """ "A cat is a small furry pet that purrs and catches mice." """
