@@ -17,6 +17,7 @@ from nextgpt.decoders.contract import (
     describe_shapes,
     projected_shapes,
 )
+from nextgpt.decoders.latte import LatteDecoder
 from nextgpt.decoders.media import Audio, Video
 from nextgpt.decoders.stable_audio import StableAudioDecoder
 from nextgpt.decoders.stable_diffusion import StableDiffusionDecoder
@@ -52,6 +53,7 @@ DECODERS: dict[str, type[Decoder]] = {
         AudioLDMDecoder,
         StableAudioDecoder,
         TextToVideoDecoder,
+        LatteDecoder,
         WanDecoder,
     )
 }

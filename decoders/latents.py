@@ -6,13 +6,18 @@ import torch
 
 
 def scale_factor(config: dict) -> int:
-    """Pixels (or rows and columns of a spectrogram) for each latent, by the configuration of an `AutoencoderKL`."""
-    return 2 ** (len(config["block_out_channels"]) - 1)
+    """Pixels (or rows and columns of a spectrogram) for each latent, by the configuration of an autoencoder."""
+    channels = config.get("block_out_channels") or config["encoder_block_out_channels"]  # the latter: `AutoencoderDC`
+    return 2 ** (len(channels) - 1)
 
 
 def encode_pixels(vae: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """The mode of the latents of `pixels` (in [-1, 1], or a spectrogram or waveform), scaled as the denoiser sees them."""
-    latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
+    """Latents of `pixels` (in [-1, 1], or a spectrogram or waveform), scaled as the denoiser sees them.
+
+    Of a distribution it is the mode.
+    """
+    encoded = vae.encode(pixels.to(vae.device, vae.dtype))
+    latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
     offset, scale = _offset_and_scale(vae.config, latents)
     return (latents - offset) * scale
 

@@ -252,6 +252,39 @@ def save_tiny_wan(folder: str | Path) -> Path:
     return folder
 
 
+def save_tiny_latte(folder: str | Path) -> Path:
+    """A Latte of 4 frames; conditioning: 120 x 16. Its folder's generation_defaults.json says 32 x 32 pixels."""
+    from diffusers import DDIMScheduler, LattePipeline, LatteTransformer3DModel
+
+    torch.manual_seed(0)
+    tokenizer, text_encoder = tiny_t5(16, 120)
+    transformer = LatteTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=1,
+        cross_attention_dim=16,
+        attention_bias=True,
+        sample_size=16,
+        patch_size=2,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+        caption_channels=16,
+        video_length=4,
+    )
+    scheduler = DDIMScheduler(**_schedule(), set_alpha_to_one=False, steps_offset=1)
+    pipeline = LattePipeline(
+        vae=_vae(), text_encoder=text_encoder, tokenizer=tokenizer, transformer=transformer, scheduler=scheduler
+    )
+    folder = _save(pipeline, folder)
+    (folder / "generation_defaults.json").write_text('{"height": 32, "width": 32, "num_frames": 4, "fps": 4}')
+    return folder
+
+
 TINY_DECODERS = {
     "stable-diffusion": save_tiny_stable_diffusion,
     "stable-diffusion-xl": save_tiny_stable_diffusion_xl,
@@ -259,6 +292,7 @@ TINY_DECODERS = {
     "audioldm": save_tiny_audioldm,
     "stable-audio": save_tiny_stable_audio,
     "text-to-video": save_tiny_text_to_video,
+    "latte": save_tiny_latte,
     "wan": save_tiny_wan,
 }
 

@@ -47,6 +47,8 @@ def stock_encoding(kind, pipeline) -> dict:
             made = [pipeline.encode_prompt(CAPTIONS, "cpu", False)]
         case "wan":
             made = pipeline.encode_prompt(CAPTIONS, do_classifier_free_guidance=False, max_sequence_length=77)
+        case "latte":
+            made = pipeline.encode_prompt(CAPTIONS, do_classifier_free_guidance=False)
         case "audioldm":  # its method is private
             inputs = pipeline.tokenizer(CAPTIONS, padding="max_length", max_length=77, return_tensors="pt")
             made = [F.normalize(pipeline.text_encoder(**inputs).text_embeds, dim=-1)]
@@ -89,6 +91,8 @@ def test_a_captions_embedding_gives_what_the_pipeline_makes_of_the_caption(kind,
     options = {name: decoder.generation_defaults[name] for name in ("num_frames",) if decoder.modality == "video"}
     options |= {"height": 32, "width": 32} if decoder.modality != "audio" else {}
     options |= {"max_sequence_length": 77} if kind == "wan" else {}
+    if kind == "latte":
+        options |= {"video_length": options.pop("num_frames"), "output_type": "np"}
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 4, 5)]
     theirs = pipeline(CAPTIONS, num_inference_steps=3, guidance_scale=6.0, generator=generators, **options)
     if decoder.modality == "image":
