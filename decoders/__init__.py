@@ -20,9 +20,8 @@ from nextgpt.decoders.contract import (
 from nextgpt.decoders.latte import LatteDecoder
 from nextgpt.decoders.media import Audio, Video
 from nextgpt.decoders.stable_audio import StableAudioDecoder
-from nextgpt.decoders.stable_diffusion import StableDiffusionDecoder
+from nextgpt.decoders.stable_diffusion import StableDiffusionDecoder, StableDiffusionXLDecoder
 from nextgpt.decoders.stable_diffusion_3 import StableDiffusion3Decoder
-from nextgpt.decoders.stable_diffusion_xl import StableDiffusionXLDecoder
 from nextgpt.decoders.text_to_video import TextToVideoDecoder
 from nextgpt.decoders.wan import WanDecoder
 

@@ -332,7 +332,11 @@ class Decoder:
         options = {"use_safetensors": True, "local_files_only": True}
         try:
             # Two pipelines are frozen upstream and say so at each start; the pinned version is our answer to that.
-            with _holding_back("diffusers.pipelines.pipeline_utils", "has been deprecated and will not receive"):
+            # And an autoencoder may name what its pipeline reads and its own class does not take.
+            with (
+                _holding_back("diffusers.pipelines.pipeline_utils", "has been deprecated and will not receive"),
+                _holding_back("diffusers.configuration_utils", "were passed to AutoencoderDC"),
+            ):
                 parts = {name: self._read_part(name, path) for name, path in shared.items()}
                 given = absent | self.load_options | parts
                 return pipeline_class.from_pretrained(folder, dtype=self.dtype, **options, **given)

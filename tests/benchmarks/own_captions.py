@@ -36,7 +36,14 @@ from own_pictures import OWN_FILE, RUN, make_own_pictures, readme_commands  # no
 ENOUGH = 0.8
 ALIKE = 0.99  # cosine of the encoder's embeddings
 TALK = ("hello", "what can you do?", "thanks!")
-UNSUITABLE = ("judge", "judge-sounds", "judge-clips", "vocoder", "time", "load")  # rows of what is not trained
+UNSUITABLE = (
+    "classifier",
+    "classifier-sounds",
+    "classifier-clips",
+    "vocoder",
+    "time",
+    "load",
+)  # rows of what is not trained
 
 
 def words(text: str) -> Counter:

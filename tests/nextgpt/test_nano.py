@@ -26,7 +26,7 @@ FEW_STEPS = {"num_inference_steps": 12}
 MOST, CHANCE = 0.5, 0.15  # chance is 1 of 120
 SHOWN = ("bell", "violin", "cat", "cherries", "guitar")  # in the examples of the page
 
-# One request for each direction: what is attached, what is said, what the judge should find or the words should hold.
+# One request for each direction: what is attached, what is said, what the classifier should find or the words should hold.
 # The sounds are held-out ones: the package holds no others.
 PICTURE, CLIP = Picture("trumpet", "3d", "blue"), Clip("cat", "bouncing")
 SOUND, CHORD = Sound("violin", "high", "rising scale"), Sound("bell", "high", "chord")

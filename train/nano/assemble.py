@@ -1,7 +1,8 @@
-"""Puts the nano model together: frozen parts into the preset, then what the three stages trained. Copies, trains nothing.
+"""Puts the nano model together: frozen parts into one folder, then what the three stages trained. Copies, trains nothing.
 
-`python -m nextgpt.train.nano.assemble frozen` copies the frozen parts into the preset folder and writes the
-configuration that the first stage starts from; `… trained` copies the last stage's result there.
+`python -m nextgpt.train.nano.assemble frozen` copies the frozen parts into `<root>/preset` and writes the configuration
+that the first stage starts from; `… trained` copies the last stage's result there, which makes it a whole model; `… ship`
+copies that into the package.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -25,7 +27,7 @@ from nextgpt.decoders.sources import SHARED_FILE
 from nextgpt.encoders import ImageBind, ImageBindConfig
 from nextgpt.hub.parts import preset_folder
 from nextgpt.report.info import KNOWN_FILE
-from nextgpt.train.nano.evaluation.bench import JUDGES
+from nextgpt.train.nano.evaluation.classifiers import FOLDERS
 from nextgpt.train.nano.models.loop import LOG_FILE
 from nextgpt.train.nano.world.clips import ClipWorld
 from nextgpt.train.nano.world.pictures import World
@@ -34,15 +36,15 @@ from nextgpt.train.nano.world.sounds import SoundWorld
 logger = logging.getLogger(__name__)
 
 DECODERS = {  # what it makes → its kind and its folder
-    "image": ("stable-diffusion", "image_decoder"),
+    "image": ("stable-diffusion-3", "image_decoder"),
     "audio": ("audioldm", "sound_decoder"),
-    "video": ("text-to-video", "clip_decoder"),
+    "video": ("latte", "clip_decoder"),
 }
 SHIPPED = (
     "encoder",
     "language_model",
     *(folder for _, folder in DECODERS.values()),
-    *(folder for folder, _ in JUDGES.values()),
+    *FOLDERS.values(),
 )
 INSIDE = ("autoencoder", "text_encoder", "clip_text_encoder", "sound_autoencoder", "sound_text_encoder")
 SHARED = {"clip_decoder": {"vae": "../image_decoder/vae"}}
@@ -83,7 +85,7 @@ def made(root: Path, part: str) -> bool:
 
 
 def assemble_frozen(root: Path, preset: Path) -> None:
-    """Copies the frozen parts and the judges that are there, gathers the logs, and writes `root/model/config.json`.
+    """Copies the frozen parts and the classifiers that are there, gathers the logs, and writes `root/model/config.json`.
 
     Pictures are always there. Clips are taken and made if there is a decoder of clips; sounds are taken if there is an
     audio tower, and made if there is a decoder of sounds.
@@ -99,8 +101,6 @@ def assemble_frozen(root: Path, preset: Path) -> None:
             copy_folder(root / part, preset / part, shared)
             if shared:
                 (preset / part / SHARED_FILE).write_text(json.dumps(shared) + "\n", encoding="utf-8")
-    if (root / "autoencoder" / "config.json").is_file():  # it may have been refined since the UNet was trained
-        copy_folder(root / "autoencoder", preset / "image_decoder" / "vae")
     if made(root, "audio_encoder"):
         join_towers([root / "encoder", root / "audio_encoder"], preset / "encoder")
     (preset / LOG_FILE).write_text(json.dumps(logs, indent=1) + "\n", encoding="utf-8")
@@ -113,7 +113,13 @@ def assemble_frozen(root: Path, preset: Path) -> None:
         SoundWorld(root / "world").copy(preset / "world")
     known = json.dumps(known_names(preset / "world", {"image", *takes, *makes}), indent=1, ensure_ascii=False)
     (preset / KNOWN_FILE).write_text(f"{known}\n", encoding="utf-8")
-    new_config(takes=takes, makes=makes).save_pretrained(root / "model")
+    new_config(relative_path(preset), takes=takes, makes=makes).save_pretrained(root / "model")
+
+
+def relative_path(folder: Path) -> str:
+    """A folder as a configuration names it: from here on, beginning with a dot; saving moves it along."""
+    path = Path(os.path.relpath(folder)).as_posix()
+    return path if path.startswith("..") else f"./{path}"
 
 
 def known_names(folder: Path, modalities: Iterable[str] = DECODERS) -> dict[str, list[str]]:
@@ -216,18 +222,33 @@ def assemble_trained(root: Path, preset: Path) -> None:
     check_sizes(preset)
 
 
+def ship(made_in: Path, preset: Path) -> None:
+    """Replaces a preset of the package by a whole model; its parts are named as the package's own from then on."""
+    shutil.rmtree(preset, ignore_errors=True)
+    shutil.copytree(made_in, preset)
+    config = json.loads((preset / "config.json").read_text(encoding="utf-8"))
+    for part in (config["language_model"], config["encoder"], *config["decoders"].values()):
+        part["source"] = f"preset:{preset.name}/{Path(part['source']).name}"
+    (preset / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def main() -> None:
-    """Runs one of the two."""
+    """Runs one of the three."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("frozen", "trained"))
+    parser.add_argument("what", choices=("frozen", "trained", "ship"))
     parser.add_argument("--root", type=Path, default=Path("runs/nano"))
-    parser.add_argument("--preset", type=Path, help="by default the package's own")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    preset = args.preset or preset_folder("7b").parent / "nano"
+    preset = args.root / "preset"
     preset.mkdir(parents=True, exist_ok=True)
-    {"frozen": assemble_frozen, "trained": assemble_trained}[args.what](args.root, preset)
-    logger.info("%s parts are in %s", args.what, preset)
+    match args.what:
+        case "frozen":
+            assemble_frozen(args.root, preset)
+        case "trained":
+            assemble_trained(args.root, preset)
+        case "ship":
+            ship(preset, preset_folder("7b").parent / "nano")
+    logger.info("%s: %s", args.what, preset)
 
 
 if __name__ == "__main__":

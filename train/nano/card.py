@@ -59,7 +59,7 @@ step's figures on the development split, are in `training_log.json`:
 ## Measured
 
 On held-out combinations, asked for in phrasings that were written apart from those it learned from (`nextgpt evaluate
-nano`); independent judges, trained on true media alone, look at and listen to what it makes.
+nano`); independent classifiers, trained on true media alone, look at and listen to what it makes.
 
 {table}
 

@@ -1,136 +1,333 @@
-"""Makes the nano model's parts in order: each step is a command of its own, run only when its result is missing.
+"""Makes the nano model: a graph of commands, each run when what it needs is there and its result is missing.
 
-`python -m nextgpt.train.nano.make` runs what is left; `--steps encoder,judge --minutes 6,3` runs these, so long. A
-step that was broken off goes on from its checkpoint. It knows the order and the files, and nothing of what they hold.
+`python -m nextgpt.train.nano.make run` runs what is left: on an accelerator all steps that are ready side by side, on a
+processor one at a time. `--minutes 9` shares so many minutes out over what is left; `--steps a,b` runs these alone;
+`--rehearse` runs the whole graph with seconds a step, in a folder of its own. A step that was broken off (Ctrl-C) goes on
+from its checkpoint. Each writes its log to `<root>/logs/<step>.log`; `… make report` says where the time went.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import json
 import logging
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 logger = logging.getLogger(__name__)
+
+ROOT = Path("runs/nano")
+LOGS, TIMES = "logs", "times.json"
+OVERHEAD = 0.25  # minutes that a trained step takes beside its training: starting, measuring, saving
+POLL_SECONDS = 0.2
+# What the making imports, with the oldest version that it was run with.
+PACKAGES = {"torch": "2.11", "transformers": "5.0", "diffusers": "0.36", "peft": "0.17", "safetensors": "0.5"}
+PACKAGES |= {"tokenizers": "0.22", "soundfile": "0.12", "av": "14.0", "torchaudio": "2.9", "accelerate": "1.0"}
 
 
 class Step(NamedTuple):
-    """A command: the words after `python -m nextgpt.train.`, the file under the root that says it is done, its minutes.
+    """A command.
 
-    `{root}` stands for the root folder. Steps with minutes take `--device` and `--minutes` too.
+    Attributes:
+        words: after `python -m nextgpt.train.`; `{root}` stands for the root folder.
+        needs: the steps whose results it reads.
+        done: the file under the root that says it is done.
+        minutes: of training on two cores, or None where it takes no `--minutes`; what a budget is shared out by.
+        rehearsal: further words that make it short.
+        takes_device: whether it takes `--device`.
     """
 
     words: str
+    needs: tuple[str, ...]
     done: str
     minutes: float | None = None
+    rehearsal: str = ""
+    takes_device: bool = False
 
 
-STEPS = {
-    "world": Step("nano.world.pictures --out {root}/world", "world/world.json"),
-    "sounds": Step("nano.world.sounds --out {root}/world", "world/studies.npy"),
-    "judge": Step("nano.evaluation.judge --world {root}/world --out {root}/judge", "judge/training_log.json", 3),
-    "sound_judge": Step(
-        "nano.evaluation.sound_judge --world {root}/world --out {root}/sound_judge", "sound_judge/training_log.json", 14
+def _part(module: str, part: str, needs: tuple[str, ...], minutes: float, more: str = "") -> Step:
+    """A step that trains a part for some minutes and writes its log last."""
+    words = f"nano.{module} --world {{root}}/world --out {{root}}/{part}{more}"
+    return Step(words, needs, f"{part}/training_log.json", minutes, takes_device=True)
+
+
+def _stage(stage: str, model: str, needs: tuple[str, ...], data: str) -> Step:
+    """A stage of the ordinary training commands."""
+    words = (
+        f"{stage} --config train/configs/nano/{stage}.yaml model={{root}}/{model} output_dir={{root}}/{stage}"
+        f" features={{root}}/features data={data}"
+    )
+    few = "max_steps=2 per_device_train_batch_size=4 save_steps=2 logging_steps=1 sample_steps=1000"
+    return Step(words, needs, f"{stage}/trainer_state.json", rehearsal=few)
+
+
+DATA = "{root}/data"
+STEPS: dict[str, Step] = {
+    "pictures": Step("nano.world.pictures --out {root}/world", (), "world/world.json"),
+    "sounds": Step("nano.world.sounds --out {root}/world", (), "world/studies.npy"),
+    "picture_classifier": _part("evaluation.classifiers image", "picture_classifier", ("pictures",), 20),
+    "sound_classifier": _part("evaluation.classifiers audio", "sound_classifier", ("pictures", "sounds"), 15),
+    "clip_classifier": _part("evaluation.classifiers video", "clip_classifier", ("pictures",), 12),
+    "autoencoder": _part("models.autoencoder image", "autoencoder", ("pictures",), 40),
+    "sound_autoencoder": _part("models.autoencoder audio", "sound_autoencoder", ("pictures", "sounds"), 25),
+    "text_encoder": _part("models.text_encoders image", "text_encoder", ("pictures",), 8),
+    "sound_text_encoder": _part("models.text_encoders audio", "sound_text_encoder", ("pictures", "sounds"), 4),
+    "clip_text_encoder": _part("models.text_encoders video", "clip_text_encoder", ("pictures",), 4),
+    "image_decoder": _part("models.decoder image", "image_decoder", ("autoencoder", "text_encoder"), 60, " --root {root}"),
+    "sound_decoder": _part(
+        "models.decoder audio", "sound_decoder", ("sound_autoencoder", "sound_text_encoder"), 60, " --root {root}"
     ),
-    "clip_judge": Step(
-        "nano.evaluation.clip_judge --world {root}/world --out {root}/clip_judge", "clip_judge/training_log.json", 5
+    "clip_decoder": _part(
+        "models.decoder video", "clip_decoder", ("autoencoder", "clip_text_encoder"), 50, " --root {root}"
     ),
-    "encoder": Step("nano.models.encoder --world {root}/world --out {root}/encoder", "encoder/training_log.json", 110),
-    "audio_encoder": Step(
-        "nano.models.audio_encoder --world {root}/world --out {root}/audio_encoder", "audio_encoder/training_log.json", 44
+    "encoder": _part("models.encoder", "encoder", ("pictures",), 90),
+    "audio_encoder": _part("models.audio_encoder", "audio_encoder", ("pictures", "sounds"), 40),
+    "dialogues": Step(
+        "nano.dialogues.composer --world {root}/world --out {root}/data --files --workers 2",
+        ("pictures", "sounds"),
+        "data/instruct_dev.jsonl",
+        rehearsal="--count 200",
     ),
-    "autoencoder": Step(
-        "nano.models.autoencoder --world {root}/world --out {root}/autoencoder", "autoencoder/training_log.json", 30
-    ),
-    "text_encoder": Step(
-        "nano.models.text_encoder --world {root}/world --out {root}/text_encoder", "text_encoder/training_log.json", 3
-    ),
-    "image_decoder": Step(
-        "nano.models.image_decoder --world {root}/world --out {root}/image_decoder --autoencoder {root}/autoencoder"
-        " --text-encoder {root}/text_encoder",
-        "image_decoder/training_log.json",
-        70,
-    ),
-    "clip_text_encoder": Step(
-        "nano.models.text_encoder --clips --world {root}/world --out {root}/clip_text_encoder",
-        "clip_text_encoder/training_log.json",
-        2,
-    ),
-    "clip_decoder": Step(
-        "nano.models.clip_decoder --world {root}/world --out {root}/clip_decoder --autoencoder {root}/autoencoder"
-        " --text-encoder {root}/clip_text_encoder",
-        "clip_decoder/training_log.json",
-        60,
-    ),
-    "refined_autoencoder": Step(
-        "nano.models.autoencoder --refine --world {root}/world --out {root}/autoencoder --encoder {root}/encoder",
-        "autoencoder_refined.work/sheet.png",
-        41,
-    ),
-    "sound_autoencoder": Step(
-        "nano.models.sound_autoencoder --world {root}/world --out {root}/sound_autoencoder",
-        "sound_autoencoder/training_log.json",
-        30,
-    ),
-    "sound_text_encoder": Step(
-        "nano.models.sound_text_encoder --world {root}/world --out {root}/sound_text_encoder",
-        "sound_text_encoder/training_log.json",
-        3,
-    ),
-    "sound_decoder": Step(
-        "nano.models.sound_decoder --world {root}/world --out {root}/sound_decoder --autoencoder {root}/sound_autoencoder"
-        " --text-encoder {root}/sound_text_encoder",
-        "sound_decoder/training_log.json",
-        130,
-    ),
-    "dialogues": Step("nano.dialogues.composer --world {root}/world --out {root}/data --files", "data/instruct_dev.jsonl"),
     "language_model": Step(
         "nano.models.language_model --world {root}/world --data {root}/data --out {root}/language_model",
+        ("dialogues",),
         "language_model/training_log.json",
-        60,
+        100,
+        rehearsal="--measure 20",
+        takes_device=True,
     ),
-    "frozen": Step("nano.assemble frozen --root {root}", "model/config.json"),
-    "align_encoders": Step("align_encoders --config train/configs/nano/align_encoders.yaml", "align_encoders/config.json"),
-    "align_decoders": Step("align_decoders --config train/configs/nano/align_decoders.yaml", "align_decoders/config.json"),
-    "instruct": Step("instruct --config train/configs/nano/instruct.yaml", "instruct/config.json"),
-    "trained": Step("nano.assemble trained --root {root}", "trained"),
+    "frozen": Step(
+        "nano.assemble frozen --root {root}",
+        (
+            *("picture_classifier", "sound_classifier", "clip_classifier", "image_decoder", "sound_decoder", "clip_decoder"),
+            *("encoder", "audio_encoder", "language_model"),
+        ),
+        "model/config.json",
+    ),
+    "align_encoders": _stage("align_encoders", "model", ("frozen",), f"[{DATA}/align_encoders.jsonl]"),
+    "align_decoders": _stage("align_decoders", "align_encoders", ("align_encoders",), f"[{DATA}/align_decoders.jsonl]"),
+    "instruct": _stage(
+        "instruct",
+        "align_decoders",
+        ("align_decoders",),
+        f"[{DATA}/instruct.jsonl,{DATA}/align_decoders.jsonl,{DATA}/align_encoders.jsonl]",
+    ),
+    "trained": Step("nano.assemble trained --root {root}", ("instruct",), "preset/model.safetensors"),
 }
 
 
-def command(step: str, root: Path, device: str, minutes: float | None) -> list[str]:
+class MakeError(Exception):
+    """What stands in the way, in one line."""
+
+
+def is_done(step: str, root: Path) -> bool:
+    """Whether a step's result is there."""
+    return (root / STEPS[step].done).exists()
+
+
+def missing_packages() -> list[str]:
+    """Packages that are not here or too old, each with what was found."""
+    found = []
+    for name, least in PACKAGES.items():
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{name} (missing, needs {least})")
+            continue
+        if _numbers(version) < _numbers(least):
+            found.append(f"{name} ({version}, needs {least})")
+    return found
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in version.split("+")[0].split(".")[:2])
+
+
+def order(steps: list[str], root: Path) -> list[str]:
+    """The steps in an order in which each comes after what it needs.
+
+    Raises:
+        MakeError: there is no such step, or something that a step needs is neither there nor asked for.
+    """
+    if unknown := [step for step in steps if step not in STEPS]:
+        raise MakeError(f"--steps names {unknown[0]!r}; the steps are {', '.join(STEPS)}")
+    wanted = [step for step in STEPS if step in steps]
+    for step in wanted:
+        if lacking := [need for need in STEPS[step].needs if need not in wanted and not is_done(need, root)]:
+            raise MakeError(f"{step} needs {lacking[0]}, which is not in {root}: run it first, or name it in --steps too")
+    return wanted
+
+
+def share_out(steps: list[str], minutes: float, together: bool) -> dict[str, float]:
+    """Minutes of training for each step that trains, so that all take so many together.
+
+    Args:
+        together: whether steps run side by side: then the longest path through the graph counts, else their sum.
+
+    Raises:
+        MakeError: it is too little.
+    """
+    weights = {step: STEPS[step].minutes for step in steps if STEPS[step].minutes is not None}
+    longest: dict[str, tuple[float, int]] = {}
+    for step in steps:
+        before = [longest[need] for need in STEPS[step].needs if need in longest]
+        weight, count = max(before, default=(0.0, 0))
+        longest[step] = (weight + weights.get(step, 0.0), count + (step in weights))
+    weight, count = max(longest.values(), default=(0.0, 0)) if together else (sum(weights.values()), len(weights))
+    if not weights:
+        return {}
+    left = minutes - OVERHEAD * count
+    if left <= 0:
+        raise MakeError(
+            f"--minutes {minutes:g} is too little for {count} steps that train: give at least {OVERHEAD * count + 1:g}"
+        )
+    return {step: round(left * own / weight, 3) for step, own in weights.items()}
+
+
+def command(step: str, root: Path, device: str, minutes: float | None, rehearse: bool = False) -> list[str]:
     """The command line of a step."""
-    module, *words = STEPS[step].words.format(root=root).split()
-    if STEPS[step].minutes is not None:
-        words += ["--device", device, "--minutes", str(minutes or STEPS[step].minutes)]
+    found = STEPS[step]
+    module, *words = [word.format(root=root) for word in found.words.split()]
+    if found.minutes is not None and minutes is not None:
+        words += ["--minutes", f"{minutes:g}"]
+    if found.takes_device and device != "auto":
+        words += ["--device", device]
+    if rehearse:
+        words += found.rehearsal.split()
     return [sys.executable, "-m", f"nextgpt.train.{module}", *words]
 
 
+class Runner:
+    """Runs steps as what they need is there.
+
+    Args:
+        root: where everything lies.
+        commands: step → its command line.
+        jobs: how many run side by side.
+    """
+
+    def __init__(self, root: Path, commands: dict[str, list[str]], jobs: int):
+        self.root, self.commands, self.jobs = root, commands, jobs
+        self.running: dict[str, tuple[subprocess.Popen, float]] = {}
+        (root / LOGS).mkdir(parents=True, exist_ok=True)
+
+    def run(self) -> None:
+        """Runs all of them. Raises MakeError where a step fails; the others are ended first."""
+        left = list(self.commands)
+        try:
+            while left or self.running:
+                for step in [s for s in left if self._is_ready(s, left)][: self.jobs - len(self.running)]:
+                    left.remove(step)
+                    self._start(step)
+                time.sleep(POLL_SECONDS)
+                for step, (process, started) in list(self.running.items()):
+                    if process.poll() is not None:
+                        del self.running[step]
+                        self._ended(step, process.returncode, time.monotonic() - started)
+        finally:
+            self._stop()
+
+    def _is_ready(self, step: str, left: list[str]) -> bool:
+        return not any(need in left or need in self.running for need in STEPS[step].needs)
+
+    def _start(self, step: str) -> None:
+        logger.info("%s: %s", step, " ".join(self.commands[step][1:]))
+        with (self.root / LOGS / f"{step}.log").open("ab") as log:
+            process = subprocess.Popen(self.commands[step], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        self.running[step] = (process, time.monotonic())
+
+    def _ended(self, step: str, code: int, seconds: float) -> None:
+        file = self.root / LOGS / TIMES
+        times = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        times[step] = round(times.get(step, 0) + seconds, 1)
+        file.write_text(json.dumps(times, indent=1) + "\n", encoding="utf-8")
+        logger.info("%s took %.0f s", step, seconds)
+        log = self.root / LOGS / f"{step}.log"
+        if code:
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise MakeError(f"{step} failed with exit code {code}: {lines[-1] if lines else 'it said nothing'} (see {log})")
+        if not is_done(step, self.root):
+            raise MakeError(f"{step} ended without {self.root / STEPS[step].done} (see {log})")
+
+    def _stop(self) -> None:
+        """Asks what still runs to end, as Ctrl-C does; checkpoints stay."""
+        for process, _ in self.running.values():
+            process.send_signal(signal.SIGINT)
+        for process, _ in self.running.values():
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self.running.clear()
+
+
+def report(root: Path) -> str:
+    """Where the time went, as a Markdown table."""
+    file = root / LOGS / TIMES
+    if not file.is_file():
+        raise MakeError(f"{root} holds no {LOGS}/{TIMES}: nothing was made there yet")
+    times = json.loads(file.read_text(encoding="utf-8"))
+    rows = [
+        f"| {step} | {times[step] / 60:.1f} | {'done' if is_done(step, root) else 'begun'} |"
+        for step in STEPS
+        if step in times
+    ]
+    rows.append(f"| all | {sum(times.values()) / 60:.1f} | {sum(is_done(step, root) for step in STEPS)} of {len(STEPS)} |")
+    return "\n".join(["| step | minutes | |", "|---|---|---|", *rows])
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs what is left of the steps that are asked for."""
+    if lacking := missing_packages():
+        raise MakeError(f"missing or too old: {', '.join(lacking)}")
+    root = args.root or (Path("runs/rehearsal") if args.rehearse else ROOT)
+    steps = order(args.steps.split(",") if args.steps else list(STEPS), root)
+    steps = [step for step in steps if args.again or not is_done(step, root)]
+    accelerated = args.device not in ("auto", "cpu") or (args.device == "auto" and torch.accelerator.is_available())
+    jobs = args.jobs or (8 if accelerated else 1)
+    minutes = dict.fromkeys(steps, 0.05) if args.rehearse else {}
+    if args.minutes is not None:
+        minutes = share_out(steps, args.minutes, together=jobs > 1)
+    commands = {step: command(step, root, args.device, minutes.get(step), args.rehearse) for step in steps}
+    logger.info("%d steps are left, %d at a time", len(steps), jobs)
+    if args.show:
+        for line in commands.values():
+            print(" ".join(line[1:]))
+        return
+    Runner(root, commands, jobs).run()
+    logger.info("made in %s", root)
+
+
 def main() -> None:
-    """Runs the steps that are asked for and not yet done."""
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--root", type=Path, default=Path("runs/nano"))
-    parser.add_argument("--steps", default=",".join(STEPS), help="separated by commas (default: %(default)s)")
-    parser.add_argument("--minutes", help="of training for each of these steps, separated by commas")
+    parser.add_argument("what", nargs="?", choices=("run", "report"), default="run")
+    parser.add_argument("--root", type=Path, help=f"folder of everything (default: {ROOT})")
+    parser.add_argument("--steps", help="separated by commas (default: all that are left)")
+    parser.add_argument("--minutes", type=float, help="for all that is left, shared out (default: what two cores need)")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--jobs", type=int, help="steps side by side (default: 8 on an accelerator, 1 on a processor)")
     parser.add_argument("--again", action="store_true", help="run finished steps too")
+    parser.add_argument("--rehearse", action="store_true", help="the whole graph with seconds a step")
+    parser.add_argument("--show", action="store_true", help="print the commands instead of running them")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    steps = args.steps.split(",")
-    if unknown := set(steps) - set(STEPS):
-        parser.error(f"--steps names {', '.join(sorted(unknown))}; it knows {', '.join(STEPS)}")
-    minutes = [float(m) for m in args.minutes.split(",")] if args.minutes else [None] * len(steps)
-    if len(minutes) != len(steps):
-        parser.error(f"--minutes has {len(minutes)} numbers for {len(steps)} steps")
-
-    for step, limit in zip(steps, minutes, strict=True):
-        if (args.root / STEPS[step].done).exists() and not args.again:
-            logger.info("%s is done", step)
-            continue
-        logger.info("%s", step)
-        if code := subprocess.run(command(step, args.root, args.device, limit)).returncode:
-            sys.exit(f"The step {step} failed with exit code {code}; started again, it goes on from its checkpoint.")
+    try:
+        if args.what == "report":
+            print(report(args.root or ROOT))
+        else:
+            run(args)
+    except MakeError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Stopped. Started again, it goes on.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The evaluation's own arithmetic, that it asks of held-out things in held-out words only, and its rows, end to end.
 
-In place of a model and judges stand an assistant that answers as it should and judges that know the true media.
+In place of a model and classifiers stand an assistant that answers as it should and classifiers that know the true media.
 """
 
 import itertools
@@ -25,7 +25,6 @@ from nextgpt.train.nano.dialogues.turns import Shown
 from nextgpt.train.nano.evaluation import people, rows
 from nextgpt.train.nano.evaluation.bench import (
     AS_TENSOR,
-    JUDGES,
     MAIN,
     Bench,
     described,
@@ -35,8 +34,8 @@ from nextgpt.train.nano.evaluation.bench import (
     parts_of,
     told,
 )
+from nextgpt.train.nano.evaluation.classifiers import UNKNOWN
 from nextgpt.train.nano.evaluation.evaluate import ANSWER_OF, ROWS, Score, ablate, bag_of_words, table
-from nextgpt.train.nano.evaluation.judges import UNKNOWN
 from nextgpt.train.nano.evaluation.report import write_report
 from nextgpt.train.nano.world.media_files import MAKERS, outside_files, write
 from nextgpt.train.nano.world.pictures import CONCEPTS, World
@@ -68,12 +67,12 @@ def composer(folder):
 
 
 class Oracle:
-    """Stands for assistant and judges: answers as the turns say, and knows true media when it meets them again."""
+    """Stands for assistant and classifiers: answers as the turns say, and knows true media when it meets them again."""
 
     def __init__(self, bench: Bench):
         self.bench, self.turns, self.known, self.asked = bench, [], {}, []
         bench.ask = self.answer
-        bench.judges = {modality: SimpleNamespace(read=self.read) for modality in JUDGES}
+        bench.classifiers = {modality: SimpleNamespace(read=self.read) for modality in MODALITIES}
         self._render, bench.render = bench.render, self.render
         for asking, names in ((bench, ("turn", "change_shown")), (bench.composer, ("turn", "change_shown", "conversation"))):
             for name in names:
@@ -156,7 +155,7 @@ def bench(folder, monkeypatch):
     decoders = {modality: SimpleNamespace(pipeline=SimpleNamespace(vocoder=vocoder)) for modality in MODALITIES}
     pipeline = SimpleNamespace(model=SimpleNamespace(config=config), decoders=decoders)
     bench = Bench(pipeline, count=6, folder=folder.parent)
-    bench.judges = dict.fromkeys(MODALITIES)
+    bench.classifiers = dict.fromkeys(MODALITIES)
     oracle = Oracle(bench)
     monkeypatch.setattr(people, "Filler", lambda *arguments: oracle.listen_to(Filler(*arguments)))
     return bench
@@ -185,7 +184,7 @@ def test_who_answers_in_words_alone_gets_none(bench):
 def test_rows_that_cannot_be_measured_say_why(bench):
     pictures_alone = Bench(bench.pipeline, count=6, folder=bench.folder)
     bench.pipeline.model.config.input_modalities = ["image"]
-    pictures_alone.judges = {"image": bench.judges["image"], "audio": bench.judges["audio"]}
+    pictures_alone.classifiers = {"image": bench.classifiers["image"], "audio": bench.classifiers["audio"]}
     assert pictures_alone.media == ("image",)
     assert "the model takes no audio" in ROWS["audio-to-text"](pictures_alone)[0].note
     assert "the model takes no video" in table(ROWS["image-to-video"](pictures_alone))
@@ -320,7 +319,7 @@ def test_descriptions_are_read_off_the_words():
     [
         ("I do not know geography, sorry. I know some places as pictures, such as a house.", True),
         ("I can't draw a submarine: it is not in my little world. Shall I draw a boat instead?", True),
-        ("Sums are beyond me. I know pictures of everyday things.", True),
+        ("AdditiveTargets are beyond me. I know pictures of everyday things.", True),
         ("This is a cat.", False),
         ("A violin is a stringed instrument.", False),
         ("Sorry, here is a large cat, 3d style, white background.", False),

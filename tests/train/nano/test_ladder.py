@@ -50,7 +50,10 @@ def test_pictures_sounds_and_clips_come_back_as_they_went(shipped):
 def test_a_rung_without_its_part_says_which_is_missing(tmp_path):
     shutil.copytree(NANO / "world", tmp_path / "world")
     missing = dict(climb(Ladder(tmp_path, count=3), ["classifier-image", "language-model"]))
-    assert "holds no judge" in missing["classifier-image"][0].note and str(tmp_path) in missing["classifier-image"][0].note
+    assert (
+        "holds no picture_classifier" in missing["classifier-image"][0].note
+        and str(tmp_path) in missing["classifier-image"][0].note
+    )
     assert "holds no language_model" in missing["language-model"][0].note
     assert not paths(Ladder(tmp_path))
 

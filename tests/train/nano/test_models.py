@@ -1,103 +1,31 @@
-"""The towers that see, watch and hear, the judges, and how they are put together: on artwork and sounds made up here."""
+"""The towers, the classifiers, and how they are put together: on artwork and sounds made up here."""
 
-import itertools
 import json
-import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
 
 from nextgpt.decoders import sources
 from nextgpt.encoders import ImageBind, preprocessor_for
 from nextgpt.report.info import known_world
 from nextgpt.train.nano import assemble
-from nextgpt.train.nano.evaluation import clip_judge, judge, sound_judge
-from nextgpt.train.nano.models import audio_encoder, autoencoder, encoder, loop, sound_lessons
-from nextgpt.train.nano.models.sums import Codes
-from nextgpt.train.nano.world import sampling, sounds, unknown_sounds
+from nextgpt.train.nano.evaluation import classifiers
+from nextgpt.train.nano.models import audio_encoder, encoder, loop
+from nextgpt.train.nano.models.targets import OrthogonalTargets
+from nextgpt.train.nano.world import sampling, sounds, spectrograms
 from nextgpt.train.nano.world.clips import FPS, ClipRenderer, ClipWorld, KeptClips
-from nextgpt.train.nano.world.pictures import CONCEPTS, Renderer, World
-from nextgpt.train.nano.world.unknown_pictures import UnknownClips, UnknownPictures, disturb_clips
+from nextgpt.train.nano.world.pictures import Renderer, World
+from nextgpt.train.nano.world.unknown_pictures import UnknownClips, UnknownPictures, augment_clips
 from nextgpt.train.nano.world.unknown_sounds import KINDS, UnknownSounds
-
-INSTRUMENTS = ("flute", "piano", "drum")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Four things, each a bar of another colour left of the middle; three sounds, of sines, of saw teeth and of noise."""
-    folder = tmp_path_factory.mktemp("world")
-    concepts = json.loads(CONCEPTS.read_text(encoding="utf-8"))[:4]
-    (folder / "world.json").write_text(json.dumps({"concepts": concepts}), encoding="utf-8")
-    art = np.zeros((len(concepts), 3, 64, 64, 4), np.uint8)
-    for number, colour in enumerate(((220, 0, 0, 255), (0, 180, 0, 255), (0, 0, 220, 255), (0, 0, 0, 255))):
-        art[number, :, 8:56, 12:28] = colour
-    np.savez(folder / "art.npz", art=art)
-    random = np.random.default_rng(0)
-    np.savez(folder / "outside.npz", art=random.integers(0, 255, (60, 64, 64, 4), np.uint8))
-    kept = [sound for sound in sounds.load_sounds() if sound["name"] in INSTRUMENTS]
-    (folder / "sounds.json").write_text(json.dumps(kept), encoding="utf-8")
-    waveforms = np.stack([_played(sound, random) for sound in sounds.combinations(kept)])
-    np.save(folder / "sounds.npy", (waveforms * 20000).astype(np.int16))
-    studied = [sounds.Sound(name, register) for name in ("flute", "piano", "") for register in sounds.REGISTERS] * 8
-    studies = [_played(sound, random, sounds.new_phrase(random)) for sound in studied]
-    takes = [sound._replace(take=1) for sound in sounds.combinations(kept) if sound.register]
-    played = [_played(sound, random, sounds.new_variation(random, sound.figure)[1]) for sound in takes]
-    for name, known, waveforms in (("studies", studied, studies), ("takes", takes, played)):
-        np.save(folder / f"{name}.npy", (np.stack(waveforms) * 20000).astype(np.int16))
-        (folder / f"{name}.json").write_text(json.dumps(known), encoding="utf-8")
-    return folder
-
-
-def _played(sound: sounds.Sound, random: np.random.Generator, notes=None) -> np.ndarray:
-    times = np.arange(sounds.SAMPLES) / sounds.SAMPLING_RATE
-    if not sound.register:
-        return random.uniform(-1, 1, sounds.SAMPLES) * np.exp(-3 * times)
-    waveform = np.zeros(sounds.SAMPLES)
-    for start, end, step in notes or sounds.FIGURES[sound.figure]:
-        pitch = 440 * 2 ** ((sounds.REGISTERS[sound.register] + step - 69) / 12)
-        phase = pitch * (times - start)
-        tone = np.sin(2 * np.pi * phase) if sound.name == "flute" else 2 * (phase % 1) - 1
-        waveform += tone * ((times >= start) & (times < end))
-    return waveform / np.abs(waveform).max()
-
-
-@pytest.fixture
-def few_unknown_sounds(monkeypatch):
-    monkeypatch.setattr(unknown_sounds, "NUMBERS", 24)
-
-
-@pytest.fixture
-def steady_clock(monkeypatch):
-    """Makers train by the clock: here each look at it takes a quarter of a second, so 0.3 minutes are 24 steps."""
-    ticks = itertools.count(step=0.25)
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(ticks), strftime=time.strftime))
-
-
-def test_refining_changes_the_decoding_half_alone(folder, tmp_path, monkeypatch, steady_clock):
-    out, seeing = tmp_path / "autoencoder", tmp_path / "encoder"
-    ImageBind(encoder.new_config()).save_pretrained(seeing)
-
-    def make(*more: str) -> dict[str, torch.Tensor]:
-        words = f"autoencoder --world {folder} --out {out} --minutes 0.1 --batch 2 --device cpu".split()
-        monkeypatch.setattr("sys.argv", [*words, *more])
-        autoencoder.main()
-        return AutoencoderKL.from_pretrained(out).state_dict()
-
-    before, after = make(), make("--refine", "--encoder", str(seeing))
-    changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
-    assert changed == {"decoder", "post_quant_conv"}
-    log = json.loads((out / "training_log.json").read_text(encoding="utf-8"))
-    assert "look" in log["curve"][0] and "psnr_dev" in log["figures"]["before_refining"]["figures"]
-
-
-def test_the_audio_tower_learns_from_what_the_encoder_will_hear(folder):
-    world = sounds.SoundWorld(folder)
+def test_the_audio_tower_learns_from_what_the_encoder_will_hear(small_world):
+    world = sounds.SoundWorld(small_world)
     waveforms = world.heard(world.rows("train")[:3])
     config = audio_encoder.new_config()
     alone = torch.stack([preprocessor_for(config).audio(waveform.numpy(), 16_000) for waveform in waveforms])
@@ -106,8 +34,8 @@ def test_the_audio_tower_learns_from_what_the_encoder_will_hear(folder):
     assert torch.allclose(alone[:, 0, 0], together, atol=1e-3)
 
 
-def test_the_vision_tower_learns_from_the_frames_that_the_encoder_will_watch(folder):
-    world = World(folder)
+def test_the_vision_tower_learns_from_the_frames_that_the_encoder_will_watch(small_world):
+    world = World(small_world)
     clip = ClipRenderer(world, Renderer(torch.from_numpy(world.art)))(torch.tensor([[0, 4]]))
     frames = clip[0].mul(255).round().byte().permute(1, 2, 3, 0).numpy()
     given = preprocessor_for(encoder.new_config()).video(frames, FPS)
@@ -143,8 +71,8 @@ def test_a_picture_tower_goes_on_as_one_that_watches(tmp_path):
 
 
 def test_codes_are_orthonormal_and_what_is_not_said_adds_nothing():
-    codes = Codes({"concept": 5, "style": 3}, 16)
-    others = Codes({"motion": 8}, 16, first=8)
+    codes = OrthogonalTargets({"concept": 5, "style": 3}, 16)
+    others = OrthogonalTargets({"motion": 8}, 16, first=8)
     every = torch.cat([codes.tables[0].weight[:5], codes.tables[1].weight[:3], others.tables[0].weight[:8]])
     assert torch.allclose(every @ every.T, torch.eye(16), atol=1e-5)
     assert not any(parameter.requires_grad for parameter in codes.parameters())
@@ -152,11 +80,11 @@ def test_codes_are_orthonormal_and_what_is_not_said_adds_nothing():
     assert torch.equal(said[0], codes.tables[0].weight[2] + codes.tables[1].weight[1])
     assert torch.equal(said[1], codes.tables[0].weight[2])
     with pytest.raises(ValueError, match="17 codes of 16 numbers"):
-        Codes({"motion": 9}, 16, first=8)
+        OrthogonalTargets({"motion": 9}, 16, first=8)
 
 
-def test_studies_to_play_are_phrases_and_variations_of_what_may_be_learned(folder):
-    world = sounds.SoundWorld(folder)
+def test_studies_to_play_are_phrases_and_variations_of_what_may_be_learned(small_world):
+    world = sounds.SoundWorld(small_world)
     rows, waveforms = world.variations()
     told = [world.captioned[row] for row in rows.tolist()]
     varied = [sound for sound in told if sound.figure]
@@ -166,8 +94,8 @@ def test_studies_to_play_are_phrases_and_variations_of_what_may_be_learned(folde
     assert {world.captioned[row].name for row in world.variations(1)[0].tolist()} == {world.names[0]}
 
 
-def test_sounds_from_outside_are_the_same_each_time_and_of_one_split_only(folder, few_unknown_sounds):
-    world = sounds.SoundWorld(folder)
+def test_sounds_from_outside_are_the_same_each_time_and_of_one_split_only(small_world, few_unknown_sounds):
+    world = sounds.SoundWorld(small_world)
     splits = {split: UnknownSounds(world, split) for split in ("train", "heldout")}
     assert {kind for kind, _ in splits["train"].keys} == set(KINDS)
     assert not set(splits["train"].keys) & set(splits["heldout"].keys)
@@ -177,25 +105,25 @@ def test_sounds_from_outside_are_the_same_each_time_and_of_one_split_only(folder
         assert np.array_equal(waveform, UnknownSounds(world, "train").waveform(number))
 
 
-def test_disturbed_sounds_come_late_and_unknown_ones_turn_round():
+def test_augmented_sounds_come_late_and_unknown_ones_turn_round():
     energies = torch.full((2, 8, 40), -16.0)
     energies[:, 3, 5] = 5.0
-    heard = torch.cat([sound_lessons.disturb(energies, -16.0, late=3) for _ in range(40)])
+    heard = torch.cat([spectrograms.augment(energies, -16.0, late=3) for _ in range(40)])
     there = heard.amax((1, 2)) > heard.mean((1, 2)) + 5  # the band may be lost
     assert 0.5 < there.float().mean() < 1
     bands, frames = (heard[there].amax(axis).argmax(1) for axis in (2, 1))
     assert set(bands.tolist()) == {2, 3, 4} and set(range(5, 9)) <= set(frames.tolist()) <= set(range(4, 11))
-    turned = [sound_lessons.begin_anywhere(energies) for _ in range(20)]
+    turned = [spectrograms.begin_anywhere(energies) for _ in range(20)]
     assert all(torch.equal(each.sort(2).values, energies.sort(2).values) for each in turned)
     assert len({int(each[0, 3].argmax()) for each in turned}) > 5
 
 
-def test_clips_from_outside_and_kept_clips_have_the_shape_and_range_of_clips(folder):
-    world = World(folder)
+def test_clips_from_outside_and_kept_clips_have_the_shape_and_range_of_clips(small_world):
+    world = World(small_world)
     renderer, clips = Renderer(torch.from_numpy(world.art)), ClipWorld(world)
     outside = UnknownClips(UnknownPictures(world, "train", renderer, world.combinations("train")), clips)
     for count in (1, 2, 9):
-        made = disturb_clips(outside(count))
+        made = augment_clips(outside(count))
         assert made.shape == (count, 3, 8, 64, 64) and made.min() >= 0 and made.max() <= 1
     rows = torch.tensor([[1, 2]])
     kept = KeptClips(ClipRenderer(world, renderer), rows)
@@ -207,61 +135,55 @@ def test_clips_from_outside_and_kept_clips_have_the_shape_and_range_of_clips(fol
     assert any(torch.equal(clip[..., :-1], still[0][..., 1:]) for clip in moved), "none went to the left"
 
 
-def test_judges_of_sounds_and_clips_learn_and_are_read_again(
-    folder, tmp_path, monkeypatch, few_unknown_sounds, steady_clock
+@pytest.mark.parametrize("modality", classifiers.CLASSIFIERS)
+def test_a_classifier_learns_and_is_read_again(
+    modality, small_world, tmp_path, monkeypatch, few_unknown_sounds, steady_clock
 ):
-    for module, kind, lessons in (
-        (sound_judge, sound_judge.SoundJudge, sound_judge.Sounds),
-        (clip_judge, clip_judge.ClipJudge, clip_judge.Clips),
-    ):
-        out = tmp_path / module.__name__
-        words = f"judge --world {folder} --out {out} --minutes 0.3 --batch 16 --device cpu"
-        monkeypatch.setattr("sys.argv", words.split())
-        module.judges.main("", "judge", kind, lessons, minutes=1, batch=16)
-        log = json.loads((out / "training_log.json").read_text(encoding="utf-8"))
-        first = next(iter(kind.from_pretrained(out).labels))
-        assert log["curve"][-1][first] < log["curve"][0][first]
-        assert set(log["figures"]["dev"]) == {*kind.from_pretrained(out).labels, "unknown"}
-    world = sounds.SoundWorld(folder)
-    heard = sound_judge.SoundJudge.from_pretrained(tmp_path / sound_judge.__name__).read(world.heard(torch.arange(2)))
-    assert [set(reading) for reading in heard] == [{"instrument", "register", "figure"}] * 2
-    with pytest.raises(ValueError, match="two seconds at 16 kHz"):
-        sound_judge.SoundJudge.from_pretrained(tmp_path / sound_judge.__name__).read(torch.zeros(1, 100))
-    seen = clip_judge.ClipJudge.from_pretrained(tmp_path / clip_judge.__name__).read(torch.rand(3, 3, 8, 64, 64))
-    assert [set(reading) for reading in seen] == [{"concept", "motion"}] * 3
+    words = f"classifier {modality} --world {small_world} --out {tmp_path} --minutes 0.3 --batch 16 --device cpu"
+    monkeypatch.setattr("sys.argv", words.split())
+    classifiers.main()
+    log = json.loads((tmp_path / "training_log.json").read_text(encoding="utf-8"))
+    read = classifiers.CLASSIFIERS[modality].from_pretrained(tmp_path)
+    first = next(iter(read.labels))
+    assert log["curve"][-1][first] < log["curve"][0][first]
+    assert set(log["figures"]["dev"]) == {*read.labels, "unknown"}
+    media = {"image": torch.rand(2, 3, 64, 64), "audio": torch.rand(2, 32000), "video": torch.rand(2, 3, 8, 64, 64)}
+    assert [set(reading) for reading in read.read(media[modality])] == [set(read.labels)] * 2
+    if modality == "audio":
+        with pytest.raises(ValueError, match="two seconds at 16 kHz"):
+            read.read(torch.zeros(1, 100))
 
 
-def test_what_is_made_anew_is_told_only_as_far_as_it_is_true(folder, few_unknown_sounds):
+def test_what_is_made_anew_is_told_only_as_far_as_it_is_true(small_world, few_unknown_sounds):
     """Transposed sounds keep their figure, phrases their register, and their instrument where the world knows it.
 
     Variations are told in full.
     """
-    world = sounds.SoundWorld(folder)
-    lessons = sound_lessons.SoundLessons(world, "train", audio_encoder.energies_of, 0.01, torch.device("cpu"))
-    energies, targets = lessons.draw(400)
+    world = sounds.SoundWorld(small_world)
+    taught = spectrograms.SoundSet(world, "train", audio_encoder.energies_of, 0.01, torch.device("cpu"))
+    energies, targets = taught.draw(400)
     assert energies.shape == (400, 64, 192)
     untold = targets == sampling.IGNORED
     assert untold[:100, :2].all() and not untold[100:200, 0].any() and not untold[200:, 1].any()
     assert 0 < untold[200:, 0].sum() < 200 and untold[200:, 2][untold[200:, 0]].all() and not untold[200:, 2].all()
     step = torch.arange(32.0)[None, :, None].expand(3, -1, 4)
-    risen = sound_lessons.transpose(step).diff(dim=2)
+    risen = spectrograms.transpose(step).diff(dim=2)
     assert torch.allclose(risen, torch.zeros(()), atol=1e-5), "every frame moves alike"
 
 
-def test_an_effect_is_heard_as_having_no_register_and_no_figure(folder, few_unknown_sounds):
-    lessons = sound_judge.Sounds(World(folder), "train", None, torch.device("cpu"))
-    drum = lessons.sounds.targets[lessons.sounds.targets[:, 0] == INSTRUMENTS.index("drum")]
-    names = list(lessons.labels.values())
+def test_an_effect_is_heard_as_having_no_register_and_no_figure(small_world, few_unknown_sounds):
+    taught = classifiers.Sounds(World(small_world), "train", None, torch.device("cpu"))
+    drum = taught.sounds.targets[taught.sounds.targets[:, 0] == sounds.SoundWorld(small_world).names.index("drum")]
+    names = list(taught.labels.values())
     assert [names[part][number] for part, number in enumerate(drum[0].tolist())] == ["drum", "none", "none"]
 
 
-def test_a_judge_of_pictures_keeps_its_saved_form(tmp_path):
-    made = judge.Judge({"concept": ["apple", judge.UNKNOWN], "style": ["flat"]}).eval()
-    names = set(made.state_dict())
-    assert {"blocks.0.0.weight", "blocks.3.4.running_var", "heads.concept.weight", "heads.style.bias"} <= names
+def test_a_classifier_of_another_shape_is_read_as_it_was_saved(tmp_path):
+    labels = {"concept": ["apple", classifiers.UNKNOWN], "style": ["flat"]}
+    made = classifiers.PictureClassifier(labels, {"fold": 1, "widths": [8, 16]}).eval()
     made.save_pretrained(tmp_path)
     pictures = torch.rand(4, 3, 64, 64)
-    read = judge.Judge.from_pretrained(tmp_path)(pictures)
+    read = classifiers.PictureClassifier.from_pretrained(tmp_path)(pictures)
     assert torch.allclose(read["concept"], made(pictures)["concept"], atol=0.05)
 
 
@@ -281,8 +203,8 @@ def test_towers_made_apart_are_joined_into_one_encoder(tmp_path):
     assert torch.allclose(lengths, torch.ones(4), atol=0.02), "one input projection serves both"
 
 
-def test_the_package_gets_the_sounds_that_no_part_learned_from(folder, tmp_path):
-    whole = sounds.SoundWorld(folder)
+def test_the_package_gets_the_sounds_that_no_part_learned_from(small_world, tmp_path):
+    whole = sounds.SoundWorld(small_world)
     whole.copy(tmp_path)
     copied = sounds.SoundWorld(tmp_path)
     every = [*whole.combinations, *whole.takes]
@@ -296,25 +218,27 @@ def test_the_package_gets_the_sounds_that_no_part_learned_from(folder, tmp_path)
     assert not copied.waveforms[learned].any() and copied.heard(whole.rows("heldout")).any(1).all()
 
 
-def test_what_is_there_decides_what_the_model_takes_and_makes(folder, tmp_path, monkeypatch):
-    config = {}
+def test_what_is_there_decides_what_the_model_takes_and_makes(small_world, tmp_path, monkeypatch):
+    places, config = [], {}
     saver = SimpleNamespace(save_pretrained=lambda folder: None)
-    monkeypatch.setattr(assemble, "new_config", lambda **given: config.update(given) or saver)
+    monkeypatch.setattr(assemble, "new_config", lambda parts, **given: places.append(parts) or config.update(given) or saver)
     root, preset = tmp_path / "root", tmp_path / "preset"
     for part in ("encoder", "language_model", "image_decoder", "clip_decoder", "autoencoder"):
         (root / part).mkdir(parents=True)
         (root / part / "training_log.json").write_text("{}", encoding="utf-8")
-    (root / "autoencoder" / "config.json").write_text("refined", encoding="utf-8")
-    (root / "clip_decoder" / "vae").mkdir()
+    for decoder in ("image_decoder", "clip_decoder"):
+        (root / decoder / "vae").mkdir()
+        (root / decoder / "vae" / "config.json").write_text(decoder, encoding="utf-8")
     (root / "sound_decoder").mkdir()  # only begun
-    (root / "world").symlink_to(folder)
-    (folder / "ATTRIBUTION.md").write_text("# Where\n", encoding="utf-8")
+    (root / "world").symlink_to(small_world)
+    (small_world / "ATTRIBUTION.md").write_text("# Where\n", encoding="utf-8")
     preset.mkdir()
     assemble.assemble_frozen(root, preset)
     assert config == {"takes": ["image", "video"], "makes": ["image", "video"]}
+    assert Path(places[0]).resolve() == preset.resolve() and places[0].startswith(".")
     assert not (preset / "sound_decoder").exists() and not (preset / "world" / "takes.npz").exists()
     (shared,) = sources.shared_components(preset / "clip_decoder").values()
-    assert (shared / "config.json").read_text(encoding="utf-8") == "refined"
+    assert (shared / "config.json").read_text(encoding="utf-8") == "image_decoder"
     assert not (preset / "clip_decoder" / "vae").exists()
     assert {"things", "motions"} < (known := known_world(preset)).keys() and "sounds" not in known
     (preset / "large.safetensors").write_bytes(bytes(assemble.MOST_FILE_BYTES + 1))
@@ -322,8 +246,8 @@ def test_what_is_there_decides_what_the_model_takes_and_makes(folder, tmp_path, 
         assemble.check_sizes(preset)
 
 
-def test_the_audio_tower_learns_to_tell_sounds_apart(folder, tmp_path, monkeypatch, few_unknown_sounds, steady_clock):
-    words = f"audio_encoder --world {folder} --out {tmp_path / 'made'} --minutes 0.3 --batch 24 --device cpu"
+def test_the_audio_tower_learns_to_tell_sounds_apart(small_world, tmp_path, monkeypatch, few_unknown_sounds, steady_clock):
+    words = f"audio_encoder --world {small_world} --out {tmp_path / 'made'} --minutes 0.3 --batch 24 --device cpu"
     monkeypatch.setattr("sys.argv", words.split())
     audio_encoder.main()
     log = json.loads((tmp_path / "made" / "training_log.json").read_text(encoding="utf-8"))

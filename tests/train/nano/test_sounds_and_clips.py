@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nextgpt.train.nano.models.captions import ClipCaptions, train_tokenizer
-from nextgpt.train.nano.models.sound_text_encoder import SoundCaptions, caption_texts
-from nextgpt.train.nano.models.sound_text_encoder import train_tokenizer as train_sound_tokenizer
+from nextgpt.train.nano.models.captions import clip_captions, clip_numbers, sound_captions
 from nextgpt.train.nano.world import sounds
 from nextgpt.train.nano.world.clips import FRAMES, MOTIONS, ClipRenderer, ClipWorld
 from nextgpt.train.nano.world.pictures import CONCEPTS, Renderer, World
@@ -62,12 +60,13 @@ def test_figures_stay_within_the_sound_and_within_an_octave():
 
 def test_captions_of_sounds_and_clips_are_all_different(folder, clip_world):
     world = sounds.SoundWorld(folder)
-    captions = SoundCaptions(world, train_sound_tokenizer(caption_texts(world)), torch.device("cpu"))
-    ids = captions(torch.arange(len(world.captioned)))
+    ids = sound_captions(world)[0](torch.arange(len(world.captioned)))
     assert len({tuple(row) for row in ids.tolist()}) == len(world.captioned)
-    captions = ClipCaptions(clip_world, train_tokenizer(clip_world.world, [*MOTIONS]), torch.device("cpu"))
+    captions, values = clip_captions(clip_world.world)
     rows = torch.cat([clip_world.rows(split) for split in ("train", "dev", "heldout")])
-    assert len({tuple(row) for row in captions(rows).tolist()}) == len(clip_world.combinations)
+    numbers = clip_numbers(clip_world, rows)
+    assert len({tuple(row) for row in captions(numbers).tolist()}) == len(clip_world.combinations)
+    assert torch.equal(values["motion"][numbers], rows[:, 1])
 
 
 def test_clips_move_as_they_say(clip_world):

@@ -1,4 +1,4 @@
-"""What all rows of the nano evaluation share: the assistant, the judges, the held-out world and its questions.
+"""What all rows of the nano evaluation share: the assistant, the classifiers, the held-out world and its questions.
 
 It asks and looks; what is counted stands in ``rows.py``.
 """
@@ -23,11 +23,8 @@ from nextgpt.hub.parts import preset_folder
 from nextgpt.signals import MODALITIES
 from nextgpt.train.nano.dialogues.composer import DATA, Composer, load_composer
 from nextgpt.train.nano.dialogues.turns import Made, Shown, Turn
-from nextgpt.train.nano.evaluation.clip_judge import ClipJudge
-from nextgpt.train.nano.evaluation.judge import Judge
-from nextgpt.train.nano.evaluation.judges import MediaJudge
+from nextgpt.train.nano.evaluation.classifiers import CLASSIFIERS, FOLDERS, NONE, Classifier
 from nextgpt.train.nano.evaluation.scores import Sample, Score
-from nextgpt.train.nano.evaluation.sound_judge import NONE, SoundJudge
 from nextgpt.train.nano.world.clips import FRAMES
 from nextgpt.train.nano.world.media_files import TrueMedia, outside_files
 from nextgpt.train.nano.world.pictures import SIDE, World
@@ -35,7 +32,6 @@ from nextgpt.train.nano.world.sounds import SAMPLES, SAMPLING_RATE
 from nextgpt.train.nano.world.things import MOTIONS, PARTS, PICTURE_VALUES, SOUND_VALUES, Clip, Medium, Sound, modality_of
 
 BATCH = 40
-JUDGES = {"image": ("judge", Judge), "audio": ("sound_judge", SoundJudge), "video": ("clip_judge", ClipJudge)}
 MAIN = {modality: parts[0] for modality, parts in PARTS.items()}  # the main thing of each kind of media
 # What may be changed first of each; drawn evenly before a question is made, for changes of the main thing are the easiest.
 CHANGES = {
@@ -62,7 +58,7 @@ class Bench:
         count: questions a row.
         split: `heldout` for the table, `dev` for tuning.
         seed: of the questions and of the media.
-        folder: holds `world` and the judges.
+        folder: holds `world` and the classifiers.
     """
 
     def __init__(
@@ -81,22 +77,22 @@ class Bench:
     # -- what can be measured -----------------------------------------------------------------------------------
 
     @cached_property
-    def judges(self) -> dict[str, MediaJudge]:
-        """The judges that are there, by modality."""
-        folders = {modality: (self.folder / name, kind) for modality, (name, kind) in JUDGES.items()}
-        return {modality: kind.from_pretrained(path) for modality, (path, kind) in folders.items() if path.is_dir()}
+    def classifiers(self) -> dict[str, Classifier]:
+        """The classifiers that are there, by modality."""
+        there = {modality: self.folder / name for modality, name in FOLDERS.items() if (self.folder / name).is_dir()}
+        return {modality: CLASSIFIERS[modality].from_pretrained(folder) for modality, folder in there.items()}
 
     @cached_property
     def media(self) -> tuple[str, ...]:
-        """The kinds of media that the model takes and makes, and that there is a judge for."""
+        """The kinds of media that the model takes and makes, and that there is a classifier for."""
         return tuple(modality for modality in MODALITIES if not self.lacks(modality))
 
     def lacks(self, modality: str) -> str:
         """Why a kind of media cannot be measured; empty if it can."""
         if modality not in self.pipeline.model.config.input_modalities:
             return f"the model takes no {modality}"
-        if modality not in self.judges:
-            return f"there is no judge {JUDGES[modality][0]}"
+        if modality not in self.classifiers:
+            return f"there is no classifier {FOLDERS[modality]}"
         if modality == "audio" and not (self.world.folder / "sounds.json").is_file():
             return f"there are no sounds in {self.world.folder}"
         return "" if modality in self.pipeline.decoders else f"the model makes no {modality}"
@@ -178,13 +174,13 @@ class Bench:
     # -- looking ------------------------------------------------------------------------------------------------
 
     def look(self, modality: str, media: list[Media]) -> list[dict[str, str]]:
-        """What the judge sees in pictures, hears in sounds, or sees in clips."""
+        """What the classifier sees in pictures, hears in sounds, or sees in clips."""
         if not media:
             return []
-        return self.judges[modality].read(torch.stack([AS_TENSOR[modality](medium) for medium in media]))
+        return self.classifiers[modality].read(torch.stack([AS_TENSOR[modality](medium) for medium in media]))
 
     def found(self, modality: str, reply: Reply) -> dict[str, str]:
-        """What the judge finds in the first medium of a kind in an answer."""
+        """What the classifier finds in the first medium of a kind in an answer."""
         readings = self.look(modality, made(modality, reply)[:1])
         return readings[0] if readings else {}
 
@@ -224,7 +220,7 @@ def made(modality: str, reply: Reply) -> list[Media]:
 
 
 def parts_of(medium: Medium) -> dict[str, str]:
-    """What a judge should find in a medium."""
+    """What a classifier should find in a medium."""
     if isinstance(medium, Sound):
         return {"instrument": medium.name, "register": medium.register or NONE, "figure": medium.figure or NONE}
     if isinstance(medium, Clip):

@@ -1,6 +1,6 @@
 """Measures the nano model on what no part of it has seen: held-out combinations, asked for in words of their own.
 
-`nextgpt evaluate nano` prints the table of bars. Independent judges look at and listen to what was made; they learned
+`nextgpt evaluate nano` prints the table of bars. Independent classifiers look at and listen to what was made; they learned
 from true media alone, and their own accuracy stands first. `ablate` zeroes each projection: then its row must fall to
 chance. Rows that the model at hand cannot answer are left out, and a line says why. This module lists the rows and
 holds those about answers as a whole; it learns nothing and tunes nothing.
@@ -26,7 +26,8 @@ from torch import nn
 
 from nextgpt.signals import MODALITIES
 from nextgpt.train.nano.dialogues.phrasings import load_phrasings, normalise
-from nextgpt.train.nano.evaluation.bench import JUDGES, Bench, expected_content, kinds, told
+from nextgpt.train.nano.evaluation.bench import Bench, expected_content, kinds, told
+from nextgpt.train.nano.evaluation.classifiers import FOLDERS
 from nextgpt.train.nano.evaluation.people import (
     CHANGE_BAR,
     MIXTURE_BAR,
@@ -36,8 +37,8 @@ from nextgpt.train.nano.evaluation.people import (
     what_a_user_meets,
 )
 from nextgpt.train.nano.evaluation.rows import (
+    classifier_itself,
     crossing,
-    judge_itself,
     media_to_text,
     outside_the_world,
     second_turn,
@@ -174,8 +175,8 @@ def loading(bench: Bench) -> list[Score]:
     seconds, memory = json.loads(run.stdout.splitlines()[-1])
     folders = {Path(config.base_folder), *(Path(config.location(name)) for name in config.parts())}
     files = {file.resolve() for folder in folders for file in folder.rglob("*.safetensors")}
-    judges = {bench.folder.resolve() / name for name, _ in JUDGES.values()}
-    weights = sum(file.stat().st_size for file in files if not judges & set(file.parents))
+    classifiers = {bench.folder.resolve() / name for name in FOLDERS.values()}
+    weights = sum(file.stat().st_size for file in files if not classifiers & set(file.parents))
     return [
         Score("load", "time", bar=LOAD_SECONDS, quantity=seconds, unit="s"),
         Score("load", "memory", bar=MOST_GIGABYTES, quantity=memory / 1e9, unit="GB"),
@@ -196,8 +197,10 @@ def needing(row: Callable[..., list[Score]], *modalities: str, name: str, **argu
 
 
 def _rows() -> dict[str, Row]:
-    judges = {"image": "judge", "audio": "judge-sounds", "video": "judge-clips"}
-    rows = {judges[each]: needing(judge_itself, each, name=f"judge, {each}", modality=each) for each in MODALITIES}
+    classifiers = {"image": "classifier", "audio": "classifier-sounds", "video": "classifier-clips"}
+    rows = {
+        classifiers[each]: needing(classifier_itself, each, name=f"classifier, {each}", modality=each) for each in MODALITIES
+    }
     rows["vocoder"] = needing(vocoder_alone, "audio", name="vocoder alone")
     rows["kind"] = kind_of_answer
     for each in MODALITIES:

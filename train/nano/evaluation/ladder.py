@@ -26,7 +26,8 @@ from nextgpt.errors import UserInputError
 from nextgpt.events import Media
 from nextgpt.train.nano import assemble
 from nextgpt.train.nano.dialogues.composer import DATA, Composer, combinations, load_composer, text_line, true_media
-from nextgpt.train.nano.evaluation.bench import JUDGES, MAIN, Bench, described, parts_of
+from nextgpt.train.nano.evaluation.bench import MAIN, Bench, described, parts_of
+from nextgpt.train.nano.evaluation.classifiers import FOLDERS
 from nextgpt.train.nano.evaluation.reconstruct import reconstruct
 from nextgpt.train.nano.evaluation.rows import CROSSING_BAR, MADE_BARS, NAMED_BARS, media_to_text, text_to_media
 from nextgpt.train.nano.evaluation.scores import Score
@@ -44,7 +45,7 @@ class Ladder:
     """Measures the parts that lie in a folder, each alone.
 
     Args:
-        root: holds `world`, the judges, the encoder, the decoders and the language model, each in its folder.
+        root: holds `world`, the classifiers, the encoder, the decoders and the language model, each in its folder.
         count: media or questions a rung.
         split: `dev` for tuning, `heldout` for the final table.
         seed: of what is drawn.
@@ -100,19 +101,19 @@ class Ladder:
     def true_media(self) -> dict[str, list[Medium]]:
         """By modality, media of the split that the folder can render; effects, which are in every split, are left out."""
         chosen = {}
-        for modality in JUDGES:
+        for modality in FOLDERS:
             media = [m for m in true_media(self.composer.setting, modality) if m.split == self.split and self.bench.holds(m)]
             chosen[modality] = random.Random(self.seed).sample(media, min(len(media), self.count))
         return chosen
 
     def read(self, row: str, modality: str, media: Iterable[Media], bars: dict[str, float | None]) -> list[Score]:
-        """What the judge reads in media that should show `true_media`, part by part; small pictures once more by themselves.
+        """What the classifier reads in media that should show `true_media`, part by part; small pictures once more.
 
         Args:
             bars: part → its bar, of the small ones as `concept, small`.
         """
         expected = self.true_media[modality]
-        self.part(JUDGES[modality][0])
+        self.part(FOLDERS[modality])
         found = self.bench.look(modality, list(media))
         pairs = [(parts_of(medium), reading) for medium, reading in zip(expected, found, strict=True)]
         scores = [_score(row, part, part, pairs, bars) for part in PARTS[modality]]
@@ -143,7 +144,7 @@ def _score(row: str, name: str, part: str, pairs: list[tuple[dict, dict]], bars:
 
 
 def classifier(ladder: Ladder, modality: str) -> list[Score]:
-    """The judge on true media."""
+    """The classifier on true media."""
     bar = CLASSIFIER_BARS[modality]
     bars = dict.fromkeys(PARTS[modality], bar)
     true = [ladder.bench.render(medium) for medium in ladder.true_media[modality]]

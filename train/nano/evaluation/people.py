@@ -51,7 +51,7 @@ class People:
     """Asks what people type and reads what comes.
 
     Args:
-        bench: has the assistant, the world and the judges.
+        bench: has the assistant, the world and the classifiers.
     """
 
     def __init__(self, bench: Bench):
@@ -125,7 +125,7 @@ class People:
         return {"type": modality, modality: self.bench.outside(shown)}
 
     def _readings(self, replies: list[Reply]) -> list[list[tuple[str, dict[str, str]]]]:
-        """Of each reply the kinds of its media in order and what the judge finds in each; all of a kind are read at once."""
+        """Of each reply the kinds of its media in order and what the classifier finds in each, all of a kind at once."""
         media = [_media(reply) for reply in replies]
         found: list[list[tuple[str, dict[str, str]]]] = [[(kind, {}) for kind, _ in some] for some in media]
         for modality in AS_TENSOR:

@@ -18,7 +18,7 @@ from nextgpt.train.nano.evaluation.bench import (
     parts_of,
     told,
 )
-from nextgpt.train.nano.evaluation.judges import UNKNOWN
+from nextgpt.train.nano.evaluation.classifiers import UNKNOWN
 from nextgpt.train.nano.evaluation.reconstruct import reconstruct
 from nextgpt.train.nano.evaluation.scores import Sample, Score
 from nextgpt.train.nano.world.things import CAPTION, PLURALS, Medium, modality_of
@@ -48,9 +48,9 @@ OUTSIDE_TURNS = {
 }
 
 
-def judge_itself(bench: Bench, modality: str) -> list[Score]:
-    """A judge on true media, and on media from outside the world."""
-    row = f"judge on true {PLURALS[modality]}"
+def classifier_itself(bench: Bench, modality: str) -> list[Score]:
+    """A classifier on true media, and on media from outside the world."""
+    row = f"classifier on true {PLURALS[modality]}"
     rng = random.Random(bench.seed)
     true = _true_media(bench, modality)
     true = rng.sample(true, min(len(true), 4 * bench.count))
@@ -73,7 +73,7 @@ def _true_media(bench: Bench, modality: str) -> list[Medium]:
 
 
 def vocoder_alone(bench: Bench) -> list[Score]:
-    """The vocoder on the log-mel spectrograms of true sounds: whether the judge still knows the instrument."""
+    """The vocoder on the log-mel spectrograms of true sounds: whether the classifier still knows the instrument."""
     sounds = _true_media(bench, "audio")
     sounds = random.Random(bench.seed).sample(sounds, min(len(sounds), bench.count))
     true = [bench.render(sound) for sound in sounds]

@@ -14,11 +14,11 @@ from nextgpt.encoders import ImageBindConfig, preprocessor_for
 from nextgpt.encoders.imagebind import ImageBind
 from nextgpt.encoders.imagebind.processing import FRAME_SHIFT_MS
 from nextgpt.train.nano.models import loop
-from nextgpt.train.nano.models.encoder import EMBED_DIM, WEIGHT_DECAY, Probes
-from nextgpt.train.nano.models.sound_lessons import PARTS, SoundLessons
-from nextgpt.train.nano.models.sums import SUM_WEIGHT, Codes, away_from
+from nextgpt.train.nano.models.encoder import EMBED_DIM, WEIGHT_DECAY
+from nextgpt.train.nano.models.targets import TARGETS_WEIGHT, OrthogonalTargets, Probes, away_from
 from nextgpt.train.nano.world import sampling
 from nextgpt.train.nano.world.sounds import SAMPLES, SAMPLING_RATE, SECONDS, SoundWorld
+from nextgpt.train.nano.world.spectrograms import PARTS, SoundSet
 
 LEARNING_RATE = 1e-3
 UNKNOWN_SHARE = 1 / 6
@@ -26,7 +26,7 @@ HOP = SAMPLING_RATE * FRAME_SHIFT_MS // 1000
 FRAMES = 192  # 1.94 seconds; every figure has ended by then
 SHORT_SHARE = 0.1  # of the sounds end early,
 SHORTEST = 120  # but not before so many frames
-DISTURBED = 8  # readings of each development sound, every time disturbed in another way
+AUGMENTED = 8  # readings of each development sound, every time augmented in another way
 
 
 def new_config(**changes) -> ImageBindConfig:
@@ -70,7 +70,7 @@ def end_early(energies: Tensor) -> Tensor:
     return energies.where(torch.arange(FRAMES, device=energies.device) < ends, 0.0)
 
 
-class Hearing(nn.Module):
+class AudioTower(nn.Module):
     """Tower and probes as one network, with the training loss."""
 
     def __init__(self, tower: ImageBind, probes: Probes):
@@ -94,7 +94,7 @@ class Hearing(nn.Module):
 
 
 @torch.no_grad()
-def measure(network: Hearing, energies: Tensor, targets: Tensor, unknown: Tensor) -> dict[str, float]:
+def measure(network: AudioTower, energies: Tensor, targets: Tensor, unknown: Tensor) -> dict[str, float]:
     """Shares of right readings of sounds, and of sounds from outside the world."""
 
     def read(some: Tensor) -> dict[str, Tensor]:
@@ -110,17 +110,18 @@ def measure(network: Hearing, energies: Tensor, targets: Tensor, unknown: Tensor
 
 def main() -> None:
     """Trains, measures and saves the audio tower."""
-    args = loop.arguments(__doc__.split("\n")[0], "audio_encoder", minutes=10, batch=512).parse_args()
+    args = loop.arguments(__doc__.split("\n")[0], loop.Default("audio_encoder", minutes=40, batch=512)).parse_args()
     _, device = loop.start(args)
     world = SoundWorld(args.world)
 
-    def lessons(split: str) -> SoundLessons:
-        return SoundLessons(world, split, energies_of, HOP / SAMPLING_RATE, device, args.concepts)
+    def sounds_of(split: str) -> SoundSet:
+        return SoundSet(world, split, energies_of, HOP / SAMPLING_RATE, device, args.concepts)
 
-    taught = lessons("train")
+    taught = sounds_of("train")
     sizes = {"instrument": len(world.names) + 1, "register": len(world.registers), "figure": len(world.figures)}
-    network = Hearing(ImageBind(new_config()), Probes(sizes, EMBED_DIM)).to(device)
-    sums = Codes(sizes, EMBED_DIM, first=EMBED_DIM - sum(sizes.values())).to(device)  # the vision tower takes the first
+    network = AudioTower(ImageBind(new_config()), Probes(sizes, EMBED_DIM, scale=EMBED_DIM**0.5)).to(device)
+    first = EMBED_DIM - sum(sizes.values())  # the vision tower takes the first ones
+    sums = OrthogonalTargets(sizes, EMBED_DIM, first).to(device)
     optimizer = loop.adamw([network], LEARNING_RATE, WEIGHT_DECAY)
     compute = torch.compile(network) if args.compile else network
     run = loop.Loop(args.out, args.minutes, optimizer, {"network": network}, args.start_from)
@@ -128,16 +129,16 @@ def main() -> None:
         energies, targets = sampling.draw_mixed(taught, args.batch, UNKNOWN_SHARE, unknown=len(world.names))
         with loop.autocast(device):
             parts, heard = compute(end_early(energies), targets)
-            parts["sums"] = SUM_WEIGHT * away_from(sums(targets), heard)
+            parts["sums"] = TARGETS_WEIGHT * away_from(sums(targets), heard)
         loop.update(optimizer, sum(parts.values()))
         run.record(args.batch, **parts)
 
     network.eval()
     torch.manual_seed(0)
-    dev = lessons("dev")
+    dev = sounds_of("dev")
     figures = {"dev": measure(network, dev.energies, dev.targets, dev.unknown)}
-    energies, targets, unknown = (some.repeat_interleave(DISTURBED, 0) for some in (dev.energies, dev.targets, dev.unknown))
-    figures["dev_disturbed"] = measure(network, dev.disturb(energies), targets, dev.disturb(unknown))
+    energies, targets, unknown = (some.repeat_interleave(AUGMENTED, 0) for some in (dev.energies, dev.targets, dev.unknown))
+    figures["dev_augmented"] = measure(network, dev.augment(energies), targets, dev.augment(unknown))
     network.tower.bfloat16().save_pretrained(args.out)
     run.write_figures(args.out, parameters=loop.parameter_count(network.tower), **figures)
 

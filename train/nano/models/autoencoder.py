@@ -1,49 +1,115 @@
-"""Makes the picture autoencoder: 64 × 64 pixels to 8 × 8 latents of 16 channels and back. Knows no words.
+"""Makes the autoencoders: of pictures, which clips use frame by frame, and of the log-mel spectrograms of sounds.
 
-`python -m nextgpt.train.nano.models.autoencoder --minutes 30` trains diffusers' `AutoencoderKL` on the world's pictures and
-goes on from its last checkpoint when started again. `--refine` then sharpens the decoding half alone, so that the
-latents stay what a UNet has learned; with `--encoder` what is decoded must also look alike to the encoder.
+`python -m nextgpt.train.nano.models.autoencoder image` (or `audio`) trains diffusers' `AutoencoderDC`, which makes each side
+four times smaller and keeps 8 channels, and goes on from its last checkpoint when started again. Pictures are the world's
+artwork at any place, size and angle on any colour: trained on finished pictures alone it remembered these, and unseen ones
+came back 3 dB worse.
 """
 
 from __future__ import annotations
 
-import json
-from argparse import Namespace
+import math
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from diffusers import AutoencoderDC
+from torch import Tensor
 from torch.nn import functional as F
 
-from nextgpt.encoders.imagebind import ImageBind
 from nextgpt.train.nano.models import loop
-from nextgpt.train.nano.models.encoder import Sight
 from nextgpt.train.nano.world import sampling
-from nextgpt.train.nano.world.pictures import SIZES, Renderer
+from nextgpt.train.nano.world.pictures import Renderer
+from nextgpt.train.nano.world.sounds import SoundWorld, as_floats
+from nextgpt.train.nano.world.spectrograms import FRAMES, MEL_MEAN, MEL_STD, as_pictures, log_mels
 
-LATENT_CHANNELS = 16
-LEARNING_RATE = 2e-3
-KL_WEIGHT = 2e-6  # light: at 5e-4 the latents kept a noise of 0.3 deviations and the pictures stayed blurred
-REFINING_NOISE = 0.2  # at most, in units of the latents' deviation
-LOOK_WEIGHT = 1.0
-SMALL_SHARE = 2.0  # how many small pictures are refined for each large one: they are the harder ones to tell
+DEFAULTS = {
+    "image": loop.Default("autoencoder", minutes=40, batch=64),
+    "audio": loop.Default("sound_autoencoder", minutes=25, batch=64),
+}
+LATENT_CHANNELS = 8
+LEARNING_RATE = 1e-3
+MOST_NOISE = 0.1  # on the latents, in units of their deviation: a denoiser's will be a little off
+MEANS_WEIGHT = 0.1  # holds each channel's mean near 0, in units of the deviation
+SIDES = (18.0, 64.0)  # of the artwork, in pixels
+REACH = 14.0  # pixels from the middle
+TURNED_SHARE, TINTED_SHARE = 0.4, 0.4  # of the pictures are turned; are on any colour
+LATE = 8  # frames by which a sound may come late in training
+GAIN = 0.7  # at most, in log units, either way
 
 
-def new_autoencoder(channels: int = 3, widths: tuple[int, ...] = (24, 48, 96, 128)) -> AutoencoderKL:
-    """The network, at random; 3.3 M parameters. It makes each side eight times smaller."""
-    return AutoencoderKL(
+def new_autoencoder(channels: int = 3) -> AutoencoderDC:
+    """The network, at random; 2.3 M parameters."""
+    widths, layers = (32, 64, 128), (0, 1, 3)
+    return AutoencoderDC(
         in_channels=channels,
-        out_channels=channels,
-        sample_size=64,
         latent_channels=LATENT_CHANNELS,
-        block_out_channels=widths,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        norm_num_groups=8,
-        scaling_factor=1.0,  # `normalise_latents` folds the scale into the weights
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        encoder_layers_per_block=layers,
+        decoder_layers_per_block=layers,
+        encoder_qkv_multiscales=((),) * len(widths),
+        decoder_qkv_multiscales=((),) * len(widths),
+        encoder_out_shortcut=False,  # so that `normalise_latents` can fold the scale into the convolutions
+        decoder_in_shortcut=False,
     )
+
+
+class AnyPictures:
+    """Draws artwork at any place, size and angle, on any colour.
+
+    Args:
+        renderer: of the world.
+        rows: pictures of the training split, as indices `[N, 4]`: which artwork may stand on which background.
+    """
+
+    def __init__(self, renderer: Renderer, rows: Tensor):
+        self.renderer, self.rows = renderer, rows
+
+    def __call__(self, count: int) -> Tensor:
+        """Pictures `[count, 3, 64, 64]` in 0..1."""
+        device, chosen = self.rows.device, sampling.draw(self.rows, count)
+
+        def uniform(low: float, high: float, *shape: int) -> Tensor:
+            return low + (high - low) * torch.rand(count, *shape, device=device)
+
+        def some(share: float, *shape: int) -> Tensor:
+            return torch.rand(count, *shape, device=device) < share
+
+        turn = uniform(-math.pi, math.pi) * some(TURNED_SHARE)
+        colours = self.renderer.backgrounds[chosen[:, 2]]
+        colours = torch.where(some(TINTED_SHARE, 1), uniform(0, 1, 3), colours)
+        return self.renderer.place(
+            chosen, uniform(*SIDES), uniform(-REACH, REACH), uniform(-REACH, REACH), turn, colours
+        ).clamp(0, 1)
+
+
+class AnySounds:
+    """Draws log-mel spectrograms of sounds and studies, a little later, louder or softer.
+
+    Args:
+        world: of sounds; its training split is used.
+    """
+
+    def __init__(self, world: SoundWorld, most: int | None, device: torch.device):
+        self.sounds = log_mels(world.heard(world.rows("train", most))).to(device)
+        self.studies = log_mels(as_floats(world.studies)).to(device)
+
+    def __call__(self, count: int) -> Tensor:
+        """Spectrograms `[count, 1, 128, 80]`."""
+        chosen = [sampling.draw(self.sounds, count // 2), sampling.draw(self.studies, count - count // 2)]
+        mels = F.pad(torch.cat(chosen), (0, 0, int(torch.randint(LATE + 1, ())), 0), mode="replicate")[:, :, :FRAMES]
+        gains = GAIN * (2 * torch.rand(count, 1, 1, 1, device=mels.device) - 1)
+        return (mels + gains).clamp(min=self.sounds.min())
+
+
+@torch.no_grad()
+def scale_to_mels(autoencoder: AutoencoderDC) -> None:
+    """Lets a new autoencoder begin with inputs and outputs of a spectrogram's mean and deviation."""
+    first, last = autoencoder.encoder.conv_in.conv, autoencoder.decoder.conv_out.conv
+    first.weight /= MEL_STD
+    first.bias -= first.weight.sum((1, 2, 3)) * MEL_MEAN
+    last.weight *= MEL_STD
+    last.bias += MEL_MEAN
 
 
 def reconstruction_losses(decoded: Tensor, pixels: Tensor) -> dict[str, Tensor]:
@@ -52,40 +118,39 @@ def reconstruction_losses(decoded: Tensor, pixels: Tensor) -> dict[str, Tensor]:
     return {"pixels": F.l1_loss(decoded, pixels), "edges": edges}
 
 
-def losses(autoencoder: AutoencoderKL, pixels: Tensor) -> dict[str, Tensor]:
+def losses(autoencoder: AutoencoderDC, pixels: Tensor) -> dict[str, Tensor]:
     """Parts of the loss; pixels `[N, C, H, W]`, of pictures in -1..1."""
-    posterior = autoencoder.encode(pixels).latent_dist
-    decoded = autoencoder.decode(posterior.sample()).sample.float()
-    kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-    return reconstruction_losses(decoded, pixels) | {"kl": KL_WEIGHT * kl}
+    latents = autoencoder.encode(pixels).latent
+    noise = MOST_NOISE * torch.rand(len(latents), 1, 1, 1, device=latents.device) * latents.detach().std()
+    decoded = autoencoder.decode(latents + noise * torch.randn_like(latents)).sample.float()
+    means = latents.float().mean((0, 2, 3)) / latents.detach().float().std()
+    return reconstruction_losses(decoded, pixels) | {"means": MEANS_WEIGHT * means.square().mean()}
 
 
 @torch.no_grad()
-def encode_all(autoencoder: AutoencoderKL, renderer: Renderer, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the latents of pictures given as indices, each `[N, 16, 8, 8]`."""
-    posteriors = [autoencoder.encode(renderer(part) * 2 - 1).latent_dist for part in rows.split(256)]
-    return torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
+def encode(autoencoder: AutoencoderDC, pixels: Tensor) -> Tensor:
+    """Latents `[N, 8, H / 4, W / 4]` of pictures in -1..1 or of spectrograms, batch by batch."""
+    return torch.cat([autoencoder.encode(part).latent for part in pixels.split(64)])
 
 
 @torch.no_grad()
-def normalise_latents(autoencoder: AutoencoderKL, latents: Tensor) -> None:
-    """Folds each channel's mean and deviation into the 1 × 1 convolutions on both sides of the latents.
+def decode(autoencoder: AutoencoderDC, latents: Tensor) -> Tensor:
+    """The inverse of `encode`."""
+    return torch.cat([autoencoder.decode(part).sample for part in latents.split(64)])
 
-    So the latents have mean 0 and deviation 1, and pipelines that know one `scaling_factor` and no shift do well.
+
+@torch.no_grad()
+def normalise_latents(autoencoder: AutoencoderDC, latents: Tensor) -> None:
+    """Folds each channel's deviation into the convolutions on both sides of the latents.
+
+    So all channels have deviation 1, and pipelines that know one `scaling_factor` do well. Their means stay: folding them
+    in would be wrong at the edges, where a convolution sees zeros beyond the picture.
     """
-    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))  # [16]
-    inward, outward = autoencoder.quant_conv, autoencoder.post_quant_conv
-    outward.bias += outward.weight[:, :, 0, 0] @ mean
+    std = latents.std((0, 2, 3))  # [8]
+    inward, outward = autoencoder.encoder.conv_out, autoencoder.decoder.conv_in
     outward.weight *= std[None, :, None, None]
-    inward.weight[:LATENT_CHANNELS] /= std[:, None, None, None]  # the means; the log-variances follow
-    inward.bias[:LATENT_CHANNELS] = (inward.bias[:LATENT_CHANNELS] - mean) / std
-    inward.bias[LATENT_CHANNELS:] -= 2 * std.log()
-
-
-@torch.no_grad()
-def reconstruct(autoencoder: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Pictures in 0..1 through the latents and back."""
-    return (autoencoder.decode(autoencoder.encode(pictures * 2 - 1).latent_dist.mean).sample / 2 + 0.5).clamp(0, 1)
+    inward.weight /= std[:, None, None, None]
+    inward.bias /= std
 
 
 def psnr(first: Tensor, second: Tensor) -> float:
@@ -93,104 +158,53 @@ def psnr(first: Tensor, second: Tensor) -> float:
     return (-10 * (first - second).pow(2).flatten(1).mean(1).clamp(min=1e-10).log10()).mean().item()
 
 
-def train(args: Namespace, renderer: Renderer, rows: Tensor) -> loop.Loop:
-    """Trains both halves, normalises the latents and saves."""
-    autoencoder = new_autoencoder().to(rows.device, memory_format=torch.channels_last)
+def load(folder: Path, device: torch.device) -> AutoencoderDC:
+    """A saved autoencoder in full precision, frozen."""
+    return AutoencoderDC.from_pretrained(folder).float().to(device).eval().requires_grad_(False)
+
+
+def main() -> None:
+    """Trains both halves, normalises the latents, saves and measures."""
+    args = loop.arguments(__doc__.split("\n")[0], DEFAULTS).parse_args()
+    world, device = loop.start(args)
+    if args.modality == "image":
+        renderer = Renderer(torch.from_numpy(world.art).to(device))
+        any_pictures = AnyPictures(renderer, sampling.combinations(world, "train", args.concepts, device))
+        draw, autoencoder = lambda count: any_pictures(count) * 2 - 1, new_autoencoder()
+        dev = renderer(sampling.combinations(world, "dev", args.concepts, device)) * 2 - 1
+    else:
+        sounds = SoundWorld(args.world)
+        draw, autoencoder = AnySounds(sounds, args.concepts, device), new_autoencoder(channels=1)
+        scale_to_mels(autoencoder)
+        dev = log_mels(sounds.heard(sounds.rows("dev"))).to(device)
+
+    autoencoder = autoencoder.to(device, memory_format=torch.channels_last)
     optimizer = loop.adamw([autoencoder], LEARNING_RATE, weight_decay=0.0)
     compute = torch.compile(losses) if args.compile else losses
     run = loop.Loop(args.out, args.minutes, optimizer, {"autoencoder": autoencoder}, args.start_from)
     for _ in run:
-        pictures = renderer(sampling.draw(rows, args.batch))  # where the decoder will draw them
-        with loop.autocast(rows.device):
-            parts = compute(autoencoder, pictures * 2 - 1)
+        with loop.autocast(device):
+            parts = compute(autoencoder, draw(args.batch))
         loop.update(optimizer, sum(parts.values()))
         run.record(args.batch, **parts)
-    autoencoder.eval()
-    normalise_latents(autoencoder, encode_all(autoencoder, renderer, rows)[0])
+    autoencoder = autoencoder.to(memory_format=torch.contiguous_format).eval()
+    normalise_latents(autoencoder, encode(autoencoder, torch.cat([draw(args.batch) for _ in range(256 // args.batch + 1)])))
+    # Pipelines read these two off any autoencoder.
+    autoencoder.register_to_config(block_out_channels=autoencoder.config.encoder_block_out_channels, shift_factor=0.0)
     autoencoder.bfloat16().save_pretrained(args.out)
-    return run
 
-
-class Look(Sight):
-    """How unlike pictures look to an encoder of the world, as in perceptual losses (LPIPS, Zhang et al., 2018).
-
-    It compares the states of every block, patch by patch: the embedding alone tells what is shown, hardly in which style.
-
-    Args:
-        folder: of the encoder.
-    """
-
-    def __init__(self, folder: Path):
-        super().__init__(ImageBind.from_pretrained(folder).float().eval().requires_grad_(False))
-        self._states: list[Tensor] = []
-        for block in self.towers.modality_trunks["vision"].blocks:
-            block.register_forward_hook(lambda _block, _inputs, states: self._states.append(states))
-
-    def states(self, pictures: Tensor) -> Tensor:
-        """Pictures `[N, 3, 64, 64]` in -1..1 → what each block makes of each patch, `[blocks, N, L, D]`."""
-        self._states.clear()
-        self.embed_pictures((pictures + 1) / 2)
-        return torch.stack(self._states)
-
-    def forward(self, decoded: Tensor, pixels: Tensor) -> Tensor:
-        """Scalar in 0..2, from two batches of pictures `[N, 3, 64, 64]` in -1..1."""
-        with torch.no_grad():
-            true = self.states(pixels)
-        return 1 - F.cosine_similarity(self.states(decoded), true, dim=-1).mean()
-
-
-def refine(args: Namespace, renderer: Renderer, rows: Tensor) -> loop.Loop:
-    """Goes on with the decoding half alone: the latents stay what a UNet has learned."""
-    autoencoder = AutoencoderKL.from_pretrained(args.out).float().to(rows.device, memory_format=torch.channels_last)
-    latents = encode_all(autoencoder, renderer, rows)[0]
-    decoding = nn.ModuleDict({"decoder": autoencoder.decoder, "post_quant_conv": autoencoder.post_quant_conv})
-    optimizer = loop.adamw([decoding], LEARNING_RATE / 2, weight_decay=0.0)
-    look = Look(args.encoder).to(rows.device) if args.encoder else None
-    decode = torch.compile(autoencoder.decode) if args.compile else autoencoder.decode
-    small = rows[:, 3] == list(SIZES).index("small")
-    shares = torch.where(small, SMALL_SHARE, 1.0)
-    run = loop.Loop(args.out.with_name(f"{args.out.name}_refined"), args.minutes, optimizer, {"decoding": decoding})
-    for _ in run:
-        chosen = torch.multinomial(shares, args.batch, replacement=True)
-        noise = REFINING_NOISE * torch.rand(args.batch, 1, 1, 1, device=rows.device)  # a UNet's will be a little off
-        near = latents[chosen] + noise * torch.randn_like(latents[chosen])
-        pixels = renderer(rows[chosen]) * 2 - 1
-        with loop.autocast(rows.device):
-            decoded = decode(near).sample.float()
-            parts = reconstruction_losses(decoded, pixels)
-            if look:
-                parts["look"] = LOOK_WEIGHT * look(decoded, pixels)
-        loop.update(optimizer, sum(parts.values()))
-        run.record(args.batch, **parts)
-    autoencoder.bfloat16().save_pretrained(args.out)
-    return run
-
-
-def main() -> None:
-    """Trains or refines, and measures."""
-    parser = loop.arguments(__doc__.split("\n")[0], "autoencoder", minutes=30, batch=128)
-    parser.add_argument("--refine", action="store_true", help="go on with the decoding half of the saved one only")
-    parser.add_argument("--encoder", type=Path, help="with --refine: what is decoded must look like the original to it")
-    args = parser.parse_args()
-    world, device = loop.start(args)
-    renderer = Renderer(torch.from_numpy(world.art).to(device))
-    rows = sampling.combinations(world, "train", args.concepts, device)
-    run = (refine if args.refine else train)(args, renderer, rows)
-
-    autoencoder = AutoencoderKL.from_pretrained(args.out).float().to(device)
-    dev = renderer(sampling.combinations(world, "dev", args.concepts, device)[:256])
-    decoded = reconstruct(autoencoder, dev)
-    loop.save_contact_sheet([dev[:16], decoded[:16], dev[16:32], decoded[16:32]], run.work / "sheet.png")
-    latents = autoencoder.encode(dev * 2 - 1).latent_dist
-    earlier = {"before_refining": json.loads((args.out / loop.LOG_FILE).read_text(encoding="utf-8"))} if args.refine else {}
-    run.write_figures(
-        args.out,
-        parameters=loop.parameter_count(autoencoder),
-        psnr_dev=psnr(dev, decoded),
-        latent_std=latents.mean.std().item(),
-        latent_noise=latents.std.mean().item(),
-        **earlier,
-    )
+    autoencoder = load(args.out, device)
+    latents = encode(autoencoder, dev)
+    again = decode(autoencoder, latents)
+    figures = {"parameters": loop.parameter_count(autoencoder), "latent_std_dev": latents.std().item()}
+    if args.modality == "image":
+        dev, again = (dev + 1) / 2, (again / 2 + 0.5).clamp(0, 1)
+        figures["psnr_dev"] = psnr(dev, again)
+    else:
+        figures["log_mel_error_dev"] = F.l1_loss(again, dev).item()
+        dev, again = as_pictures(dev), as_pictures(again)
+    loop.save_contact_sheet([dev[:12], again[:12], dev[12:24], again[12:24]], run.work / "sheet.png")
+    run.write_figures(args.out, **figures)
 
 
 if __name__ == "__main__":

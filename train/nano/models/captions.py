@@ -1,4 +1,4 @@
-"""The captions of the world's pictures and clips as token ids, and the tokenizer that makes them. Knows no pixel.
+"""The captions of the world's pictures, sounds and clips as token ids, and the tokenizers that make them.
 
 Every word of the world is one token, so that a text encoder can tell words apart at once.
 """
@@ -7,34 +7,33 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase, RobertaTokenizer, T5Tokenizer
 
 from nextgpt.train.nano.world.clips import Clip, ClipWorld
 from nextgpt.train.nano.world.pictures import World
+from nextgpt.train.nano.world.sampling import IGNORED
+from nextgpt.train.nano.world.sounds import SoundWorld
 
-CONTEXT = 16  # tokens of a caption, with its start, its end and padding
+CONTEXT, SOUND_CONTEXT = 16, 24  # tokens of a caption, with its start, its end and padding
 OTHER_WORDING = 0.15  # of the captions name the thing by a synonym
 START, END = "<|startoftext|>", "<|endoftext|>"
 UNKNOWN = "something unknown"
 
 
-def train_tokenizer(world: World, more: Sequence[str] = ()) -> CLIPTokenizer:
-    """CLIP's byte-pair encoding, learned until each word of the world is whole; the end token has the highest id.
+# -- tokenizers -------------------------------------------------------------------------------------------------
 
-    Args:
-        more: other texts whose words it shall know.
-    """
+
+def train_clip_tokenizer(texts: Iterable[str]) -> CLIPTokenizer:
+    """CLIP's byte-pair encoding, learned until each word is whole; the end token has the highest id."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    names = [name for concept in world.concepts for name in (concept["name"], *concept["synonyms"])]
-    texts = [*names, *world.styles, *world.backgrounds, *world.sizes, UNKNOWN, "a, style, background", *more]
     pattern = re.compile(r"[^\W\d]+|\d|[^\w\s]+")  # as CLIP splits: letters, single digits, the rest
     words = sorted({word for text in texts for word in pattern.findall(text.lower())})
-
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -50,9 +49,69 @@ def train_tokenizer(world: World, more: Sequence[str] = ()) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CONTEXT)
 
 
-def token_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    """Token ids `[N, 16]`, padded."""
-    return tokenizer(texts, padding="max_length", max_length=CONTEXT, return_tensors="pt").input_ids
+def train_roberta_tokenizer(texts: Iterable[str]) -> RobertaTokenizer:
+    """RoBERTa's byte-pair encoding, learned until each word is whole."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=20_000,
+        min_frequency=0,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    return RobertaTokenizer(vocab=model["vocab"], merges=merges, model_max_length=SOUND_CONTEXT)
+
+
+def train_t5_tokenizer(texts: Iterable[str]) -> T5Tokenizer:
+    """T5's unigram tokenizer, whose pieces are the words themselves and single letters."""
+    words = sorted({f"▁{word}" for text in texts for word in text.split()})
+    letters = sorted({letter for word in words for letter in word})
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((word, -1.0) for word in words)]
+    pieces += [(letter, -10.0) for letter in letters if letter not in words]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=CONTEXT)
+
+
+# -- captions as token ids --------------------------------------------------------------------------------------
+
+
+class CaptionTable:
+    """Captions in all their wordings, as token ids.
+
+    Args:
+        tokenizer: with the length of a caption as its `model_max_length`.
+        texts: of each caption its wordings.
+        learned: the numbers of the captions that may be learned from.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[str]], learned: Sequence[int]):
+        self.tokenizer, self.padding = tokenizer, tokenizer.pad_token_id
+        most = max(map(len, texts))
+        filled = [(list(wordings) * most)[:most] for wordings in texts]
+        options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "return_tensors": "pt"}
+        ids = tokenizer([*(text for wordings in filled for text in wordings), ""], **options).input_ids
+        if ids.shape[1] != tokenizer.model_max_length:
+            raise ValueError(
+                f"A caption has {ids.shape[1]} tokens, expected at most {tokenizer.model_max_length}: shorten its name."
+            )
+        self.ids, self.empty = ids[:-1].view(len(texts), most, -1), ids[-1]
+        self.counts = torch.tensor([len(wordings) for wordings in texts])
+        self.learned = torch.tensor(learned)
+
+    def to(self, device: torch.device) -> CaptionTable:
+        """Moves it."""
+        self.ids, self.empty, self.counts = (tensor.to(device) for tensor in (self.ids, self.empty, self.counts))
+        return self
+
+    def __call__(self, numbers: Tensor, varied: bool = False) -> Tensor:
+        """Numbers of captions `[N]` → token ids `[N, L]`; `varied` says some names by a synonym."""
+        wordings = choose_wordings(self.counts[numbers]) if varied else torch.zeros_like(numbers)
+        return self.ids[numbers, wordings]
 
 
 def choose_wordings(counts: Tensor) -> Tensor:
@@ -61,65 +120,67 @@ def choose_wordings(counts: Tensor) -> Tensor:
     return ((chance[0] < OTHER_WORDING) * chance[1] * counts).long()
 
 
-class Captions:
-    """The captions of all pictures, ready on the device.
-
-    Args:
-        world: gives names, synonyms and the canonical caption.
-        tokenizer: from `train_tokenizer`.
-    """
-
-    def __init__(self, world: World, tokenizer: CLIPTokenizer, device: torch.device):
-        wordings = [[concept["name"], *concept["synonyms"]] for concept in world.concepts]
-        most = max(map(len, wordings))
-        texts = [
-            world.caption_of((some * most)[wording], style, background, size)
-            for some in wordings
-            for wording in range(most)
-            for style in world.styles
-            for background in world.backgrounds
-            for size in world.sizes
-        ]
-        ids = token_ids(tokenizer, texts)
-        if ids.shape[1] != CONTEXT:
-            raise ValueError(f"A caption has {ids.shape[1]} tokens, expected at most {CONTEXT}: shorten its name.")
-        shape = (len(wordings), most, len(world.styles), len(world.backgrounds), len(world.sizes), CONTEXT)
-        self.ids = ids.view(shape).to(device)
-        self.counts = torch.tensor([len(some) for some in wordings], device=device)
-        self.empty = token_ids(tokenizer, [""])[0].to(device)
-        self.unknown = token_ids(tokenizer, [UNKNOWN])[0].to(device)
-
-    def __call__(self, rows: Tensor, varied: bool = False) -> Tensor:
-        """Pictures as indices `[N, 4]` → token ids `[N, 16]`; `varied` says some names by a synonym."""
-        concept, style, background, size = rows.unbind(1)
-        wording = choose_wordings(self.counts[concept]) if varied else torch.zeros_like(concept)
-        return self.ids[concept, wording, style, background, size]
+def _names(entries: Iterable[dict]) -> list[list[str]]:
+    """Of each thing its name and its synonyms."""
+    return [[entry["name"], *entry["synonyms"]] for entry in entries]
 
 
-class ClipCaptions:
-    """The captions of all clips as token ids.
+def picture_captions(world: World) -> tuple[CaptionTable, dict[str, Tensor]]:
+    """The captions of all pictures, by `picture_numbers`, and what each says: part → its values' numbers `[captions]`."""
+    names = _names(world.concepts)
+    sizes = list(world.sizes)
+    every = list(product(range(len(names)), world.styles, world.backgrounds, sizes))
+    texts = [[world.caption_of(name, *look) for name in names[concept]] for concept, *look in every]
+    words = [word for wordings in texts for word in wordings]
+    values = torch.cartesian_prod(*(torch.arange(count) for count in _picture_counts(world)))
+    learned = picture_numbers(world, world.combinations("train")).tolist()
+    parts = dict(zip(("concept", "style", "background", "size"), values.T, strict=True))
+    return CaptionTable(train_clip_tokenizer([*words, UNKNOWN]), texts, learned), parts
 
-    Args:
-        world: gives things and motions.
-        tokenizer: must know the motions' words.
-    """
 
-    def __init__(self, world: ClipWorld, tokenizer: CLIPTokenizer, device: torch.device):
-        wordings = [[concept["name"], *concept["synonyms"]] for concept in world.world.concepts]
-        most = max(map(len, wordings))
-        texts = [
-            Clip((some * most)[wording], motion).caption
-            for some in wordings
-            for wording in range(most)
-            for motion in world.motions
-        ]
-        ids = token_ids(tokenizer, texts)
-        self.ids = ids.view(len(wordings), most, len(world.motions), -1).to(device)
-        self.counts = torch.tensor([len(some) for some in wordings], device=device)
-        self.empty = token_ids(tokenizer, [""])[0].to(device)
+def unknown_caption(captions: CaptionTable) -> Tensor:
+    """Token ids `[L]` that stand for a picture from outside the world."""
+    options = {"padding": "max_length", "max_length": captions.ids.shape[-1], "return_tensors": "pt"}
+    return captions.tokenizer([UNKNOWN], **options).input_ids[0].to(captions.ids.device)
 
-    def __call__(self, rows: Tensor, varied: bool = False) -> Tensor:
-        """Clips as indices `[N, 2]` → token ids `[N, 16]`; `varied` says some names by a synonym."""
-        concept, motion = rows.unbind(1)
-        wording = choose_wordings(self.counts[concept]) if varied else torch.zeros_like(concept)
-        return self.ids[concept, wording, motion]
+
+def _picture_counts(world: World) -> tuple[int, int, int, int]:
+    return len(world.names), len(world.styles), len(world.backgrounds), len(world.sizes)
+
+
+def picture_numbers(world: World, rows: Tensor) -> Tensor:
+    """Pictures as indices `[N, 4]` → the numbers of their captions `[N]`."""
+    numbers = torch.zeros_like(rows[:, 0])
+    for column, count in zip(rows.T, _picture_counts(world), strict=True):
+        numbers = numbers * count + column
+    return numbers
+
+
+def sound_captions(world: SoundWorld) -> tuple[CaptionTable, dict[str, Tensor]]:
+    """The captions of all sounds and phrases, as `SoundWorld.captioned` has them, and what each says."""
+    names = {sound["name"]: [sound["name"], *sound["synonyms"]] for sound in world.sounds}
+    texts = [[sound._replace(name=name).caption for name in names[sound.name]] for sound in world.captioned]
+    values = world.numbers(world.captioned, IGNORED)
+    phrases = range(len(world.combinations), len(world.captioned))
+    tokenizer = train_roberta_tokenizer([word for wordings in texts for word in wordings])
+    parts = dict(zip(("instrument", "register", "figure"), values.T, strict=True))
+    return CaptionTable(tokenizer, texts, [*world.rows("train").tolist(), *phrases]), parts
+
+
+def clip_captions(world: World) -> tuple[CaptionTable, dict[str, Tensor]]:
+    """The captions of all clips, by `clip_numbers`, and what each says."""
+    clips = ClipWorld(world)
+    names = [names for names in _names(world.concepts) if names[0] in clips.names]
+    texts = [[Clip(name, motion).caption for name in some] for some in names for motion in clips.motions]
+    values = torch.cartesian_prod(torch.arange(len(names)), torch.arange(len(clips.motions)))
+    learned = clip_numbers(clips, clips.rows("train")).tolist()
+    tokenizer = train_t5_tokenizer([word for wordings in texts for word in wordings])
+    return CaptionTable(tokenizer, texts, learned), dict(zip(("concept", "motion"), values.T, strict=True))
+
+
+def clip_numbers(world: ClipWorld, rows: Tensor) -> Tensor:
+    """Clips as indices `[N, 2]`, the concept among all concepts → the numbers of their captions `[N]`."""
+    filmed = [world.world.names.index(name) for name in world.world.names if name in world.names]
+    place = torch.full((len(world.world.names),), -1, device=rows.device)
+    place[torch.tensor(filmed, device=rows.device)] = torch.arange(len(filmed), device=rows.device)
+    return place[rows[:, 0]] * len(world.motions) + rows[:, 1]

@@ -17,14 +17,13 @@ from torch.nn import functional as F
 from nextgpt.encoders.imagebind import ImageBind
 from nextgpt.encoders.imagebind.configuration import ImageBindConfig
 from nextgpt.train.nano.models import loop
-from nextgpt.train.nano.models.captions import CONTEXT, Captions, train_tokenizer
-from nextgpt.train.nano.models.sums import SUM_WEIGHT, Codes, away_from
-from nextgpt.train.nano.models.text_encoder import PARTS
+from nextgpt.train.nano.models.captions import CONTEXT, CaptionTable, picture_captions, picture_numbers, unknown_caption
+from nextgpt.train.nano.models.targets import SMOOTHING, TARGETS_WEIGHT, OrthogonalTargets, Probes, away_from
 from nextgpt.train.nano.world import sampling
 from nextgpt.train.nano.world.clips import ClipRenderer, ClipWorld, KeptClips
-from nextgpt.train.nano.world.pictures import SIDE, Renderer
+from nextgpt.train.nano.world.pictures import SIDE, Renderer, World
 from nextgpt.train.nano.world.sampling import IGNORED
-from nextgpt.train.nano.world.unknown_pictures import UnknownClips, UnknownPictures, disturb, disturb_clips, turn_some
+from nextgpt.train.nano.world.unknown_pictures import UnknownClips, UnknownPictures, augment, augment_clips, turn_some
 
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
@@ -34,7 +33,7 @@ SIDES = (20, 62)  # pixels, of artwork elsewhere
 CLIP_SHARE = 1 / 4  # so many clips for a picture
 EMBED_DIM = 256  # of both towers
 GROUP = 4  # pictures of one concept that stand in a batch together, told apart by style, background and size only
-SMOOTHING = 0.05  # of the labels
+PARTS = ("concept", "style", "background", "size")
 
 
 def new_config(**changes) -> ImageBindConfig:
@@ -70,32 +69,7 @@ def new_towers(vocab_size: int) -> ImageBind:
     )
 
 
-class Probes(nn.Module):
-    """Linear readings of an embedding.
-
-    Args:
-        sizes: part of what it shows → how many values that has.
-        embed_dim: of the embedding.
-    """
-
-    def __init__(self, sizes: dict[str, int], embed_dim: int):
-        super().__init__()
-        self.heads = nn.ModuleDict({part: nn.Linear(embed_dim, size) for part, size in sizes.items()})
-
-    def forward(self, embeddings: Tensor) -> dict[str, Tensor]:
-        """Logits for each part, from embeddings `[N, D]` of length 1."""
-        scaled = embeddings * embeddings.shape[1] ** 0.5
-        return {part: head(scaled) for part, head in self.heads.items()}
-
-    def losses(self, embeddings: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy of each part, from embeddings `[N, D]` and values `[N, parts]`, `IGNORED` where there is none."""
-        return {
-            part: F.cross_entropy(logits, target, ignore_index=IGNORED, label_smoothing=SMOOTHING)
-            for (part, logits), target in zip(self(embeddings).items(), targets.T, strict=True)
-        }
-
-
-class Sight(nn.Module):
+class VisionTower(nn.Module):
     """Towers that look at pictures and clips as they are rendered."""
 
     def __init__(self, towers: ImageBind):
@@ -115,7 +89,7 @@ class Sight(nn.Module):
         return self.towers.embed("video", normal[:, None])
 
 
-class Contrast(Sight):
+class Contrast(VisionTower):
     """Towers and probes as one network, with the training loss."""
 
     def __init__(self, towers: ImageBind, probes: Probes):
@@ -142,7 +116,7 @@ class Contrast(Sight):
 
 
 def clip_losses(
-    network: Contrast, motions: Probes, sums: Codes, moving: Codes, clips: Tensor, targets: Tensor
+    network: Contrast, motions: Probes, sums: OrthogonalTargets, moving: OrthogonalTargets, clips: Tensor, targets: Tensor
 ) -> dict[str, Tensor]:
     """Parts of the loss on clips: the thing is read as from a picture, the motion by a reading of its own.
 
@@ -156,7 +130,7 @@ def clip_losses(
     concepts = network.probes(watched)["concept"]
     concept = F.cross_entropy(concepts, targets[:, 0], label_smoothing=SMOOTHING)
     vectors = sums(F.pad(targets[:, :1], (0, len(PARTS) - 1), value=IGNORED)) + moving(targets[:, 1:])
-    parts = {"clip_concept": concept, "clip_sums": SUM_WEIGHT * away_from(vectors, watched)}
+    parts = {"clip_concept": concept, "clip_sums": TARGETS_WEIGHT * away_from(vectors, watched)}
     return parts | motions.losses(watched, targets[:, 1:])
 
 
@@ -191,11 +165,13 @@ def draw_elsewhere(renderer: Renderer, rows: Tensor, count: int) -> tuple[Tensor
 
 
 @torch.no_grad()
-def measure(network: Contrast, renderer: Renderer, captions: Captions, rows: Tensor, unknown: Tensor) -> dict:
+def measure(
+    network: Contrast, world: World, renderer: Renderer, captions: CaptionTable, rows: Tensor, unknown: Tensor
+) -> dict:
     """Shares of right readings of pictures given as indices, and of pictures from outside the world."""
     pictures = renderer(rows)
     seen = torch.cat([network.embed_pictures(part) for part in pictures.split(256)])
-    read = torch.cat([network.towers.embed("text", ids) for ids in captions(rows).split(256)])
+    read = torch.cat([network.towers.embed("text", ids) for ids in captions(picture_numbers(world, rows)).split(256)])
     said = {part: logits.argmax(1) for part, logits in network.probes(seen).items()}
     figures = {part: (said[part] == target).float().mean().item() for part, target in zip(PARTS, rows.T, strict=True)}
     right = torch.arange(len(rows), device=rows.device)
@@ -223,12 +199,11 @@ def measure_clips(network: Contrast, motions: Probes, renderer: ClipRenderer, ro
 
 def main() -> None:
     """Trains, measures and saves the vision tower."""
-    parser = loop.arguments(__doc__.split("\n")[0], "encoder", minutes=6, batch=1024)
+    parser = loop.arguments(__doc__.split("\n")[0], loop.Default("encoder", minutes=90, batch=1024))
     parser.add_argument("--pictures-only", action="store_true", help="learn no clips")
     args = parser.parse_args()
     world, device = loop.start(args)
-    tokenizer = train_tokenizer(world)
-    captions = Captions(world, tokenizer, device)
+    captions = picture_captions(world)[0].to(device)
     renderer = Renderer(torch.from_numpy(world.art).to(device))
     rows = sampling.combinations(world, "train", args.concepts, device)
     unknown = UnknownPictures(world, "train", renderer, rows)
@@ -238,13 +213,13 @@ def main() -> None:
         clips = KeptClips(clip_renderer, moving.rows("train", args.concepts).to(device))
         unknown_clips = UnknownClips(unknown, moving)
 
-    towers = new_towers(len(tokenizer))
+    towers = new_towers(len(captions.tokenizer))
     counts = (len(world.names) + 1, len(world.styles), len(world.backgrounds), len(world.sizes))
     sizes = dict(zip(PARTS, counts, strict=True))
-    network = Contrast(towers, Probes(sizes, towers.embed_dim)).to(device)
-    sums = Codes(sizes, towers.embed_dim).to(device)
-    motions = Probes({"motion": len(moving.motions)}, towers.embed_dim).to(device)
-    motion_sums = Codes({"motion": len(moving.motions)}, towers.embed_dim, first=sum(counts)).to(device)
+    network = Contrast(towers, Probes(sizes, EMBED_DIM, scale=EMBED_DIM**0.5)).to(device)
+    sums = OrthogonalTargets(sizes, towers.embed_dim).to(device)
+    motions = Probes({"motion": len(moving.motions)}, EMBED_DIM, scale=EMBED_DIM**0.5).to(device)
+    motion_sums = OrthogonalTargets({"motion": len(moving.motions)}, towers.embed_dim, first=sum(counts)).to(device)
     optimizer = loop.adamw([network], LEARNING_RATE, WEIGHT_DECAY)
     for group in loop.parameter_groups([motions], WEIGHT_DECAY):  # apart: earlier checkpoints lack them
         optimizer.add_param_group(group)
@@ -253,7 +228,7 @@ def main() -> None:
     clip_count = 0 if args.pictures_only else int(args.batch * CLIP_SHARE)
     unknown_count = math.ceil(clip_count * UNKNOWN_SHARE)
     unknown_target = torch.tensor([[len(world.names), IGNORED, IGNORED, IGNORED]], device=device)
-    unknown_ids = captions.unknown.expand(unknowns, -1)
+    unknown_ids = unknown_caption(captions).expand(unknowns, -1)
 
     kept = {"network": network, "motions": motions}
     run = loop.Loop(args.out, args.minutes, optimizer, kept, args.start_from)
@@ -261,16 +236,16 @@ def main() -> None:
         chosen = draw_groups(rows, args.batch - unknowns - elsewhere)
         anywhere, what = draw_elsewhere(renderer, rows, elsewhere)
         shown = [renderer(chosen, shift=3, stretch=0.08), unknown(unknowns, shift=3, stretch=0.08), anywhere]
-        ids = torch.cat([captions(chosen, varied=True), unknown_ids])
+        ids = torch.cat([captions(picture_numbers(world, chosen), varied=True), unknown_ids])
         targets = torch.cat([chosen, unknown_target.expand(unknowns, -1), what])
         with loop.autocast(device):
-            parts, seen = compute(disturb(torch.cat(shown)), ids, targets)
-            parts["sums"] = SUM_WEIGHT * away_from(sums(targets), seen)
+            parts, seen = compute(augment(torch.cat(shown)), ids, targets)
+            parts["sums"] = TARGETS_WEIGHT * away_from(sums(targets), seen)
             if clip_count:
                 watched, moved = turn_some(*clips(clip_count - unknown_count, shift=3))
                 watched = torch.cat([watched, unknown_clips(unknown_count)])
                 moved = torch.cat([moved, unknown_target[:, :2].expand(unknown_count, -1)])
-                parts |= clip_losses(network, motions, sums, motion_sums, disturb_clips(watched), moved)
+                parts |= clip_losses(network, motions, sums, motion_sums, augment_clips(watched), moved)
         loop.update(optimizer, sum(parts.values()))
         run.record(args.batch + clip_count, **parts)
 
@@ -278,7 +253,7 @@ def main() -> None:
     dev = sampling.combinations(world, "dev", args.concepts, device)
     torch.manual_seed(0)
     unknown = UnknownPictures(world, "dev", renderer, dev)
-    figures = measure(network, renderer, captions, dev, unknown(200))
+    figures = measure(network, world, renderer, captions, dev, unknown(200))
     if not args.pictures_only:
         dev_clips = moving.rows("dev", args.concepts).to(device)
         figures |= measure_clips(network, motions, clip_renderer, dev_clips, UnknownClips(unknown, moving)(100))

@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,8 +32,9 @@ LOG_FILE = "training_log.json"  # beside what a maker saves: its figures and its
 class Loop:
     """One training run: iterating it goes on until the minutes are spent, over all starts together.
 
-    The learning rate of every parameter group rises at first and then falls linearly to zero with the time that is
-    left.
+    On a processor the minutes are those that it computed, by each thread: a run beside other work learns as much as one
+    alone, and takes longer. The learning rate of every parameter group rises at first and then falls linearly to zero with
+    the time that is left.
 
     Args:
         out: folder of the part that is made.
@@ -57,6 +58,8 @@ class Loop:
         self.work.mkdir(parents=True, exist_ok=True)
         self.checkpoint = self.work / "checkpoint.pt"
         self.minutes, self.optimizer = minutes, optimizer
+        device = optimizer.param_groups[0]["params"][0].device
+        self.clock = _processor_time if device.type == "cpu" else time.monotonic
         self.kept = {"optimizer": optimizer, **kept}
         self.highest = [group["lr"] for group in optimizer.param_groups]
         self.step, self.samples, self.before = 0, 0, 0.0
@@ -70,7 +73,7 @@ class Loop:
     @property
     def seconds(self) -> float:
         """Spent so far."""
-        return self.before + time.monotonic() - self.started
+        return self.before + self.clock() - self.started
 
     def __iter__(self) -> Iterator[int]:
         device = self.optimizer.param_groups[0]["params"][0].device
@@ -78,7 +81,7 @@ class Loop:
             yield from self._steps()
 
     def _steps(self) -> Iterator[int]:
-        self.started = self._logged = self._saved = time.monotonic()
+        self.started, self._logged, self._saved = self.clock(), time.monotonic(), time.monotonic()
         self._logged_samples = self.samples
         while (left := 1 - self.seconds / (60 * self.minutes)) > 0:
             warm = min(1.0, (1 - left) / WARM_UP + 0.01)
@@ -151,23 +154,44 @@ class Loop:
         logger.info("%s", figures)
 
 
-def arguments(description: str, part: str, minutes: float, batch: int) -> argparse.ArgumentParser:
-    """The arguments that every maker has."""
+def _processor_time() -> float:
+    """Seconds that this process has computed, by each thread."""
+    return time.process_time() / torch.get_num_threads()
+
+
+class Default(NamedTuple):
+    """What a maker does where it is not told: the folder under the root, the minutes of training, the batch on a GPU."""
+
+    part: str
+    minutes: float
+    batch: int
+
+
+ROOT = Path("runs/nano")
+
+
+def arguments(description: str, defaults: Default | dict[str, Default]) -> argparse.ArgumentParser:
+    """The arguments that every maker has; the first one is the modality where it makes a part for each of several."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--world", type=Path, default=Path("runs/nano/world"))
-    parser.add_argument("--out", type=Path, default=Path("runs/nano") / part)
-    parser.add_argument("--minutes", type=float, default=minutes, help="of training, earlier starts counted in")
+    if isinstance(defaults, dict):
+        parser.add_argument("modality", choices=defaults)
+    parser.add_argument("--world", type=Path, default=ROOT / "world")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--minutes", type=float, help="of training, earlier starts counted in")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch", type=int, help=f"default: {batch}, on a CPU {batch // 8}")
+    parser.add_argument("--batch", type=int)
     parser.add_argument("--compile", action="store_true", help="compile the network first (worth it on a GPU)")
     parser.add_argument("--concepts", type=int, help="learn so many concepts only, to try the script out")
     parser.add_argument("--start-from", type=Path, help="a checkpoint of a smaller world: what fits is taken over")
-    parser.set_defaults(default_batch=batch)
+    parser.set_defaults(defaults=defaults)
     return parser
 
 
 def start(args: argparse.Namespace) -> tuple[World, torch.device]:
     """Sets up logging, seed, device, batch size and output folder; opens the world."""
+    default = args.defaults[args.modality] if isinstance(args.defaults, dict) else args.defaults
+    args.out = args.out or ROOT / default.part
+    args.minutes = default.minutes if args.minutes is None else args.minutes
     args.out.mkdir(parents=True, exist_ok=True)
     log = logging.FileHandler(_work(args.out) / "log.txt")
     logging.basicConfig(
@@ -175,7 +199,7 @@ def start(args: argparse.Namespace) -> tuple[World, torch.device]:
     )
     found = torch.accelerator.current_accelerator(check_available=True)
     device = torch.device(args.device if args.device != "auto" else found.type if found else "cpu")
-    args.batch = args.batch or (args.default_batch // 8 if device.type == "cpu" else args.default_batch)
+    args.batch = args.batch or (default.batch // 8 if device.type == "cpu" else default.batch)
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     return World(args.world), device

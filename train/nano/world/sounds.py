@@ -185,7 +185,7 @@ class SoundWorld:
 
     def study_targets(self, missing: int) -> Tensor:
         """What the studies are: instrument, register, figure `[N, 3]`; `missing` where there is none."""
-        return self._numbers(self.studied, missing)
+        return self.numbers(self.studied, missing)
 
     def copy(self, folder: Path) -> None:
         """Writes what an evaluation needs into a folder: of the sounds only the effects and what no part learned from."""
@@ -235,13 +235,15 @@ class SoundWorld:
 
     def targets(self, rows: Tensor, missing: int) -> Tensor:
         """What sounds are, as indices into `captioned`: instrument, register, figure `[N, 3]`; `missing` for none."""
-        return self._numbers(self.captioned, missing).to(rows.device)[rows]
+        return self.numbers(self.captioned, missing).to(rows.device)[rows]
 
-    def _numbers(self, sounds: list[Sound], missing: int) -> Tensor:
+    def numbers(self, sounds: list[Sound], missing: int) -> Tensor:
+        """What sounds are: instrument, register, figure `[N, 3]`; `missing` where there is none."""
         values = (self.names, self.registers, self.figures)
-        return torch.tensor(
-            [[known.index(name) if name else missing for known, name in zip(values, row[:3], strict=True)] for row in sounds]
-        )
+        numbers = [
+            [known.index(name) if name else missing for known, name in zip(values, row[:3], strict=True)] for row in sounds
+        ]
+        return torch.tensor(numbers, dtype=torch.long).view(-1, 3)
 
 
 def as_floats(waveforms: np.ndarray) -> Tensor:

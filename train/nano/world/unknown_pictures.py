@@ -1,6 +1,6 @@
 """Pictures and clips that are none of the world's, by the batch: artwork of other things, noise, gradients, mixtures.
 
-Knows nothing of models. Encoder and judges learn from it to say "something unknown".
+Knows nothing of models. Encoder and classifiers learn from it to say "something unknown".
 """
 
 from __future__ import annotations
@@ -117,13 +117,13 @@ def turn_some(clips: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([turned, clips[count:]]), targets
 
 
-def disturb_clips(clips: Tensor) -> Tensor:
-    """`disturb` for clips `[N, 3, 8, 64, 64]`: colours and sharpness change from clip to clip, noise in every frame."""
-    frames = disturb(clips.transpose(1, 2).flatten(0, 1), together=FRAMES)
+def augment_clips(clips: Tensor) -> Tensor:
+    """`augment` for clips `[N, 3, 8, 64, 64]`: colours and sharpness change from clip to clip, noise in every frame."""
+    frames = augment(clips.transpose(1, 2).flatten(0, 1), together=FRAMES)
     return frames.unflatten(0, (-1, FRAMES)).transpose(1, 2)
 
 
-def disturb(pictures: Tensor, together: int = 1) -> Tensor:
+def augment(pictures: Tensor, together: int = 1) -> Tensor:
     """Colours, sharpness and noise as in pictures that are not quite true; 0..1 in and out.
 
     Args:

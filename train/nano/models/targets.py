@@ -1,4 +1,4 @@
-"""Embeddings that add up: a loss that draws them to the sum of one vector for each thing they stand for."""
+"""What embeddings are drawn to: linear readings of what they stand for, and sums of one vector for each part of it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,44 @@ from torch.nn import functional as F
 
 from nextgpt.train.nano.world.sampling import IGNORED
 
-SUM_WEIGHT = 5.0  # of `away_from`, beside losses of a few nats
+SMOOTHING = 0.05  # of the labels
+TARGETS_WEIGHT = 5.0  # of `away_from`, beside losses of a few nats
 
 
-class Sums(nn.Module):
+class Probes(nn.Module):
+    """Linear readings of an embedding.
+
+    Args:
+        sizes: part of what it shows → how many values that has.
+        embed_dim: of the embedding.
+        scale: what embeddings are multiplied by first; those of length 1 by the root of their width.
+    """
+
+    def __init__(self, sizes: dict[str, int], embed_dim: int, scale: float = 1.0):
+        super().__init__()
+        self.heads = nn.ModuleDict({part: nn.Linear(embed_dim, size) for part, size in sizes.items()})
+        self.scale = scale
+
+    def forward(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """Logits for each part, from embeddings `[N, D]`."""
+        return {part: head(embeddings * self.scale) for part, head in self.heads.items()}
+
+    def losses(self, embeddings: Tensor, targets: Tensor, noise: float = 0.0) -> dict[str, Tensor]:
+        """Cross-entropy of each part, from embeddings `[N, D]` and values `[N, parts]`, `IGNORED` where there is none.
+
+        Args:
+            noise: on the embeddings, at most, in units of their own deviation.
+        """
+        if noise:
+            amount = noise * torch.rand(len(embeddings), 1, device=embeddings.device) * embeddings.detach().std()
+            embeddings = embeddings + amount * torch.randn_like(embeddings)
+        return {
+            part: F.cross_entropy(logits, target, ignore_index=IGNORED, label_smoothing=SMOOTHING)
+            for (part, logits), target in zip(self(embeddings).items(), targets.T, strict=True)
+        }
+
+
+class AdditiveTargets(nn.Module):
     """Embeddings as they should be: along the sum of one vector for each thing that can be said of what is shown.
 
     So combinations that were never seen lie where a linear projection expects them.
@@ -36,13 +70,13 @@ class Sums(nn.Module):
         )
 
 
-class Codes(Sums):
-    """`Sums` of vectors that are given: orthonormal, so that no thing's vector hides another's. What is not said adds 0.
+class OrthogonalTargets(AdditiveTargets):
+    """The same with vectors that are given: orthonormal, so that none hides another. What is not said adds 0.
 
     Vectors that are learned crowd into a few directions, and a projection has to stretch the rest, noise and all.
 
     Args:
-        sizes, embed_dim: as for `Sums`.
+        sizes, embed_dim: as for `AdditiveTargets`.
         first: how many of the vectors other codes have taken.
 
     Raises:

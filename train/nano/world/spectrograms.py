@@ -1,7 +1,7 @@
-"""True and unknown sounds as spectrograms to learn from, disturbed and transposed, and studies. Knows no models.
+"""Sounds as log-mel spectrograms; true and unknown ones to learn from, augmented and transposed, and studies.
 
-There are few combinations, and whoever learned them by heart would pass for one who can hear. So of what there is to
-learn from a quarter are sounds transposed, of which only the figure can be told, and half are studies (`sounds.studies`).
+There are few combinations, and they are easily learned by heart. So of what there is to learn from a quarter are sounds
+transposed, of which only the figure can be told, and half are studies (`sounds.studies`).
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nextgpt.decoders.audioldm import log_mel_spectrogram
 from nextgpt.train.nano.world import sampling
 from nextgpt.train.nano.world.sampling import IGNORED
-from nextgpt.train.nano.world.sounds import SoundWorld, as_floats
+from nextgpt.train.nano.world.sounds import SAMPLING_RATE, SoundWorld, as_floats
 from nextgpt.train.nano.world.unknown_sounds import UnknownSounds
 
 PARTS = ("instrument", "register", "figure")
@@ -23,9 +24,25 @@ TEMPO = (0.88, 1.12)
 TUNING = 1  # bands
 LOST = 0.2  # of the bands, at most
 TOGETHER = 64  # sounds of which energies are computed at once
+BANDS, HOP = 80, 256  # bands, and samples from frame to frame: with fewer the classifier mistakes one instrument in ten
+FRAMES = 128  # 2.048 seconds: the autoencoder halves twice, the denoiser twice more
+MEL_MEAN, MEL_STD = -5.5, 3.1  # of log-mel spectrograms, over the world's sounds
 
 
-class SoundLessons:
+@torch.no_grad()
+def log_mels(waveforms: Tensor) -> Tensor:
+    """Log-mel spectrograms `[N, 1, 128, 80]` of waveforms `[N, 32000]`, with silence behind."""
+    waveforms = F.pad(waveforms, (0, FRAMES * HOP - waveforms.shape[1]))
+    mels = [log_mel_spectrogram(part, SAMPLING_RATE, HOP, BANDS)[:, :FRAMES] for part in waveforms.split(TOGETHER)]
+    return torch.cat(mels)[:, None]
+
+
+def as_pictures(mels: Tensor) -> Tensor:
+    """Log-mel spectrograms `[N, 1, 128, 80]` to look at, `[N, 3, 80, 128]`: time to the right, pitch upwards."""
+    return ((mels - MEL_MEAN) / (6 * MEL_STD) + 0.5).expand(-1, 3, -1, -1).mT.flip(2)
+
+
+class SoundSet:
     """The sounds of one split.
 
     Args:
@@ -51,8 +68,13 @@ class SoundLessons:
             return torch.cat([energies_of(part) for part in waveforms.split(TOGETHER)]).to(device)
 
         rows = world.rows(split, most)
-        self.energies, self.unknown = energies(world.heard(rows)), energies(UnknownSounds(world, split).waveforms())
-        self.targets = world.targets(rows, IGNORED).to(device)
+        waveforms, targets = world.heard(rows), world.targets(rows, IGNORED)
+        if split != "train":  # in training the other takes are among the studies
+            takes = [take for take in world.takes if take.split == split and take.name in world.names[:most]]
+            waveforms = torch.cat([waveforms, *(torch.from_numpy(world.waveform(take))[None] for take in takes)])
+            targets = torch.cat([targets, world.numbers(takes, IGNORED)])
+        self.energies, self.unknown = energies(waveforms), energies(UnknownSounds(world, split).waveforms())
+        self.targets = targets.to(device)
         if none:
             last = torch.tensor([len(world.names), len(world.registers), len(world.figures)], device=device)
             self.targets = self.targets.where(self.targets != IGNORED, last)
@@ -75,15 +97,15 @@ class SoundLessons:
         untold = self.targets[chosen[:quarter]].clone()
         untold[:, :2] = IGNORED
         energies = torch.cat([moved, self.energies[chosen[quarter:]], self.studies[studies]])
-        return self.disturb(energies), torch.cat([untold, self.targets[chosen[quarter:]], self.study_targets[studies]])
+        return self.augment(energies), torch.cat([untold, self.targets[chosen[quarter:]], self.study_targets[studies]])
 
     def draw_unknown(self, count: int) -> Tensor:
         """Sounds from outside the world to learn from, `[count, bands, frames]`."""
-        return self.disturb(begin_anywhere(sampling.draw(self.unknown, count)))
+        return self.augment(begin_anywhere(sampling.draw(self.unknown, count)))
 
-    def disturb(self, energies: Tensor) -> Tensor:
-        """`disturb` with what belongs to these sounds."""
-        return disturb(energies, self.silence, self.late)
+    def augment(self, energies: Tensor) -> Tensor:
+        """`augment` with what belongs to these sounds."""
+        return augment(energies, self.silence, self.late)
 
 
 def uniform(low: float, high: float, energies: Tensor, *shape: int) -> Tensor:
@@ -117,7 +139,7 @@ def begin_anywhere(energies: Tensor) -> Tensor:
     return energies.gather(2, places[:, None].expand_as(energies))
 
 
-def disturb(energies: Tensor, silence: float, late: int) -> Tensor:
+def augment(energies: Tensor, silence: float, late: int) -> Tensor:
     """Loudness, tone, sharpness, noise, tempo, tuning and begin as in sounds that are not quite true; some bands are lost.
 
     Args:

@@ -1,0 +1,142 @@
+"""The making of autoencoders, text encoders and decoders, in seconds, on artwork and sounds made up for it."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderDC, SD3Transformer2DModel
+
+from nextgpt.decoders import DECODERS, load_decoder
+from nextgpt.train.nano import assemble
+from nextgpt.train.nano.models import autoencoder, decoder, text_encoders
+from nextgpt.train.nano.models.captions import picture_captions, picture_numbers
+from nextgpt.train.nano.models.denoising import Cached, Denoising, draw_timesteps, new_scheduler
+from nextgpt.train.nano.world.clips import Clip
+from nextgpt.train.nano.world.pictures import Renderer, World
+from nextgpt.train.nano.world.sounds import Sound
+from nextgpt.train.nano.world.things import Picture
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+MEDIA = {
+    "image": Picture("dog", "flat", "red", "large"),
+    "audio": Sound("flute", "low", "chord"),
+    "video": Clip("dog", "spinning"),
+}
+
+
+@pytest.fixture
+def make(small_world, tmp_path, monkeypatch, steady_clock):
+    """Runs a maker for some steps and returns the folder that it wrote."""
+
+    def run(module: str, modality: str, minutes: float = 0.1) -> str:
+        maker = importlib.import_module(f"nextgpt.train.nano.models.{module}")
+        out = tmp_path / maker.DEFAULTS[modality].part
+        words = f"{module} {modality} --world {small_world} --out {out} --minutes {minutes} --batch 4 --device cpu".split()
+        monkeypatch.setattr("sys.argv", [*words, *(["--root", str(tmp_path)] if module == "decoder" else [])])
+        maker.main()
+        return out
+
+    return run
+
+
+@pytest.mark.parametrize("modality", autoencoder.DEFAULTS)
+def test_an_autoencoder_learns_and_is_saved_as_pipelines_read_it(modality, make):
+    out = make("autoencoder", modality, minutes=0.3)
+    log = json.loads((out / "training_log.json").read_text(encoding="utf-8"))
+    first, last = (sum(log["curve"][row][part] for part in ("pixels", "edges", "means")) for row in (0, -1))
+    assert last < first
+    assert (out.with_name(out.name + ".work") / "sheet.png").is_file()
+    made = AutoencoderDC.from_pretrained(out)
+    assert json.loads((out / "config.json").read_text(encoding="utf-8"))["block_out_channels"] == [32, 64, 128]
+    pixels = torch.rand(2, made.config.in_channels, 64, 80)
+    assert made.encode(pixels).latent.shape == (2, 8, 16, 20)
+
+
+def test_normalised_latents_decode_as_before():
+    torch.manual_seed(0)
+    made = autoencoder.new_autoencoder().eval()
+    pixels = torch.rand(4, 3, 64, 64) * 2 - 1
+    before = autoencoder.decode(made, autoencoder.encode(made, pixels))
+    autoencoder.normalise_latents(made, autoencoder.encode(made, pixels))
+    latents = autoencoder.encode(made, pixels)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(8), atol=1e-3, rtol=0)
+    torch.testing.assert_close(autoencoder.decode(made, latents), before, atol=1e-4, rtol=0)
+
+
+def test_the_autoencoder_of_pictures_sees_artwork_anywhere(small_world):
+    world = World(small_world)
+    draw = autoencoder.AnyPictures(Renderer(torch.from_numpy(world.art)), world.combinations("train"))
+    pictures = draw(64)
+    assert pictures.shape == (64, 3, 64, 64) and pictures.min() >= 0 and pictures.max() <= 1
+    assert len({tuple(picture[:, 0, 0].tolist()) for picture in pictures}) > 20, "colours that are none of the world's"
+
+
+@pytest.mark.parametrize("modality", text_encoders.KINDS)
+def test_what_a_text_encoder_makes_of_unlike_captions_stands_apart(modality, make):
+    log = json.loads((make("text_encoders", modality, minutes=0.4) / "training_log.json").read_text(encoding="utf-8"))
+    for name in text_encoders.KINDS[modality].widths:
+        assert log["curve"][-2][name] < log["curve"][0][name]  # the last row is of a single step
+        assert log["figures"]["least_distance"][name] > 0
+
+
+@pytest.mark.parametrize("modality", MEDIA)
+def test_a_decoder_is_made_and_read_by_its_kind(modality, make):
+    kind = decoder.KINDS[modality]
+    if modality == "audio":
+        make("autoencoder", "audio")
+    else:
+        make("autoencoder", "image")
+    make("text_encoders", modality)
+    out = make("decoder", modality)
+    made = load_decoder(assemble.DECODERS[modality][0], out)
+    assert made.pipeline_class == kind.pipeline.__name__ and DECODERS[made.kind].modality == modality
+    conditioning = made.encode([MEDIA[modality].caption])
+    [medium] = made.generate(conditioning, seeds=[0], num_inference_steps=2)
+    match modality:
+        case "image":
+            assert medium.size == (64, 64)
+        case "audio":
+            assert medium.sampling_rate == 16_000 and len(medium.array) == 32_000 and np.isfinite(medium.array).all()
+        case "video":
+            assert medium.frames.shape == (8, 64, 64, 3) and medium.fps == 4
+
+
+def test_what_is_cached_is_what_the_decoder_says_of_a_caption(small_world, make):
+    make("autoencoder", "image")
+    encoder = text_encoders.CLIPTextModelWithProjection.from_pretrained(make("text_encoders", "image"))
+    world = World(small_world)
+    captions, _ = picture_captions(world)
+    cached = text_encoders.encode_captions("image", encoder.eval(), captions)
+    rows = world.combinations("dev")[:3]
+    texts = [world.caption(row) for row in rows.tolist()]
+    said = load_decoder("stable-diffusion-3", make("decoder", "image"), dtype=torch.bfloat16).encode(texts)
+    for name, states in said.items():
+        found = cached[name][picture_numbers(world, rows)].float()
+        torch.testing.assert_close(states.float(), found, atol=0.05, rtol=0.05)
+
+
+def test_a_denoiser_learns_the_sample_itself():
+    torch.manual_seed(0)
+    small = {"num_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2, "caption_projection_dim": 32}
+    denoiser = SD3Transformer2DModel(
+        sample_size=4, patch_size=4, in_channels=2, out_channels=2, joint_attention_dim=8, pooled_projection_dim=4, **small
+    )
+    network = Denoising(denoiser, decoder.KINDS["image"].call)
+    states = {"prompt_embeds": torch.randn(3, 5, 8), "pooled_prompt_embeds": torch.randn(3, 4)}
+    cached = Cached(states, torch.randn(2, 2, 4, 4), torch.tensor([0, 1]))
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in range(150):
+        conditioning, latents = cached.draw(torch.randint(2, (16,)))
+        loss = network(conditioning, latents, torch.randn_like(latents), draw_timesteps(16, torch.device("cpu")))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    scheduler, made = new_scheduler(), torch.randn(2, 2, 4, 4)
+    scheduler.set_timesteps(4)
+    with torch.no_grad():
+        for step in scheduler.timesteps:
+            given = {name: tensor[:2] for name, tensor in states.items()}
+            made = scheduler.step(network.call(denoiser, made, step.expand(2), given), step, made).prev_sample
+    assert (made - cached.latents).square().mean() < 0.2 * cached.latents.var()

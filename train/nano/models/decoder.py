@@ -1,0 +1,291 @@
+"""Makes the diffusion decoders: small pipelines of diffusers that learn to draw, play and film the world from its captions.
+
+`python -m nextgpt.train.nano.models.decoder image` (or `audio`, `video`) needs the autoencoder and the text encoder, which
+stay as they are. It computes the latents of the training media and the conditioning of all captions once, trains the
+denoiser on them and writes the pipeline. It goes on from its last checkpoint when started again.
+
+- `image`: `StableDiffusion3Pipeline`, a transformer over few large patches, told by the caption's embedding in each block.
+- `audio`: `AudioLDMPipeline`, a UNet told by the caption's vector in each block, with phase reconstruction for its vocoder.
+- `video`: `LattePipeline`, a transformer over patches of each frame and over time, on the pictures' autoencoder.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import (
+    AudioLDMPipeline,
+    AutoencoderDC,
+    DiffusionPipeline,
+    LattePipeline,
+    LatteTransformer3DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor, nn
+from transformers import AutoTokenizer, ClapTextModelWithProjection, CLIPTextModelWithProjection, T5EncoderModel
+
+from nextgpt.decoders.vocoder import GriffinLimVocoder, GriffinLimVocoderConfig
+from nextgpt.train.nano.models import loop
+from nextgpt.train.nano.models.autoencoder import encode
+from nextgpt.train.nano.models.autoencoder import load as load_autoencoder
+from nextgpt.train.nano.models.captions import clip_captions, clip_numbers, picture_captions, picture_numbers, sound_captions
+from nextgpt.train.nano.models.denoising import LEARNING_RATE, Cached, Conditioning, Denoising, new_scheduler, save, train
+from nextgpt.train.nano.models.text_encoders import POOLED, SOUND_WIDTH, WIDTH, encode_captions
+from nextgpt.train.nano.world import sampling
+from nextgpt.train.nano.world.clips import FPS, FRAMES, ClipRenderer, ClipWorld
+from nextgpt.train.nano.world.pictures import SIDE, Renderer, World
+from nextgpt.train.nano.world.sounds import SAMPLING_RATE, SECONDS, SoundWorld
+from nextgpt.train.nano.world.spectrograms import BANDS, HOP, log_mels
+from nextgpt.train.nano.world.spectrograms import FRAMES as MEL_FRAMES
+
+DEFAULTS = {
+    "image": loop.Default("image_decoder", minutes=60, batch=2048),
+    "audio": loop.Default("sound_decoder", minutes=60, batch=512),
+    "video": loop.Default("clip_decoder", minutes=50, batch=256),
+}
+LATENT_SIDE = SIDE // 4
+STEPS = 8  # the first of them is nearly right: the denoiser predicts the sample
+SOUND_CHANNELS = (96, 160)
+VOCODER = GriffinLimVocoderConfig(sampling_rate=SAMPLING_RATE, model_in_dim=BANDS, upsample_rates=(HOP,), rounds=32)
+
+
+class Media(NamedTuple):
+    """What a denoiser learns from: the latents of media, the numbers of their captions, and which of them to draw."""
+
+    latents: Tensor
+    captions: Tensor
+    choose: Callable[[int], Tensor]
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------
+
+
+def new_picture_denoiser(channels: int) -> SD3Transformer2DModel:
+    """At random; 12 M parameters. Four patches a picture."""
+    return SD3Transformer2DModel(
+        sample_size=LATENT_SIDE,
+        patch_size=8,
+        in_channels=channels,
+        out_channels=channels,
+        num_layers=5,
+        attention_head_dim=64,
+        num_attention_heads=5,
+        joint_attention_dim=WIDTH,
+        caption_projection_dim=320,
+        pooled_projection_dim=POOLED,
+        pos_embed_max_size=2,
+    )
+
+
+def _call_sd3(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    states, pooled = conditioning["prompt_embeds"], conditioning["pooled_prompt_embeds"]
+    return denoiser(noisy, states, pooled, timesteps).sample
+
+
+def _pictures(args: Namespace, world: World, autoencoder: AutoencoderDC, device: torch.device) -> Media:
+    renderer = Renderer(torch.from_numpy(world.art).to(device))
+    rows = sampling.combinations(world, "train", args.concepts, device)
+    latents = torch.cat([encode(autoencoder, renderer(part) * 2 - 1).bfloat16() for part in rows.split(256)])
+    numbers = picture_numbers(world, rows)
+    return Media(latents, numbers, lambda count: torch.randint(len(rows), (count,), device=device))
+
+
+# -- sounds -----------------------------------------------------------------------------------------------------
+
+
+def new_sound_denoiser(channels: int) -> UNet2DConditionModel:
+    """At random; the caption's vector reaches every block beside the time, as AudioLDM has it."""
+    return UNet2DConditionModel(
+        sample_size=MEL_FRAMES // 4,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=SOUND_CHANNELS,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=16,
+        cross_attention_dim=SOUND_CHANNELS,  # without text states these attend to the sound itself
+        attention_head_dim=4,
+        resnet_time_scale_shift="scale_shift",
+        class_embed_type="simple_projection",
+        projection_class_embeddings_input_dim=SOUND_WIDTH,
+        class_embeddings_concat=True,
+    )
+
+
+def _call_audioldm(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    return denoiser(noisy, timesteps, encoder_hidden_states=None, class_labels=conditioning["prompt_embeds"]).sample
+
+
+def _sounds(args: Namespace, world: World, autoencoder: AutoencoderDC, device: torch.device) -> Media:
+    sounds = SoundWorld(args.world)
+    rows = sounds.rows("train", args.concepts)
+    varied, waveforms = sounds.variations(args.concepts)
+    mels = torch.cat([log_mels(sounds.heard(rows)), log_mels(waveforms)]).to(device)
+    numbers, plain = torch.cat([rows, varied]).to(device), len(rows)
+
+    def choose(count: int) -> Tensor:
+        chosen = torch.randint(len(numbers), (count,), device=device)
+        chosen[: count // 2] %= plain  # the others vary: with one sound for each caption it learns by heart
+        return chosen
+
+    return Media(encode(autoencoder, mels).bfloat16(), numbers, choose)
+
+
+# -- clips ------------------------------------------------------------------------------------------------------
+
+
+def new_clip_denoiser(channels: int) -> LatteTransformer3DModel:
+    """At random; 9 M parameters. Four patches a frame."""
+    return LatteTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=64,
+        in_channels=channels,
+        out_channels=2 * channels,  # as the pipeline wants it: the second half is left unused
+        num_layers=4,
+        cross_attention_dim=256,
+        attention_bias=True,
+        sample_size=LATENT_SIDE,
+        patch_size=8,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+        caption_channels=WIDTH,
+        video_length=FRAMES,
+    )
+
+
+def _call_latte(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    predicted = denoiser(noisy, timesteps, encoder_hidden_states=conditioning["prompt_embeds"]).sample
+    return predicted[:, : noisy.shape[1]]
+
+
+def _clips(args: Namespace, world: World, autoencoder: AutoencoderDC, device: torch.device) -> Media:
+    clips = ClipWorld(world)
+    renderer = ClipRenderer(world, Renderer(torch.from_numpy(world.art).to(device)))
+    rows = clips.rows("train", args.concepts).to(device)
+    latents = []
+    for part in rows.split(16):
+        frames = renderer(part).transpose(1, 2).flatten(0, 1)  # [N * 8, 3, 64, 64]
+        latents.append(encode(autoencoder, frames * 2 - 1).unflatten(0, (-1, FRAMES)).transpose(1, 2).bfloat16())
+    numbers = clip_numbers(clips, rows)
+    return Media(torch.cat(latents), numbers, lambda count: torch.randint(len(rows), (count,), device=device))
+
+
+# -- pipelines --------------------------------------------------------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """How the decoder of one modality is made.
+
+    Attributes:
+        parts: the folders under the root that it stands on: its autoencoder and its text encoder.
+        media: what it learns from.
+        captions: world's folder → its captions.
+        new: channels of the latents → the denoiser, at random.
+        call: as `Denoising` has it.
+        pipeline: what is saved, and `denoiser` the name of the denoiser in it.
+        extra: further components.
+        generation: the options that it generates with by default.
+    """
+
+    parts: tuple[str, str]
+    media: Callable[[Namespace, World, AutoencoderDC, torch.device], Media]
+    captions: Callable[[Path], Any]
+    new: Callable[[int], nn.Module]
+    call: Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
+    text_encoder: type
+    pipeline: type[DiffusionPipeline]
+    denoiser: str
+    extra: Callable[[], dict[str, Any]]
+    generation: dict[str, Any]
+
+
+SIZE = {"height": SIDE, "width": SIDE}
+KINDS = {
+    "image": Kind(
+        parts=("autoencoder", "text_encoder"),
+        media=_pictures,
+        captions=lambda folder: picture_captions(World(folder))[0],
+        new=new_picture_denoiser,
+        call=_call_sd3,
+        text_encoder=CLIPTextModelWithProjection,
+        pipeline=StableDiffusion3Pipeline,
+        denoiser="transformer",
+        extra=lambda: dict.fromkeys(("text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")),
+        generation={"num_inference_steps": STEPS, "guidance_scale": 1.0, **SIZE, "fixed": [*SIZE]},
+    ),
+    "audio": Kind(
+        parts=("sound_autoencoder", "sound_text_encoder"),
+        media=_sounds,
+        captions=lambda folder: sound_captions(SoundWorld(folder))[0],
+        new=new_sound_denoiser,
+        call=_call_audioldm,
+        text_encoder=ClapTextModelWithProjection,
+        pipeline=AudioLDMPipeline,
+        denoiser="unet",
+        extra=lambda: {"vocoder": GriffinLimVocoder(VOCODER)},
+        generation={"num_inference_steps": STEPS, "guidance_scale": 1.0, "duration": SECONDS},
+    ),
+    "video": Kind(
+        parts=("autoencoder", "clip_text_encoder"),
+        media=_clips,
+        captions=lambda folder: clip_captions(World(folder))[0],
+        new=new_clip_denoiser,
+        call=_call_latte,
+        text_encoder=T5EncoderModel,
+        pipeline=LattePipeline,
+        denoiser="transformer",
+        extra=dict,
+        generation={
+            "num_inference_steps": STEPS,
+            "guidance_scale": 1.0,
+            **SIZE,
+            "num_frames": FRAMES,
+            "fps": FPS,
+            "fixed": [*SIZE, "num_frames"],
+        },
+    ),
+}
+
+
+def main() -> None:
+    """Caches, trains and saves the pipeline."""
+    parser = loop.arguments(__doc__.split("\n")[0], DEFAULTS)
+    parser.add_argument("--root", type=Path, default=Path("runs/nano"), help="where the autoencoder and text encoder are")
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
+    args = parser.parse_args()
+    world, device = loop.start(args)
+    kind = KINDS[args.modality]
+    autoencoder, text_encoder = (args.root / part for part in kind.parts)
+    vae = load_autoencoder(autoencoder, device)
+    encoder = kind.text_encoder.from_pretrained(text_encoder).float().to(device).eval().requires_grad_(False)
+    captions = kind.captions(args.world).to(device)
+    conditioning = encode_captions(args.modality, encoder, captions)
+    media = kind.media(args, world, vae, device)
+
+    network = Denoising(kind.new(media.latents.shape[1]), kind.call)
+    denoiser, run = train(args, network, Cached(conditioning, media.latents, media.captions), media.choose, device)
+    pipeline = kind.pipeline(
+        vae=AutoencoderDC.from_pretrained(autoencoder),
+        text_encoder=encoder,
+        tokenizer=AutoTokenizer.from_pretrained(text_encoder),
+        scheduler=new_scheduler(),
+        **{kind.denoiser: denoiser},
+        **kind.extra(),
+    )
+    save(pipeline, kind.generation, args.out)
+    parameters = {"text_encoder": loop.parameter_count(encoder), "denoiser": loop.parameter_count(denoiser)}
+    run.write_figures(args.out, parameters=parameters)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Makes the decoders' text encoders: what a caption tells can be read linearly off what they make of it, noise and all.
+
+`python -m nextgpt.train.nano.models.text_encoders image` (or `audio`, `video`) trains a small one with its tokenizer from
+captions alone, and goes on from its last checkpoint when started again; the readings are left behind. What the captions of
+two unlike media have far apart, a denoiser learns quickly, and an output projection can miss by a little.
+
+- `image`: CLIP's; its text embedding and its last states, as Stable Diffusion 3 takes them.
+- `audio`: CLAP's; one vector of length 1, along the sum of one code for each thing that the caption says: a denoiser that
+  learned a vector of its own for each sound would play few that it has not learned.
+- `video`: T5's encoder; its last states, as Latte takes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    ClapTextConfig,
+    ClapTextModelWithProjection,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5EncoderModel,
+)
+
+from nextgpt.train.nano.models import loop
+from nextgpt.train.nano.models.captions import CaptionTable, clip_captions, picture_captions, sound_captions
+from nextgpt.train.nano.models.targets import TARGETS_WEIGHT, OrthogonalTargets, Probes, away_from
+from nextgpt.train.nano.world.pictures import World
+from nextgpt.train.nano.world.sounds import SoundWorld
+
+DEFAULTS = {
+    "image": loop.Default("text_encoder", minutes=8, batch=2048),
+    "audio": loop.Default("sound_text_encoder", minutes=4, batch=2048),
+    "video": loop.Default("clip_text_encoder", minutes=4, batch=2048),
+}
+WIDTH, POOLED, SOUND_WIDTH = 192, 256, 128  # of the states of pictures and clips; of the embedding of pictures; of sounds
+LEARNING_RATE = 1.5e-3
+MOST_NOISE = 1.0  # on what is read, in units of its own deviation
+Conditioning = dict[str, Tensor]
+
+
+class Kind(NamedTuple):
+    """How the text encoder of one modality is made.
+
+    Attributes:
+        captions: world → its captions, and what each says: part → `[captions]`.
+        new: tokenizer → the encoder, at random.
+        encode: encoder, token ids `[N, L]`, whether each is padding `[N, L]` → conditioning by the decoder's names.
+        widths: name of a conditioning → the width of what is read from it.
+        codes: whether it points along the sum of codes.
+    """
+
+    captions: Callable[[Path], tuple[CaptionTable, dict[str, Tensor]]]
+    new: Callable[[PreTrainedTokenizerBase], nn.Module]
+    encode: Callable[[nn.Module, Tensor, Tensor], Conditioning]
+    widths: dict[str, int]
+    codes: bool = False
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: getattr(tokenizer, name) for name in names if getattr(tokenizer, name) is not None}
+
+
+def _new_clip(tokenizer: PreTrainedTokenizerBase) -> CLIPTextModelWithProjection:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        projection_dim=POOLED,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        max_position_embeddings=tokenizer.model_max_length,
+        **_special_ids(tokenizer),
+    )
+    return CLIPTextModelWithProjection(config)
+
+
+def _encode_clip(encoder: nn.Module, ids: Tensor, padding: Tensor) -> Conditioning:
+    output = encoder(input_ids=ids)
+    return {"prompt_embeds": output.last_hidden_state, "pooled_prompt_embeds": output.text_embeds}
+
+
+def _new_clap(tokenizer: PreTrainedTokenizerBase) -> ClapTextModelWithProjection:
+    config = ClapTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=SOUND_WIDTH,
+        intermediate_size=4 * SOUND_WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        projection_dim=SOUND_WIDTH,
+        max_position_embeddings=tokenizer.model_max_length + 8,  # RoBERTa counts positions from the padding id on
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        **_special_ids(tokenizer),
+    )
+    return ClapTextModelWithProjection(config)
+
+
+def _encode_clap(encoder: nn.Module, ids: Tensor, padding: Tensor) -> Conditioning:
+    vectors = encoder(input_ids=ids, attention_mask=(~padding).long()).text_embeds
+    return {"prompt_embeds": F.normalize(vectors.float(), dim=-1)}
+
+
+def _new_t5(tokenizer: PreTrainedTokenizerBase) -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=WIDTH,
+        d_kv=32,
+        d_ff=2 * WIDTH,
+        num_layers=2,
+        num_heads=6,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        **_special_ids(tokenizer),
+    )
+    return T5EncoderModel(config)
+
+
+def _encode_t5(encoder: nn.Module, ids: Tensor, padding: Tensor) -> Conditioning:
+    states = encoder(input_ids=ids, attention_mask=(~padding).long()).last_hidden_state
+    return {"prompt_embeds": states * ~padding[..., None]}
+
+
+def _pictures(folder: Path) -> tuple[CaptionTable, dict[str, Tensor]]:
+    world = World(folder)
+    captions, values = picture_captions(world)
+    return captions, values | {"artwork": values["concept"] * len(world.styles) + values["style"]}
+
+
+def _sounds(folder: Path) -> tuple[CaptionTable, dict[str, Tensor]]:
+    return sound_captions(SoundWorld(folder))
+
+
+def _clips(folder: Path) -> tuple[CaptionTable, dict[str, Tensor]]:
+    return clip_captions(World(folder))
+
+
+KINDS = {
+    "image": Kind(_pictures, _new_clip, _encode_clip, {"prompt_embeds": WIDTH, "pooled_prompt_embeds": POOLED}),
+    "audio": Kind(_sounds, _new_clap, _encode_clap, {"prompt_embeds": SOUND_WIDTH}, codes=True),
+    "video": Kind(_clips, _new_t5, _encode_t5, {"prompt_embeds": WIDTH}),
+}
+
+
+@torch.no_grad()
+def encode_captions(modality: str, encoder: nn.Module, captions: CaptionTable) -> Conditioning:
+    """Conditioning of all captions in their first wording, and last of the empty one: name → `[captions + 1, ...]`."""
+    ids = torch.cat([captions.ids[:, 0], captions.empty[None]])
+    parts = [KINDS[modality].encode(encoder, part, part == captions.padding) for part in ids.split(512)]
+    return {name: torch.cat([part[name] for part in parts]).bfloat16() for name in parts[0]}
+
+
+def _read_off(states: Tensor, ids: Tensor, padding: int) -> Tensor:
+    """What is read: a vector itself; of states `[N, L, width]` the one at the caption's end."""
+    if states.ndim == 2:
+        return states
+    last = (ids != padding).cumsum(1).argmax(1)  # the first of the most, where the padding is the end token itself
+    return states[torch.arange(len(ids), device=ids.device), last]
+
+
+def main() -> None:
+    """Trains the encoder of one modality and saves it with its tokenizer."""
+    args = loop.arguments(__doc__.split("\n")[0], DEFAULTS).parse_args()
+    _, device = loop.start(args)
+    kind = KINDS[args.modality]
+    captions, values = kind.captions(args.world)
+    values = {part: numbers.to(device) for part, numbers in values.items()}
+    sizes = {part: int(numbers.max()) + 1 for part, numbers in values.items()}
+    captions = captions.to(device)
+    encoder = kind.new(captions.tokenizer).to(device)
+    scales = {name: width**0.5 if kind.codes else 1.0 for name, width in kind.widths.items()}  # codes have length 1
+    probes = nn.ModuleDict({name: Probes(sizes, width, scales[name]) for name, width in kind.widths.items()}).to(device)
+    codes = OrthogonalTargets(sizes, SOUND_WIDTH).to(device) if kind.codes else None
+    rows = captions.learned.to(device)
+
+    optimizer = loop.adamw([encoder, probes], LEARNING_RATE)
+    run = loop.Loop(args.out, args.minutes, optimizer, {"encoder": encoder, "probes": probes}, args.start_from)
+    for _ in run:
+        chosen = rows[torch.randint(len(rows), (args.batch,), device=device)]
+        ids = captions(chosen, varied=True)
+        targets = torch.stack([numbers[chosen] for numbers in values.values()], dim=1)
+        with loop.autocast(device):
+            made = kind.encode(encoder, ids, ids == captions.padding)
+            parts = {}
+            for name, states in made.items():
+                read = _read_off(states, ids, captions.padding).float()
+                parts[name] = sum(probes[name].losses(read, targets, MOST_NOISE).values())
+            if codes:
+                parts["codes"] = TARGETS_WEIGHT * away_from(codes(targets), made["prompt_embeds"])
+        loop.update(optimizer, sum(parts.values()))
+        run.record(args.batch, **parts)
+    encoder.eval().save_pretrained(args.out)
+    captions.tokenizer.save_pretrained(args.out)
+
+    every = encode_captions(args.modality, encoder, captions)
+    spread = {name: least_distance(states[:-1].float()) for name, states in every.items()}
+    run.write_figures(args.out, parameters=loop.parameter_count(encoder), least_distance=spread)
+
+
+def least_distance(states: Tensor, sample: int = 2000) -> float:
+    """The least root mean square difference between the conditionings of two captions, in their own deviations."""
+    chosen = states[torch.randperm(len(states), generator=torch.Generator().manual_seed(0))[:sample]].flatten(1)
+    distances = torch.cdist(chosen, chosen) / chosen.shape[1] ** 0.5
+    distances.fill_diagonal_(torch.inf)
+    return round((distances.min() / chosen.std()).item(), 4)
+
+
+if __name__ == "__main__":
+    main()
