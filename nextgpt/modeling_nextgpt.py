@@ -5,7 +5,6 @@ Messages and files are the processor's, diffusion is the decoders'; sampling is 
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -32,14 +31,12 @@ from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.generation import InterleavedGenerationMixin
 from nextgpt.hub.fingerprints import check_fingerprints
-from nextgpt.hub.loading import load_frozen_encoder, load_language_model
+from nextgpt.hub.loading import check_keywords, load_frozen_encoder, load_language_model
 from nextgpt.hub.parts import fetch_model, first_line
 from nextgpt.multimodal.features import MediaFeaturesMixin
 from nextgpt.multimodal.generation_modes import GenerationModesMixin
 from nextgpt.projections import OutputProjection, SignalRows
 from nextgpt.signals import SignalVocabulary
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -146,8 +143,9 @@ class NextGPTForConditionalGeneration(
         dtype: torch.dtype | str = torch.float32,
         device_map: str | dict | None = None,
         quantization_config: object | None = None,
+        attn_implementation: str | None = None,
         revision: str | None = None,
-        **unused,
+        **others,
     ) -> NextGPTForConditionalGeneration:
         """Loads the frozen parts from where the configuration names them, and the trained tensors from this checkpoint.
 
@@ -155,15 +153,20 @@ class NextGPTForConditionalGeneration(
             pretrained_model_name_or_path: preset name, folder or Hub repository.
             dtype: of every part, or "auto" for the LLM's own.
             device_map, quantization_config: handed to the LLM's `from_pretrained` (4-bit and 8-bit loading).
+            attn_implementation: of the LLM ("eager", "sdpa" …); where None, the LLM's own.
             revision: of the Hub repository.
+            others: what the Auto classes add of their own; anything else is refused.
 
         Raises:
+            UserInputError: an argument is not known.
             ModelLoadError: something is missing or its shape does not fit; the message names it.
         """
-        if unused:
-            logger.debug("from_pretrained does not use these arguments: %s", sorted(unused))
+        dtype = others.pop("torch_dtype", dtype)  # its old name, which transformers still takes
+        check_keywords(others)
         folder = fetch_model(pretrained_model_name_or_path, revision)
         config = config or NextGPTConfig.from_pretrained(folder)
+        if attn_implementation is not None:
+            config._attn_implementation = attn_implementation
         file = folder / TRAINED_FILE
         if not file.is_file():
             raise ModelLoadError(f"{folder} holds no {TRAINED_FILE} with trained weights: train one, or name another")

@@ -103,3 +103,14 @@ def test_each_kind_has_its_features_and_a_foreign_one_is_refused(model, tmp_path
     assert sees.input_modalities == ("text", "image")
     with pytest.raises(UserInputError, match="takes text, image as input, not video"):
         sees.get_video_features(clip)
+
+
+def test_how_a_model_is_loaded_is_honoured_or_refused(folder):
+    half = AutoModelForMultimodalLM.from_pretrained(folder, torch_dtype=torch.bfloat16, attn_implementation="eager")
+    assert half.dtype == torch.bfloat16
+    assert half.get_base_model().config._attn_implementation == "eager"
+    assert AutoModelForMultimodalLM.from_pretrained(folder).get_base_model().config._attn_implementation != "eager"
+    direct = NextGPTForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
+    assert direct.get_base_model().config._attn_implementation == "eager"
+    with pytest.raises(UserInputError, match="got 'load_in_4bit', which is not known"):
+        AutoModelForMultimodalLM.from_pretrained(folder, load_in_4bit=True)
