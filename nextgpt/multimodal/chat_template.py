@@ -18,9 +18,11 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils.chat_template_utils import _get_template_variables
 
 from nextgpt.errors import UserInputError
+from nextgpt.signals import MODALITIES
 
 ROLES = ("system", "user", "assistant")
 MESSAGE_KEYS = ("role", "content")
+PART_KEYS = ("type", "text", "path", "url", "base64", "image_url", "caption", "seed", *MODALITIES)
 PLURALS = {"images": "image", "videos": "video", "audio": "audio"}  # as transformers' processors call them
 # What every call is told by its own argument, so that it cannot come as a variable of the template.
 _NO_VARIABLES = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
@@ -68,12 +70,13 @@ class ChatTemplateMixin:
                 )
         if continue_final_message and add_generation_prompt:
             raise UserInputError("continue_final_message and add_generation_prompt are both set: choose one")
+        conversations = self._as_conversations(conversation)
+        _check_part_keys(conversations)
         template = chat_template or self.chat_template
         variables, processor_kwargs = self._sort_keywords(template, kwargs, processor_kwargs or {})
         rendering = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
         rendering |= {"chat_template": template, "template_kwargs": variables}
         if not tokenize:
-            conversations = self._as_conversations(conversation)
             texts = [self._text_of(self._render(each, **rendering)[0]) for each in conversations]
             return texts if isinstance(conversation[0], (list, tuple)) else texts[0]
         processor_kwargs |= {"return_tensors": return_tensors} if return_tensors != "auto" else {}
@@ -210,6 +213,19 @@ def openai_part(part: Any) -> Any:
         return part
     address = part["image_url"]
     return {"type": "image", "url": address.get("url") if isinstance(address, dict) else address}
+
+
+def _check_part_keys(conversations: list[list[dict]]) -> None:
+    """Refuses what other models read in a part (sizes, frame rates) and this one would lose."""
+    for conversation in conversations:
+        for i, message in enumerate(conversation):
+            parts = message["content"] if isinstance(message["content"], (list, tuple)) else ()
+            known = [part for part in parts if isinstance(part, dict) and part.get("type") in PART_KEYS]
+            for key, value in (pair for part in known for pair in part.items()):
+                if key not in PART_KEYS and value is not None:
+                    raise UserInputError(
+                        f"message {i}: a part has {key} {short(value)}, which this model cannot read; leave it out"
+                    )
 
 
 def _keywords(function: Callable) -> set[str]:

@@ -54,6 +54,12 @@ def test_what_a_message_holds_beyond_words_and_known_media_is_refused_by_name(pr
             call([*SHORT, message])
 
 
+def test_what_other_models_read_in_a_part_is_refused_by_name(processor):
+    part = {"type": "image", "image": RED, "resized_height": 280}
+    with pytest.raises(UserInputError, match="message 1: a part has resized_height 280"):
+        processor.apply_chat_template([*SHORT, {"role": "user", "content": [part]}])
+
+
 def test_keys_without_a_value_are_no_matter(processor):
     """As other programs write them; transformers leaves them out too."""
     message = SHORT[0] | {"tool_calls": None, "name": None}
