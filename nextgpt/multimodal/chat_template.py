@@ -38,7 +38,7 @@ class ChatTemplateMixin:
         tools: list | None = None,
         documents: list | None = None,
         add_generation_prompt: bool = False,
-        continue_final_message: bool = False,
+        continue_final_message: bool | str = False,
         return_assistant_tokens_mask: bool = False,
         tokenize: bool = False,
         return_tensors: str | None = "auto",
@@ -70,6 +70,10 @@ class ChatTemplateMixin:
                 )
         if continue_final_message and add_generation_prompt:
             raise UserInputError("continue_final_message and add_generation_prompt are both set: choose one")
+        if continue_final_message not in (True, False, "content"):
+            raise UserInputError(f"continue_final_message is {continue_final_message!r}: a message goes on with its content")
+        if return_assistant_tokens_mask and not (tokenize and return_dict):
+            raise UserInputError("return_assistant_tokens_mask needs tokenize=True and return_dict=True")
         conversations = self._as_conversations(conversation)
         _check_part_keys(conversations)
         template = chat_template or self.chat_template

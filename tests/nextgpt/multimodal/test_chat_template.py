@@ -30,6 +30,8 @@ def processor():
         ({"padding": "max_length", "tokenize": True}, "padding is 'max_length'"),
         ({"return_tensors": "np", "tokenize": True}, "return_tensors is 'np'"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "both set"),
+        ({"continue_final_message": "thinking"}, "continue_final_message is 'thinking'"),
+        ({"return_assistant_tokens_mask": True}, "return_assistant_tokens_mask needs"),
     ],
     ids=lambda each: each if isinstance(each, str) else next(iter(each)),
 )
