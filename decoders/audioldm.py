@@ -36,9 +36,14 @@ class AudioLDMDecoder(Decoder):
         config = read_config(source, "text_encoder", revision)
         return {"prompt_embeds": TensorSpec((required_size(config, "projection_dim", source),))}
 
+    @property
+    def sampling_rate(self) -> int:
+        """Samples per second, from the vocoder's configuration."""
+        return self._config("vocoder")["sampling_rate"]
+
     def _read_sizes(self) -> dict[str, Size]:
         vocoder, factor = self._config("vocoder"), scale_factor(self._config("vae"))
-        seconds = factor * math.prod(vocoder["upsample_rates"]) / vocoder["sampling_rate"]  # of a row of latents
+        seconds = factor * math.prod(vocoder["upsample_rates"]) / self.sampling_rate  # of a row of latents
         sample_size = self._config("unet")["sample_size"]
         return {"duration": Size(least=seconds, default=sample_size * seconds)}
 
@@ -61,7 +66,7 @@ class AudioLDMDecoder(Decoder):
             **options,
             callback=lambda index, _, latents: after_step(index, latents),
         ).audios  # [N, samples]
-        return [Audio(waveform, pipeline.vocoder.config.sampling_rate) for waveform in waveforms]
+        return [Audio(waveform, self.sampling_rate) for waveform in waveforms]
 
     def _encode_media(self, pipeline, media: Sequence[Audio], options: dict) -> torch.Tensor:
         vocoder = pipeline.vocoder.config

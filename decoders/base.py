@@ -157,6 +157,11 @@ class Decoder:
 
     # The public face ---------------------------------------------------------------------------------------------
 
+    @property
+    def sampling_rate(self) -> int:
+        """Samples per second of the sounds that it makes; a decoder of sounds says it."""
+        raise AttributeError(f"the decoder '{self.kind}' makes no sounds")
+
     @cached_property
     def sizes(self) -> dict[str, Size]:
         """Size option (`height`, `num_frames`, `duration` …) → the values that the decoder can make.

@@ -44,9 +44,14 @@ class StableAudioDecoder(Decoder):
             )
         return {"prompt_embeds": TensorSpec((required_size(tokenizer, "model_max_length", source), width))}
 
+    @property
+    def sampling_rate(self) -> int:
+        """Samples per second, from the autoencoder's configuration."""
+        return self._config("vae")["sampling_rate"]
+
     def _read_sizes(self) -> dict[str, Size]:
         vae = self._config("vae")
-        seconds = math.prod(vae["downsampling_ratios"]) / vae["sampling_rate"]  # of a latent
+        seconds = math.prod(vae["downsampling_ratios"]) / self.sampling_rate  # of a latent
         longest = self._config("transformer")["sample_size"] * seconds
         return {"duration": Size(least=seconds, most=longest, default=longest)}
 
@@ -78,7 +83,7 @@ class StableAudioDecoder(Decoder):
             **options,
             callback=lambda index, _, latents: after_step(index, latents),
         ).audios  # [N, channels, samples]
-        return [Audio(each.mean(0).float().cpu().numpy(), pipeline.vae.config.sampling_rate) for each in waveforms]
+        return [Audio(each.mean(0).float().cpu().numpy(), self.sampling_rate) for each in waveforms]
 
     def _encode_media(self, pipeline, media: Sequence[Audio], options: dict) -> torch.Tensor:
         vae = pipeline.vae

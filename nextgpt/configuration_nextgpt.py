@@ -18,6 +18,7 @@ from nextgpt.encoders.loading import ENCODERS
 from nextgpt.errors import ModelLoadError
 from nextgpt.hub.fingerprints import fingerprint
 from nextgpt.hub.parts import FrozenPart, first_line, resolve_model
+from nextgpt.multimodal.registration import know_presets
 from nextgpt.signals import MODALITIES
 
 LORA_DEFAULTS = {"r": 32, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
@@ -34,7 +35,7 @@ def without_tensor(part: str) -> str:
 
 
 class NextGPTConfig(PreTrainedConfig):
-    """Configuration of [`NextGPTModel`].
+    """Configuration of [`NextGPTForConditionalGeneration`].
 
     Args:
         language_model, encoder: the frozen LLM and media encoder, as [`FrozenPart`] fields.
@@ -248,3 +249,4 @@ def encoder_config_from_dict(values: dict) -> PreTrainedConfig:
 
 
 AutoConfig.register(NextGPTConfig.model_type, NextGPTConfig, exist_ok=True)
+know_presets()

@@ -133,7 +133,7 @@ class InterleavedGenerationMixin:
         active, cache = rows, past_key_values
         while active:
             recorder = _Recorder(active, self.vocabulary.runs, output.runs, on_run)
-            result = self.generate(
+            result = super().generate(  # transformers' own: the gate and the segments do the rest
                 input_ids=input_ids,
                 attention_mask=mask,
                 past_key_values=cache,
@@ -170,7 +170,7 @@ class InterleavedGenerationMixin:
             kwargs["media_features"] = self.encode_media(input_ids, **values)
         features = kwargs.pop("media_features", None)
         if features is not None and expand_size > 1:
-            rows = features.split(self.placeholder_mask(input_ids).sum(1).tolist())
+            rows = features.split(self.get_placeholder_mask(input_ids).sum(1).tolist())
             features = torch.cat([row for row in rows for _ in range(expand_size)])
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size=expand_size, input_ids=input_ids, **kwargs)
         return input_ids, kwargs if features is None else kwargs | {"media_features": features}
@@ -188,7 +188,7 @@ class InterleavedGenerationMixin:
         if is_first_iteration:
             inputs["signal_recorder"] = signal_recorder
         if media_features is not None and (is_first_iteration or kwargs.get("use_cache") is False):
-            placeholders = self.placeholder_mask(input_ids)
+            placeholders = self.get_placeholder_mask(input_ids)
             order = placeholders.flatten().cumsum(0).view_as(placeholders) - 1
             fed = inputs["input_ids"].shape[1]
             inputs["media_features"] = media_features[order[:, -fed:][placeholders[:, -fed:]]]

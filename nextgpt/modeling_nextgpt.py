@@ -5,7 +5,6 @@ Messages and files are the processor's, diffusion is the decoders'; sampling is 
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -32,17 +31,17 @@ from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.generation import InterleavedGenerationMixin
 from nextgpt.hub.fingerprints import check_fingerprints
-from nextgpt.hub.loading import load_frozen_encoder, load_language_model
+from nextgpt.hub.loading import check_keywords, load_frozen_encoder, load_language_model
 from nextgpt.hub.parts import fetch_model, first_line
+from nextgpt.multimodal.features import MediaFeaturesMixin
+from nextgpt.multimodal.generation_modes import GenerationModesMixin
 from nextgpt.projections import OutputProjection, SignalRows
 from nextgpt.signals import SignalVocabulary
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
 class NextGPTOutput(ModelOutput):
-    """Output of [`NextGPTModel`].
+    """Output of [`NextGPTForConditionalGeneration`].
 
     Args:
         loss: weighted sum of `losses`; present when something to learn from was given.
@@ -58,12 +57,14 @@ class NextGPTOutput(ModelOutput):
     past_key_values: object | None = None
 
 
-class NextGPTModel(CheckpointMixin, InterleavedGenerationMixin, PreTrainedModel, GenerationMixin):
+class NextGPTForConditionalGeneration(
+    CheckpointMixin, MediaFeaturesMixin, GenerationModesMixin, InterleavedGenerationMixin, PreTrainedModel, GenerationMixin
+):
     """Any mix of text and media in, text and signal states out (NExT-GPT, https://arxiv.org/abs/2309.05519).
 
-    `NextGPTModel(config)` builds everything with random weights (on the meta device too);
-    `NextGPTModel.from_parts(config)` loads the frozen parts and starts the trained ones afresh;
-    `NextGPTModel.from_pretrained(folder)` loads the trained ones as well.
+    `NextGPTForConditionalGeneration(config)` builds everything with random weights (on the meta device too);
+    `NextGPTForConditionalGeneration.from_parts(config)` loads the frozen parts and starts the trained ones afresh;
+    `NextGPTForConditionalGeneration.from_pretrained(folder)` loads the trained ones as well.
     """
 
     config_class = NextGPTConfig
@@ -98,7 +99,7 @@ class NextGPTModel(CheckpointMixin, InterleavedGenerationMixin, PreTrainedModel,
         )
         self.signal_rows = SignalRows(self.vocabulary.num_signals, hidden_size)
         self.generation_config = language_model.generation_config or GenerationConfig()
-        self.decoders: dict[str, object] = {}  # set by training when the denoising loss is wanted; never saved
+        self.decoders: dict[str, decoder_room.Decoder] = {}  # load on first use; set by training for the denoising loss
         self.post_init()
 
     def init_weights(self) -> None:
@@ -115,7 +116,7 @@ class NextGPTModel(CheckpointMixin, InterleavedGenerationMixin, PreTrainedModel,
         device_map: str | dict | None = None,
         quantization_config: object | None = None,
         encoder: nn.Module | None = None,
-    ) -> NextGPTModel:
+    ) -> NextGPTForConditionalGeneration:
         """Loads the frozen parts that `config` names and starts the trained parts afresh.
 
         Args:
@@ -142,24 +143,30 @@ class NextGPTModel(CheckpointMixin, InterleavedGenerationMixin, PreTrainedModel,
         dtype: torch.dtype | str = torch.float32,
         device_map: str | dict | None = None,
         quantization_config: object | None = None,
+        attn_implementation: str | None = None,
         revision: str | None = None,
-        **unused,
-    ) -> NextGPTModel:
+        **others,
+    ) -> NextGPTForConditionalGeneration:
         """Loads the frozen parts from where the configuration names them, and the trained tensors from this checkpoint.
 
         Args:
             pretrained_model_name_or_path: preset name, folder or Hub repository.
             dtype: of every part, or "auto" for the LLM's own.
             device_map, quantization_config: handed to the LLM's `from_pretrained` (4-bit and 8-bit loading).
+            attn_implementation: of the LLM ("eager", "sdpa" …); where None, the LLM's own.
             revision: of the Hub repository.
+            others: what the Auto classes add of their own; anything else is refused.
 
         Raises:
+            UserInputError: an argument is not known.
             ModelLoadError: something is missing or its shape does not fit; the message names it.
         """
-        if unused:
-            logger.debug("arguments of from_pretrained that NextGPTModel does not use: %s", sorted(unused))
+        dtype = others.pop("torch_dtype", dtype)  # its old name, which transformers still takes
+        check_keywords(others)
         folder = fetch_model(pretrained_model_name_or_path, revision)
         config = config or NextGPTConfig.from_pretrained(folder)
+        if attn_implementation is not None:
+            config._attn_implementation = attn_implementation
         file = folder / TRAINED_FILE
         if not file.is_file():
             raise ModelLoadError(f"{folder} holds no {TRAINED_FILE} with trained weights: train one, or name another")
@@ -189,7 +196,7 @@ class NextGPTModel(CheckpointMixin, InterleavedGenerationMixin, PreTrainedModel,
         for name, parameter in self.language_model.named_parameters():
             parameter.requires_grad_("lora" in groups and "lora_" in name)
 
-    def train(self, mode: bool = True) -> NextGPTModel:
+    def train(self, mode: bool = True) -> NextGPTForConditionalGeneration:
         """Frozen means frozen: the encoder stays in evaluation mode."""
         super().train(mode)
         self.encoder.eval()
@@ -210,18 +217,6 @@ class NextGPTModel(CheckpointMixin, InterleavedGenerationMixin, PreTrainedModel,
     def get_output_embeddings(self) -> nn.Module:
         return self.get_base_model().get_output_embeddings()
 
-    def placeholder_mask(self, input_ids: Tensor) -> Tensor:
-        """Where media stand in the prompt: `[batch, length]` of bool."""
-        first = self.vocabulary.offset + self.vocabulary.num_signals
-        return (input_ids >= first) & (input_ids < first + len(self.vocabulary.placeholders))
-
-    def signal_mask(self, input_ids: Tensor, modality: str | None = None) -> Tensor:
-        """Where signal tokens (of one modality) stand: `[batch, length]` of bool."""
-        start, stop = self.vocabulary.offset, self.vocabulary.offset + self.vocabulary.num_signals
-        if modality is not None:
-            start, stop = self.vocabulary.runs[modality][0], self.vocabulary.runs[modality][-1] + 1
-        return (input_ids >= start) & (input_ids < stop)
-
     @torch.no_grad()
     def encode_media(self, input_ids: Tensor, **values: Tensor | None) -> Tensor | None:
         """Frozen encoder: `<modality>_values` (stacked per modality) → features `[media, embed_dim]`.
@@ -229,7 +224,7 @@ class NextGPTModel(CheckpointMixin, InterleavedGenerationMixin, PreTrainedModel,
         The features come in the row-major order of the placeholders in `input_ids`.
         """
         given = {name.removesuffix("_values"): tensor for name, tensor in values.items() if tensor is not None}
-        kinds = input_ids[self.placeholder_mask(input_ids)]  # [media]
+        kinds = input_ids[self.get_placeholder_mask(input_ids)]  # [media]
         if not given and not len(kinds):
             return None
         features = torch.zeros(len(kinds), self.encoder.embed_dim, device=input_ids.device)
@@ -246,21 +241,17 @@ class NextGPTModel(CheckpointMixin, InterleavedGenerationMixin, PreTrainedModel,
     def embed(self, input_ids: Tensor, media_features: Tensor | None = None) -> Tensor:
         """Token ids `[batch, length]` and media features `[media, embed_dim]` → embeddings `[batch, length, hidden]`."""
         offset, signals = self.vocabulary.offset, self.signal_mask(input_ids)
-        placeholders = self.placeholder_mask(input_ids)
+        placeholders = self.get_placeholder_mask(input_ids, () if media_features is None else media_features)
         embeddings = self.get_input_embeddings()(input_ids.masked_fill(signals | placeholders, 0))
         if self.vocabulary.num_signals:
             rows = F.embedding((input_ids - offset).clamp(0, self.vocabulary.num_signals - 1), self.signal_rows.input)
             embeddings = torch.where(signals[..., None], rows.to(embeddings), embeddings)
-        count = int(placeholders.sum())
-        found = 0 if media_features is None else len(media_features)
-        if count != found:
-            raise UserInputError(f"the prompt has {count} media placeholders, but {found} media features came along")
-        if count:
+        if placeholders.any():
             if not media_features.isfinite().all():
                 bad = media_features.isfinite().all(-1).logical_not().nonzero().flatten().tolist()
                 raise UserInputError(
-                    f"the features of media {', '.join(str(i + 1) for i in bad)} of {found} hold NaN or infinite numbers; "
-                    "check these media, or load the encoder with another dtype (float32)"
+                    f"the features of media {', '.join(str(i + 1) for i in bad)} of {len(media_features)} hold NaN or "
+                    "infinite numbers; check these media, or load the encoder with another dtype (float32)"
                 )
             projected = self.input_projection(media_features.to(self.input_projection.weight.dtype))
             embeddings = embeddings.masked_scatter(placeholders[..., None], projected.to(embeddings))
@@ -385,7 +376,7 @@ class NextGPTModel(CheckpointMixin, InterleavedGenerationMixin, PreTrainedModel,
 
     def _shared_columns(self, input_ids: Tensor, mask: Tensor) -> int:
         """How many columns from the left hold the same in all rows, and no media."""
-        differ = (input_ids != input_ids[:1]) | (mask == 0) | self.placeholder_mask(input_ids)
+        differ = (input_ids != input_ids[:1]) | (mask == 0) | self.get_placeholder_mask(input_ids)
         return _first_column(differ)
 
     def _columns_without_gradient(self, input_ids: Tensor) -> int:
@@ -394,7 +385,7 @@ class NextGPTModel(CheckpointMixin, InterleavedGenerationMixin, PreTrainedModel,
             return 0
         trained = torch.zeros_like(input_ids, dtype=torch.bool)
         if self.input_projection.weight.requires_grad:
-            trained |= self.placeholder_mask(input_ids)
+            trained |= self.get_placeholder_mask(input_ids)
         if self.signal_rows.input.requires_grad:
             trained |= self.signal_mask(input_ids)
         return _first_column(trained)
@@ -446,5 +437,7 @@ def _add_lora(language_model: PreTrainedModel, config: NextGPTConfig) -> nn.Modu
         return get_peft_model(language_model, LoraConfig(task_type="CAUSAL_LM", **config.lora))
 
 
-AutoModel.register(NextGPTConfig, NextGPTModel, exist_ok=True)
-AutoModelForMultimodalLM.register(NextGPTConfig, NextGPTModel, exist_ok=True)
+NextGPTModel = NextGPTForConditionalGeneration  # its first name, which programs may import
+
+AutoModel.register(NextGPTConfig, NextGPTForConditionalGeneration, exist_ok=True)
+AutoModelForMultimodalLM.register(NextGPTConfig, NextGPTForConditionalGeneration, exist_ok=True)

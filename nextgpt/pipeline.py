@@ -13,20 +13,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 
 import torch
 from transformers import BatchFeature
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders import Decoder, GenerationCancelled
-from nextgpt.errors import ModelLoadError, UserInputError
+from nextgpt.errors import UserInputError
 from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, Timings
 from nextgpt.generation import InterleavedOutput, SignalRun
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.hub.loading import check_parts, load_frozen_decoder, read_quantization, replace_parts
-from nextgpt.hub.parts import fetch_model, first_line
-from nextgpt.modeling_nextgpt import NextGPTModel
+from nextgpt.hub.parts import fetch_model
+from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
+from nextgpt.multimodal.generation_modes import check_decoder_options, make_media
 from nextgpt.options import GenerationOptions
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.session import Session, fingerprint_media, forgetting_on_error
@@ -58,7 +58,7 @@ class NextGPTPipeline:
     It is safe to call from several threads; the calls take turns.
     """
 
-    def __init__(self, model: NextGPTModel, processor: NextGPTProcessor, decoders: dict[str, Decoder]):
+    def __init__(self, model: NextGPTForConditionalGeneration, processor: NextGPTProcessor, decoders: dict[str, Decoder]):
         self.model, self.processor, self.decoders = model, processor, decoders
         self._lock = threading.RLock()
         missing = set(model.vocabulary.runs) - set(decoders)
@@ -101,7 +101,7 @@ class NextGPTPipeline:
         check_parts(config, location, str(name_or_path))
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
-        model = NextGPTModel.from_pretrained(
+        model = NextGPTForConditionalGeneration.from_pretrained(
             location,
             config=config,
             dtype=dtype,
@@ -259,7 +259,7 @@ class _Answer:
         self.started = time.perf_counter()
         self.timings: list[Timings] = []
         for modality, decoder in pipeline.decoders.items():
-            _check_decoder_options(decoder, getattr(options, modality))
+            check_decoder_options(decoder, getattr(options, modality))
         self.media: dict[tuple[int, int], dict] = {}  # (row, position in the answer) → message part
         self.output: InterleavedOutput | None = None
 
@@ -377,18 +377,8 @@ class _Answer:
         self.emit(MediaDone(index, run.modality, media, seed, seconds))
 
     def _run_decoder(self, decoder: Decoder, runs: list[SignalRun], seeds: list[int], on_step=None) -> list:
-        conditioning = self.pipeline.model.project(
-            decoder.modality,
-            torch.stack([run.hidden_states for run in runs]),
-            torch.stack([run.token_embeddings for run in runs]),
-        )
         options = getattr(self.options, decoder.modality)
-        try:
-            return decoder.generate(conditioning, seeds=seeds, on_step=on_step, cancel=self.cancel, **options)
-        except (TypeError, ValueError) as error:
-            raise UserInputError(f"{decoder.modality} options {options}: {error}") from error
-        except OSError as error:
-            raise ModelLoadError(str(error)) from error
+        return make_media(self.pipeline.model, decoder, runs, seeds, options, on_step, self.cancel)
 
     def _media_index(self, run: SignalRun, runs: list[SignalRun]) -> int:
         return sum(other.row == run.row and other.position < run.position for other in runs)
@@ -399,22 +389,6 @@ class _Answer:
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self.started
-
-
-def _check_decoder_options(decoder: Decoder, options: dict) -> None:
-    """Before the LLM begins: an option that its decoder does not know or cannot make is an error even if no media come."""
-    known = set(decoder.defaults)
-    for name in options:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it knows {', '.join(sorted(known))}"
-            raise UserInputError(f"the {decoder.modality} decoder has no option {name!r}; {hint}")
-    try:
-        decoder.check_options(options)
-    except ValueError as error:
-        raise UserInputError(f"{decoder.modality} options {options}: {error}") from None
-    except OSError as error:
-        raise ModelLoadError(f"the {decoder.modality} decoder: {first_line(error)}") from error
 
 
 @contextmanager

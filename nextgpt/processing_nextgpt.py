@@ -23,10 +23,10 @@ from nextgpt.configuration_nextgpt import NextGPTConfig, encoder_config_from_dic
 from nextgpt.errors import ConversationTooLong, ModelLoadError, UserInputError
 from nextgpt.hub.parts import fetch_model, first_line
 from nextgpt.media import load_media
+from nextgpt.multimodal.chat_template import ChatTemplateMixin, openai_part, short
 from nextgpt.signals import MODALITIES, SignalVocabulary
 from nextgpt.text import check_characters
 
-ROLES = ("system", "user", "assistant")
 IGNORED_LABEL = -100
 PROCESSOR_FILE = "processor_config.json"
 
@@ -65,8 +65,8 @@ class Piece:
     learned: bool = False
 
 
-class NextGPTProcessor(ProcessorMixin):
-    """Turns chat messages into inputs of [`NextGPTModel`].
+class NextGPTProcessor(ChatTemplateMixin, ProcessorMixin):
+    """Turns chat messages into inputs of [`NextGPTForConditionalGeneration`].
 
     Args:
         tokenizer: the LLM's tokenizer; the added tokens are put in here.
@@ -158,24 +158,38 @@ class NextGPTProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        messages: list[dict] | list[list[dict]],
+        messages: list[dict] | list[list[dict]] | None = None,
         *,
+        text: str | list[str] | None = None,
+        images: Any = None,
+        videos: Any = None,
+        audio: Any = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template: str | None = None,
+        template_kwargs: dict | None = None,
         return_labels: bool = False,
         load_media: bool = True,
         max_length: int | None = None,
         padding_side: str | None = None,
+        padding: bool | str = True,
+        return_tensors: str | None = "pt",
     ) -> BatchFeature:
         """Prepares one conversation or a list of them.
 
         Args:
             messages: Hugging Face chat messages (see the README); a part of a user's message may be text, image, audio
                 or video; the assistant's own media become its signal tokens.
+            text, images, videos, audio: in place of `messages`: what one user says and shows; or a list of texts, and for
+                each of them a piece of media or a list.
             add_generation_prompt: end with the opening of the assistant's answer.
+            continue_final_message: end with the last message, without what closes it.
+            chat_template, template_kwargs: another template; variables of the template.
             return_labels: also `labels`, -100 everywhere but on what the assistant wrote.
             load_media: whether to read and prepare the media; without it only their placeholders stand in `input_ids`.
             max_length: refuse longer prompts, in tokens.
             padding_side: by default left, as generation needs it.
+            padding, return_tensors: rows are always padded to the longest, and tensors are PyTorch's.
 
         Returns:
             `input_ids`, `attention_mask` (and `labels`), `[batch, length]`, and for each input modality present
@@ -184,10 +198,17 @@ class NextGPTProcessor(ProcessorMixin):
         Raises:
             UserInputError: a message, a part or a file is not what it should be; the message names it.
         """
-        conversations = self._as_conversations(messages)
+        for name, given, known in (
+            ("padding", padding, (True, "longest")),
+            ("return_tensors", return_tensors, ("pt", None)),
+        ):
+            if given not in known:
+                raise UserInputError(f"{name} is {given!r}: this processor knows {known[0]!r} only")
+        conversations = self._as_conversations(self._given(messages, text, images=images, videos=videos, audio=audio))
+        rendering = (add_generation_prompt, continue_final_message, chat_template, template_kwargs)
         rows, media = [], {modality: [] for modality in self.vocabulary.input_modalities}
         for conversation in conversations:
-            pieces, parts = self._render(conversation, add_generation_prompt)
+            pieces, parts = self._render(conversation, *rendering)
             rows.append(self._encode(pieces))
             for modality, value in parts:
                 media[modality].append(self.prepare_media(modality, value) if load_media else None)
@@ -197,14 +218,6 @@ class NextGPTProcessor(ProcessorMixin):
             data |= {f"{modality}_values": torch.stack(values) for modality, values in media.items() if values}
         return BatchFeature(data)
 
-    def apply_chat_template(self, conversation: list[dict], tokenize: bool = False, **kwargs: Any) -> str | BatchFeature:
-        """The conversation as text, as the LLM reads it (for a person's eyes), or as `__call__` gives it."""
-        if tokenize:
-            kwargs = {key: kwargs[key] for key in ("add_generation_prompt",) if key in kwargs}
-            return self(conversation, **kwargs)
-        pieces, _ = self._render(self._as_conversations(conversation)[0], kwargs.get("add_generation_prompt", False))
-        return "".join(piece.text if piece.text is not None else self.tokenizer.decode(piece.token_ids) for piece in pieces)
-
     def prepare_media(self, modality: str, value: Any) -> torch.Tensor:
         """One piece of media (path, address, bytes or ready-made) → the encoder's input, without a batch dimension."""
         loaded = load_media(modality, value)
@@ -212,28 +225,14 @@ class NextGPTProcessor(ProcessorMixin):
             return self.preprocessor.image(loaded)
         return getattr(self.preprocessor, modality)(*loaded)
 
-    def _as_conversations(self, messages) -> list[list[dict]]:
-        if not isinstance(messages, (list, tuple)) or not messages:
-            raise UserInputError(f"messages is {_short(messages)}: expected a list of messages with role and content")
-        if isinstance(messages[0], (list, tuple)):
-            return [self._check_conversation(each) for each in messages]
-        return [self._check_conversation(messages)]
-
-    def _check_conversation(self, conversation) -> list[dict]:
-        for i, message in enumerate(conversation):
-            if not isinstance(message, dict):
-                raise UserInputError(f"message {i} is {_short(message)}: expected a dictionary with role and content")
-            if "role" not in message:
-                raise UserInputError(f"message {i} has no role: give one of {', '.join(ROLES)}")
-            if message["role"] not in ROLES:
-                raise UserInputError(f"message {i} has role {message['role']!r}: expected one of {', '.join(ROLES)}")
-            if "content" not in message:
-                raise UserInputError(f"message {i} ({message['role']}) has no content: give a text or a list of parts")
-        if not conversation:
-            raise UserInputError("the conversation is empty: give at least one message")
-        return list(conversation)
-
-    def _render(self, conversation: list[dict], add_generation_prompt: bool) -> tuple[list[Piece], list]:
+    def _render(
+        self,
+        conversation: list[dict],
+        add_generation_prompt: bool,
+        continue_final_message: bool = False,
+        chat_template: str | None = None,
+        template_kwargs: dict | None = None,
+    ) -> tuple[list[Piece], list]:
         """A conversation → the prompt in pieces, and the media of its placeholders in order."""
         marked, pieces, media = [], [], []
         for i, message in enumerate(conversation):
@@ -246,10 +245,18 @@ class NextGPTProcessor(ProcessorMixin):
             marked.append({"role": message["role"], "content": content})
         try:
             rendered = self.tokenizer.apply_chat_template(
-                marked, chat_template=self.chat_template, tokenize=False, add_generation_prompt=add_generation_prompt
+                marked,
+                chat_template=chat_template or self.chat_template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **(template_kwargs or {}),
             )
         except TemplateError as error:
             raise UserInputError(f"the model's chat template refuses this conversation: {error}") from None
+        if continue_final_message:
+            if not marked[-1]["content"]:
+                raise UserInputError("continue_final_message is set, but the last message has no content to go on with")
+            rendered = rendered[: rendered.rindex("\ue001") + 1]
         return self._join(rendered, pieces), media
 
     def _message_pieces(self, message: dict, index: int):
@@ -258,19 +265,19 @@ class NextGPTProcessor(ProcessorMixin):
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, (list, tuple)):
-            raise UserInputError(f"message {index} has content {_short(content)}: expected a text or a list of parts")
-        for part in parts:
+            raise UserInputError(f"message {index} has content {short(content)}: expected a text or a list of parts")
+        for part in map(openai_part, parts):
             kind = part.get("type") if isinstance(part, dict) else None
             if kind == "text":
                 if not isinstance(part.get("text"), str):
-                    raise UserInputError(f"message {index}: a text part has text {_short(part.get('text'))}, not a string")
+                    raise UserInputError(f"message {index}: a text part has text {short(part.get('text'))}, not a string")
                 check_characters(part["text"], f"message {index}: the text")
                 yield Piece(text=part["text"], learned=learned), None
             elif kind in MODALITIES:
                 yield self._media_piece(part, kind, message["role"], index)
             else:
                 raise UserInputError(
-                    f"message {index}: unknown part type {_short(kind if isinstance(part, dict) else part)}; "
+                    f"message {index}: unknown part type {short(kind if isinstance(part, dict) else part)}; "
                     f"expected text, {', '.join(MODALITIES)}"
                 )
 
@@ -428,11 +435,6 @@ def _control_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
     tokens = set(tokenizer.all_special_tokens)
     tokens |= {token.content for token in tokenizer.added_tokens_decoder.values() if _is_control(token)}
     return re.compile("(" + "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) + ")")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 AutoProcessor.register(NextGPTConfig, NextGPTProcessor, exist_ok=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from transformers import DynamicCache
 
-from nextgpt.modeling_nextgpt import NextGPTModel
+from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 
 
 @dataclass
@@ -48,9 +48,9 @@ class Session:
         self.cache, self.token_ids, self.media_keys = None, [], {}
 
 
-def fingerprint_media(model: NextGPTModel, inputs: dict) -> dict[int, str]:
+def fingerprint_media(model: NextGPTForConditionalGeneration, inputs: dict) -> dict[int, str]:
     """Position of each placeholder in a single prompt → fingerprint of its media."""
-    positions = model.placeholder_mask(inputs["input_ids"])[0].nonzero().flatten().tolist()
+    positions = model.get_placeholder_mask(inputs["input_ids"])[0].nonzero().flatten().tolist()
     features = inputs["media_features"] if positions else ()
     return {
         position: hashlib.sha256(feature.float().cpu().numpy().tobytes()).hexdigest()

@@ -14,7 +14,7 @@ from transformers import (
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.encoders import ImageBindConfig, encoder_from_config
-from nextgpt.modeling_nextgpt import NextGPTModel
+from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from tiny_decoders import save_tiny_stable_diffusion
 
@@ -106,10 +106,10 @@ def tiny_config(folder: Path, family: str = "llama", decoders: dict | None = Non
     )
 
 
-def tiny_model(folder: Path, family: str = "llama", **options) -> tuple[NextGPTModel, NextGPTProcessor]:
+def tiny_model(folder: Path, family: str = "llama", **options) -> tuple[NextGPTForConditionalGeneration, NextGPTProcessor]:
     config = tiny_config(folder, family, **options)
     torch.manual_seed(0)
-    return NextGPTModel.from_parts(config), NextGPTProcessor.from_config(config)
+    return NextGPTForConditionalGeneration.from_parts(config), NextGPTProcessor.from_config(config)
 
 
 def save_tiny_model(folder: Path) -> Path:

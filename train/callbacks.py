@@ -14,7 +14,7 @@ from transformers.integrations import TensorBoardCallback
 from nextgpt.decoders import Decoder, load_decoder
 from nextgpt.events import Reply
 from nextgpt.hardware import is_out_of_memory
-from nextgpt.modeling_nextgpt import NextGPTModel
+from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
 from nextgpt.train.data.dataset import ChatCollator, ChatDataset
 from nextgpt.train.data.files import json_line
@@ -59,7 +59,9 @@ class SampleAnswers(TrainerCallback):
         """Writes to the same tensorboard log as the trainer."""
         self.board = next((each for each in callbacks if isinstance(each, TensorBoardCallback)), None)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: NextGPTModel = None, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: NextGPTForConditionalGeneration = None, **kwargs: Any
+    ) -> None:
         due = self.steps and (state.global_step % self.steps == 0 or state.global_step >= state.max_steps)
         if not due or not state.is_world_process_zero:
             return
@@ -75,7 +77,7 @@ class SampleAnswers(TrainerCallback):
             model.train()
 
     @torch.no_grad()
-    def _answer_all(self, model: NextGPTModel, args: Any, step: int) -> None:
+    def _answer_all(self, model: NextGPTForConditionalGeneration, args: Any, step: int) -> None:
         folder = Path(args.output_dir) / SAMPLES_FOLDER / f"step-{step}"
         model.eval()
         # Sampling draws from no generator of the training; should a library do, it draws from a copy.
@@ -90,12 +92,12 @@ class SampleAnswers(TrainerCallback):
                 logger.info("step %d, %s → %r %s", step, question[-80:].strip(), reply.text, pictures)
                 self._to_board(number, question, reply, step)
 
-    def _answer(self, model: NextGPTModel, index: int) -> tuple[str, Reply]:
+    def _answer(self, model: NextGPTForConditionalGeneration, index: int) -> tuple[str, Reply]:
         example = self.dataset[index]
         learned = np.flatnonzero((example["labels"] != IGNORED_LABEL).numpy())
         turns = np.flatnonzero(np.diff(learned, prepend=-2) > 1)  # where an answer begins
         prompt = example["input_ids"][: learned[turns[-1]]][None]  # [1, length]
-        shown = example["inputs"][: int(model.placeholder_mask(prompt).sum())]
+        shown = example["inputs"][: int(model.get_placeholder_mask(prompt).sum())]
         features = torch.stack(self.collator.input_features(shown)).to(model.device) if shown else None
         prompt = prompt.to(model.device)
         output = model.generate_interleaved(
@@ -115,12 +117,12 @@ class SampleAnswers(TrainerCallback):
         words = self.processor.tokenizer.decode(prompt[0], skip_special_tokens=False)
         return words, Reply({"role": "assistant", "content": content}, finished=output.finished[0])
 
-    def _make(self, model: NextGPTModel, run: Any) -> dict:
+    def _make(self, model: NextGPTForConditionalGeneration, run: Any) -> dict:
         conditioning = model.project(run.modality, run.hidden_states[None], run.token_embeddings[None])
         media = self._decoder(model, run.modality).generate(conditioning, seeds=[SEED])[0]
         return {"type": run.modality, run.modality: media, "seed": SEED}
 
-    def _decoder(self, model: NextGPTModel, modality: str) -> Decoder:
+    def _decoder(self, model: NextGPTForConditionalGeneration, modality: str) -> Decoder:
         if modality not in self.decoders:
             part, location = model.config.part(modality), model.config.location(modality)
             self.decoders[modality] = model.decoders.get(modality) or load_decoder(

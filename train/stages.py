@@ -22,7 +22,7 @@ from nextgpt.configuration_nextgpt import LORA_DEFAULTS, NextGPTConfig
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.hardware import is_out_of_memory, training_attention
 from nextgpt.hub.parts import fetch_model
-from nextgpt.modeling_nextgpt import NextGPTModel
+from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.processing_nextgpt import PROCESSOR_FILE, NextGPTProcessor
 from nextgpt.train.callbacks import SampleAnswers
 from nextgpt.train.card import write_card
@@ -42,7 +42,7 @@ STRATEGIES = ("random", "sequential", "group_by_length")
 
 
 class Stage(NamedTuple):
-    """What a stage trains (groups of `NextGPTModel.train_only`) and which side's media it cannot do without."""
+    """What a stage trains (groups of the model's `train_only`) and which side's media it cannot do without."""
 
     trains: tuple[str, ...]
     needs: str | None
@@ -62,7 +62,7 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
         stage: `align_encoders`, `align_decoders` or `instruct`.
 
     Returns:
-        The folder, for `NextGPTModel.from_pretrained`.
+        The folder, for `NextGPTForConditionalGeneration.from_pretrained`.
 
     Raises:
         NextGPTError: a setting, a data file, a media file or a model is not what it should be.
@@ -151,7 +151,7 @@ def _trainer(
     stage: str,
     config: TrainingConfig,
     arguments: TrainingArguments,
-    model: NextGPTModel,
+    model: NextGPTForConditionalGeneration,
     processor: NextGPTProcessor,
     dataset: ChatDataset,
     features: TrainingFeatures,
@@ -225,7 +225,7 @@ def _report_skipped(dataset: ChatDataset, folder: Path) -> None:
         )
 
 
-def load_for_training(config: TrainingConfig) -> tuple[NextGPTModel, NextGPTProcessor]:
+def load_for_training(config: TrainingConfig) -> tuple[NextGPTForConditionalGeneration, NextGPTProcessor]:
     """The model that training starts from, its trained parts in fp32 whatever the dtype of the frozen ones."""
     location = fetch_model(config.model)
     model_config = NextGPTConfig.from_pretrained(location)
@@ -236,7 +236,7 @@ def load_for_training(config: TrainingConfig) -> tuple[NextGPTModel, NextGPTProc
         raise UserInputError(str(error)) from None
     if config.lora:
         model_config.lora = (model_config.lora or LORA_DEFAULTS) | config.lora
-    model = NextGPTModel.from_parts(model_config, dtype=getattr(torch, config.dtype))
+    model = NextGPTForConditionalGeneration.from_parts(model_config, dtype=getattr(torch, config.dtype))
     if (location / TRAINED_FILE).is_file():
         model.load_trained(location, widened=bool(config.lora))
     else:

@@ -27,7 +27,7 @@ from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.hub.download import SETTINGS
 from nextgpt.hub.parts import fetch_model, fetch_repository, first_line, is_repository_name
-from nextgpt.modeling_nextgpt import NextGPTModel
+from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.signals import SIGNAL_PREFIX, SignalVocabulary
 
@@ -95,7 +95,7 @@ class IncompleteCheckpoint(UserInputError):
 
 
 def convert_checkpoint(source: str | Path, out: str | Path, *, language_model: str, model: str = "7b") -> ConversionReport:
-    """Writes a checkpoint of the first code as a folder for `NextGPTModel.from_pretrained`.
+    """Writes a checkpoint of the first code as a folder for `NextGPTForConditionalGeneration.from_pretrained`.
 
     Args:
         source: its `pytorch_model.pt`, or the folder that holds it (with `added_tokens.json`, where that was kept).
@@ -122,7 +122,7 @@ def convert_checkpoint(source: str | Path, out: str | Path, *, language_model: s
         )
     config = _config(model, language_model, tensors)
     with torch.device("meta"):
-        empty = NextGPTModel(config)
+        empty = NextGPTForConditionalGeneration(config)
     expected, lora = empty.trained_state(), empty.lora_state()
     found, report = _sort(file, tensors, config)
     _compare(file, found, expected | lora, report)
@@ -272,7 +272,7 @@ def _save(out: Path, config: NextGPTConfig, base: str, trained: dict[str, Tensor
         chat_template=FIRST_CHAT_TEMPLATE,
     )
     out.mkdir(parents=True, exist_ok=True)
-    config.architectures = [NextGPTModel.__name__]
+    config.architectures = [NextGPTForConditionalGeneration.__name__]
     config.save_pretrained(out)
     processor.save_pretrained(out)
     eos = [token for token in ends if token is not None]

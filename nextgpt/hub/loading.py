@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -16,6 +16,12 @@ from nextgpt.decoders import Decoder, load_decoder
 from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.hub.parts import FrozenPart, first_line, is_repository_name
 
+# What transformers' Auto classes and pipelines hand to every model's `from_pretrained`; none changes what is loaded here.
+AUTO_CLASS_KEYWORDS = (
+    *("adapter_kwargs", "cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "token"),
+    *("low_cpu_mem_usage", "subfolder", "trust_remote_code", "use_safetensors", "weights_only"),
+)
+
 
 def _load_part(name: str, config: NextGPTConfig, load: Callable):
     """Runs `load(source, part)`, turning what goes wrong into one line that names the part."""
@@ -26,6 +32,19 @@ def _load_part(name: str, config: NextGPTConfig, load: Callable):
         raise ModelLoadError(
             f"the frozen {name.replace('_', ' ')} could not be loaded from {part.source}: {first_line(error)}"
         ) from error
+
+
+def check_keywords(keywords: Iterable[str]) -> None:
+    """Refuses arguments of `from_pretrained` that would be lost, `load_in_4bit` for one.
+
+    Raises:
+        UserInputError: names the first.
+    """
+    for name in sorted(set(keywords) - set(AUTO_CLASS_KEYWORDS)):
+        raise UserInputError(
+            f"from_pretrained got {name!r}, which is not known: it takes config, dtype, device_map, quantization_config, "
+            "attn_implementation and revision"
+        )
 
 
 def load_frozen_encoder(config: NextGPTConfig, dtype: torch.dtype | str) -> nn.Module:
@@ -50,7 +69,11 @@ def load_language_model(
     Raises:
         ModelLoadError: it is missing or unreadable.
     """
-    options = {"device_map": device_map, "quantization_config": quantization_config}
+    options = {
+        "device_map": device_map,
+        "quantization_config": quantization_config,
+        "attn_implementation": config._attn_implementation,  # as given to the Auto classes, which put it there
+    }
     options = {name: value for name, value in options.items() if value is not None}
 
     def load(source: str, part: FrozenPart) -> PreTrainedModel:

@@ -22,7 +22,7 @@ from nextgpt.errors import NextGPTError
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.hub.fingerprints import WEIGHTS, changed_part, describe_change, file_hash
 from nextgpt.hub.parts import fetch_model, first_line
-from nextgpt.modeling_nextgpt import NextGPTModel
+from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.report.info import RUN_FILE
 from nextgpt.signals import SignalVocabulary
@@ -124,7 +124,7 @@ def _model(name: str) -> Iterator[Finding]:
     yield from _parts(config)
     try:
         with torch.device("meta"):
-            empty = NextGPTModel(config)
+            empty = NextGPTForConditionalGeneration(config)
     except (OSError, ValueError, KeyError) as error:
         yield Finding(False, "configuration", f"no model can be built of it: {first_line(error)}")
         return

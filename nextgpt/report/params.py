@@ -21,7 +21,7 @@ from nextgpt.decoders import DECODERS, describe_shapes
 from nextgpt.decoders.sources import local_folder, part_class, read_json, shared_components
 from nextgpt.errors import ModelLoadError
 from nextgpt.hub.parts import fetch_model
-from nextgpt.modeling_nextgpt import NextGPTModel
+from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 
 NON_COMMERCIAL = re.compile(r"\bNC\b|non-?commercial", re.IGNORECASE)
 
@@ -97,7 +97,7 @@ def count_parameters(name_or_path: str | os.PathLike) -> ParameterTable:
     try:
         config = NextGPTConfig.from_pretrained(fetch_model(name_or_path, patterns=["*.json"]))
         with torch.device("meta"):
-            model = NextGPTModel(config)
+            model = NextGPTForConditionalGeneration(config)
         decoders = [_decoder_count(config, modality) for modality in config.signal_tokens]
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, ModelLoadError):
@@ -106,7 +106,7 @@ def count_parameters(name_or_path: str | os.PathLike) -> ParameterTable:
     return ParameterTable(str(name_or_path), [*_model_counts(model), *decoders])
 
 
-def _model_counts(model: NextGPTModel) -> list[PartCount]:
+def _model_counts(model: NextGPTForConditionalGeneration) -> list[PartCount]:
     config, hidden_size = model.config, model.config.text_config.hidden_size
     base, lora = _split_lora(model)
     counts = [
@@ -185,7 +185,7 @@ def _towers(encoder: nn.Module) -> dict[str, int]:
     return dict(sizes)
 
 
-def _split_lora(model: NextGPTModel) -> tuple[dict[str, int], list[Tensor]]:
+def _split_lora(model: NextGPTForConditionalGeneration) -> tuple[dict[str, int], list[Tensor]]:
     """The LLM's own parameters, by what they are, and LoRA's."""
     own = {id(model.get_input_embeddings().weight): "embedding", id(model.get_output_embeddings().weight): "head"}
     sizes, lora = Counter(), []

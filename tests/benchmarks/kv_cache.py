@@ -24,7 +24,7 @@ from nextgpt import NextGPTConfig, NextGPTPipeline  # noqa: E402
 from nextgpt.decoders import load_decoder  # noqa: E402
 from nextgpt.demo.answers import Answers  # noqa: E402
 from nextgpt.demo.conversations import Store  # noqa: E402
-from nextgpt.modeling_nextgpt import NextGPTModel  # noqa: E402
+from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration  # noqa: E402
 from nextgpt.processing_nextgpt import NextGPTProcessor  # noqa: E402
 from tiny_models import SIZES, tiny_config, tiny_tokenizer  # noqa: E402
 
@@ -43,7 +43,8 @@ def wide_pipeline(folder: Path, hidden_size: int, layers: int) -> NextGPTPipelin
     wide.save_pretrained(folder / "language_model")
     config = NextGPTConfig(**config.to_dict())  # reads the new sizes
     decoders = {"image": load_decoder("stable-diffusion", str(folder / "image_decoder"))}
-    return NextGPTPipeline(NextGPTModel.from_parts(config), NextGPTProcessor.from_config(config), decoders)
+    model, processor = NextGPTForConditionalGeneration.from_parts(config), NextGPTProcessor.from_config(config)
+    return NextGPTPipeline(model, processor, decoders)
 
 
 def measure(pipeline: NextGPTPipeline) -> tuple[float, float, float]:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
 
-from nextgpt import NextGPTConfig, NextGPTModel, NextGPTProcessor
+from nextgpt import NextGPTConfig, NextGPTForConditionalGeneration, NextGPTProcessor
 from nextgpt.errors import ModelLoadError, UserInputError
 from tiny_models import FAMILIES, tiny_config, tiny_model, tiny_tokenizer
 
@@ -177,7 +177,7 @@ def test_round_trip_is_exact_and_holds_only_what_was_trained(llama, tmp_path):
         again = auto.from_pretrained(tmp_path / "saved")
         processed = AutoProcessor.from_pretrained(tmp_path / "saved")(DIALOGUE[:1])
         assert torch.equal(again(**processed).logits, expected)
-    assert isinstance(again, NextGPTModel)
+    assert isinstance(again, NextGPTForConditionalGeneration)
     assert again.config.to_json_string() == model.config.to_json_string()
 
 
@@ -217,7 +217,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(llama, tmp_path):
     config.output_projection["hidden_size"] = 32
     config.save_pretrained(tmp_path)
     with pytest.raises(ModelLoadError, match=r"output_projections\.image.* has shape .* this model needs"):
-        NextGPTModel.from_pretrained(tmp_path)
+        NextGPTForConditionalGeneration.from_pretrained(tmp_path)
 
 
 def test_a_missing_part_is_named(tmp_path):
@@ -225,13 +225,13 @@ def test_a_missing_part_is_named(tmp_path):
     config.language_model["source"] = str(tmp_path / "nowhere")
     config._text_config = None
     with pytest.raises((ModelLoadError, OSError), match="nowhere"):
-        NextGPTModel.from_parts(config)
+        NextGPTForConditionalGeneration.from_parts(config)
 
 
 def test_meta_device_instantiates_without_weights(tmp_path):
     config = tiny_config(tmp_path)
     with torch.device("meta"):
-        model = NextGPTModel(config)
+        model = NextGPTForConditionalGeneration(config)
     assert all(parameter.is_meta for parameter in model.parameters())
 
 

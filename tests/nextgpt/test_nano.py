@@ -6,12 +6,17 @@ or once with a fixed seed in the sixteen directions. The measured figures stand 
 
 import json
 import re
+import textwrap
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from nextgpt import NextGPTPipeline
 from nextgpt.__main__ import main
+from nextgpt.decoders import Audio
 from nextgpt.demo.welcome import EXAMPLES, read_examples
+from nextgpt.events import Reply
 from nextgpt.hub.fingerprints import file_hash
 from nextgpt.hub.parts import preset_folder, preset_names
 from nextgpt.media import guess_modality
@@ -81,6 +86,19 @@ def test_each_example_of_the_page_is_answered(number, bench):
     wanted, thing = example["answer"], next(name for name in SHOWN if name in str(example))
     assert kinds(reply.message["content"]) == ("text" if wanted == "text" else f"text + {wanted}")
     assert thing in (reply.text if wanted == "text" else bench.found(wanted, reply)[MAIN[wanted]]), reply.text
+
+
+def test_transformers_own_pipeline_draws_and_plays_as_the_readme_shows(bench, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (snippet,) = [block for block in re.findall(r"(?:^(?:    .*)?\n)+", text, re.M) if "nextgpt.register()" in block]
+    told = {}
+    exec(textwrap.dedent(snippet), told)
+    sound = Audio(told["samples"], told["rate"])
+    content = [{"type": "image", "image": Image.open("banana.png")}, {"type": "audio", "audio": sound}]
+    reply = Reply({"role": "assistant", "content": content})
+    assert bench.found("image", reply).items() >= {"concept": "banana", "background": "blue"}.items()
+    assert bench.found("audio", reply).items() >= {"instrument": "violin", "figure": "rising scale"}.items()
 
 
 def test_a_mixture_keeps_its_order(bench):

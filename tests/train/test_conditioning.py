@@ -10,7 +10,7 @@ from safetensors import safe_open
 from nextgpt import NextGPTPipeline
 from nextgpt.decoders import load_decoder
 from nextgpt.errors import UserInputError
-from nextgpt.modeling_nextgpt import NextGPTModel
+from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.report.doctor import Finding, examine
 from nextgpt.train.data.feature_cache import FeatureCache
 from nextgpt.train.stages import run_stage
@@ -113,7 +113,7 @@ def take_more_rows(folder) -> None:
 def test_a_checkpoint_for_another_decoder_is_refused_by_the_tensors_name(moved) -> None:
     take_more_rows(moved.parent / "parts" / "image_decoder")
     with pytest.raises(OSError, match=r"output_projections.image.query_embs has shape \[1, 3, 16\].*needs \[1, 4, 16\]"):
-        NextGPTModel.from_pretrained(moved)
+        NextGPTForConditionalGeneration.from_pretrained(moved)
 
 
 def test_the_doctor_compares_every_tensor_with_the_decoders_own_files(moved) -> None:

@@ -128,25 +128,25 @@ def test_a_run_says_how_it_came_to_be(world, tmp_path) -> None:
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_loss_that_is_no_number_stops_with_the_ids_of_its_batch(value, world, tmp_path, monkeypatch) -> None:
-    from nextgpt.modeling_nextgpt import NextGPTModel
+    from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 
-    forward = NextGPTModel.forward
+    forward = NextGPTForConditionalGeneration.forward
 
     def broken(self, *arguments, **options):
         outputs = forward(self, *arguments, **options)
         outputs.losses["text"] = outputs.losses["text"] * float(value)
         return outputs
 
-    monkeypatch.setattr(NextGPTModel, "forward", broken)
+    monkeypatch.setattr(NextGPTForConditionalGeneration, "forward", broken)
     lines = r"align_encoders.jsonl:\d.*" * 4
     with pytest.raises(TrainingStopped, match=f"the loss of step 1 is {value}, in the batch of .*{lines}learning_rate"):
         run_stage("align_encoders", config(world, "align_encoders", tmp_path))
 
 
 def test_a_gradient_that_is_no_number_stops_before_it_spoils_the_weights(world, tmp_path, monkeypatch) -> None:
-    from nextgpt.modeling_nextgpt import NextGPTModel
+    from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 
-    forward = NextGPTModel.forward
+    forward = NextGPTForConditionalGeneration.forward
 
     def broken(self, *arguments, **options):
         outputs = forward(self, *arguments, **options)
@@ -154,7 +154,7 @@ def test_a_gradient_that_is_no_number_stops_before_it_spoils_the_weights(world, 
         outputs.losses["text"] = loss + 0 * (loss - loss.detach()).sqrt()  # 0, with a gradient of 0 times infinity
         return outputs
 
-    monkeypatch.setattr(NextGPTModel, "forward", broken)
+    monkeypatch.setattr(NextGPTForConditionalGeneration, "forward", broken)
     with pytest.raises(TrainingStopped, match=r"the gradients' norm of step 1 is nan, in the batch of .*jsonl:\d"):
         run_stage("align_encoders", config(world, "align_encoders", tmp_path))
 

@@ -14,7 +14,7 @@ from transformers import Trainer
 from nextgpt.decoders import StableDiffusionDecoder
 from nextgpt.encoders import ImageBind
 from nextgpt.errors import UserInputError
-from nextgpt.modeling_nextgpt import NextGPTModel
+from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.config import TrainingConfig
 from nextgpt.train.data.dataset import ChatCollator, ChatDataset, Reader, TrainingFeatures
@@ -51,7 +51,7 @@ def test_a_stage_learns_changes_its_own_parts_alone_and_saves_only_those(stage, 
     assert not [name for name in changed if not any(group in name for group in groups)]
     assert all(any(group in name for name in changed) for group in groups)
 
-    reloaded = NextGPTModel.from_pretrained(folder).state_dict()
+    reloaded = NextGPTForConditionalGeneration.from_pretrained(folder).state_dict()
     assert before.keys() == reloaded.keys()
     assert all(torch.equal(tensor, reloaded[name]) for name, tensor in after.items())
     for place in (folder, folder / "checkpoint-12"):
@@ -76,13 +76,13 @@ def test_a_run_can_widen_the_adapter_which_then_starts_as_it_was(world, tmp_path
     first = run_stage("instruct", config_for(world, "instruct", tmp_path / "1", max_steps=2))
     wider = {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"]}
     model, _ = load_for_training(config_for(world, "instruct", tmp_path / "2", model=str(first), lora=wider))
-    narrow, wide = NextGPTModel.from_pretrained(first).eval(), model.eval()
+    narrow, wide = NextGPTForConditionalGeneration.from_pretrained(first).eval(), model.eval()
     ids = torch.arange(5, 11)[None]
     with torch.no_grad():
         assert torch.allclose(narrow(ids).logits, wide(ids).logits, atol=1e-5)
     changes = {"model": str(first), "lora": wider, "max_steps": 2}
     second = run_stage("instruct", config_for(world, "instruct", tmp_path / "2", **changes))
-    reloaded = NextGPTModel.from_pretrained(second).state_dict()
+    reloaded = NextGPTForConditionalGeneration.from_pretrained(second).state_dict()
     assert any("up_proj.lora_B" in name and tensor.any() for name, tensor in reloaded.items())
     with pytest.raises(UserInputError, match="lora: unknown key 'target_module'; did you mean 'target_modules'"):
         config_for(world, "instruct", tmp_path / "3", lora={"target_module": ["up_proj"]})

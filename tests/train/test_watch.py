@@ -22,14 +22,16 @@ SAMPLING = {"sample_steps": 2, "sample_count": 3, "max_steps": 4, "report_to": "
 def drawing_model(monkeypatch):
     """Lets the answers of an untrained model hold a picture, in few diffusion steps."""
     from nextgpt.decoders import StableDiffusionDecoder
-    from nextgpt.modeling_nextgpt import NextGPTModel
+    from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 
-    generate, answer = StableDiffusionDecoder.generate, NextGPTModel.generate_interleaved
+    generate, answer = StableDiffusionDecoder.generate, NextGPTForConditionalGeneration.generate_interleaved
     monkeypatch.setattr(
         StableDiffusionDecoder, "generate", lambda self, *a, **k: generate(self, *a, **k | {"num_inference_steps": 2})
     )
     monkeypatch.setattr(
-        NextGPTModel, "generate_interleaved", lambda self, *a, **k: answer(self, *a, **k | {"require": {"image": 1}})
+        NextGPTForConditionalGeneration,
+        "generate_interleaved",
+        lambda self, *a, **k: answer(self, *a, **k | {"require": {"image": 1}}),
     )
 
 

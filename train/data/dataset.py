@@ -348,7 +348,7 @@ def _output_media(part: dict) -> OutputMedia:
 
 
 class ChatCollator:
-    """Examples → one batch for [`NextGPTModel`], padded on the right, with the frozen features it needs."""
+    """Examples → one batch for the model, padded on the right, with the frozen features it needs."""
 
     def __init__(self, pad_token_id: int, features: TrainingFeatures):
         self.pad_token_id, self.features = pad_token_id, features

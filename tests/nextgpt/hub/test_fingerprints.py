@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nextgpt import NextGPTModel, NextGPTPipeline, __version__
+from nextgpt import NextGPTForConditionalGeneration, NextGPTPipeline, __version__
 from nextgpt.errors import ModelLoadError
 from nextgpt.hub.fingerprints import fingerprint
 from nextgpt.report.doctor import examine
@@ -31,21 +31,22 @@ def test_a_checkpoint_names_a_fingerprint_of_each_part(saved):
     assert config["nextgpt_version"] == __version__
     for spec in (config["language_model"], config["encoder"], *config["decoders"].values()):
         assert len(spec["fingerprint"]) == 16
-    assert NextGPTModel.from_pretrained(saved).config.encoder["fingerprint"] == config["encoder"]["fingerprint"]
+    loaded = NextGPTForConditionalGeneration.from_pretrained(saved)
+    assert loaded.config.encoder["fingerprint"] == config["encoder"]["fingerprint"]
 
 
 @pytest.mark.parametrize("part", ["encoder", "language_model", "image"])
 def test_other_weights_of_the_same_shape_are_refused_by_name(part, saved):
-    model = NextGPTModel.from_pretrained(saved)
+    model = NextGPTForConditionalGeneration.from_pretrained(saved)
     change(model.config.part(part).local_path(model.config.base_folder))
     with pytest.raises(ModelLoadError, match=f"the {part.replace('_', ' ')} at .* is not the one that this checkpoint was"):
-        NextGPTModel.from_pretrained(saved)
+        NextGPTForConditionalGeneration.from_pretrained(saved)
     findings = {finding.what: finding for finding in examine(str(saved))}
     assert findings[part.replace("_", " ")].works is False and "trained with" in findings[part.replace("_", " ")].detail
 
 
 def test_a_part_that_moved_is_the_same_part(saved):
-    model = NextGPTModel.from_pretrained(saved)
+    model = NextGPTForConditionalGeneration.from_pretrained(saved)
     folder = model.config.part("encoder").local_path(model.config.base_folder)
     moved = shutil.copytree(folder, saved.parent / "elsewhere")
     assert fingerprint(moved) == fingerprint(folder)
@@ -54,7 +55,7 @@ def test_a_part_that_moved_is_the_same_part(saved):
 
 
 def test_whoever_names_another_part_gets_it(saved):
-    model = NextGPTModel.from_pretrained(saved)
+    model = NextGPTForConditionalGeneration.from_pretrained(saved)
     other = shutil.copytree(model.config.part("encoder").local_path(model.config.base_folder), saved.parent / "other")
     change(other)
     pipe = NextGPTPipeline.from_pretrained(saved, parts={"encoder": str(other)})

@@ -13,7 +13,7 @@ from nextgpt.__main__ import main
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.hub.convert_nextgpt_checkpoint import IncompleteCheckpoint, convert_checkpoint
-from nextgpt.modeling_nextgpt import NextGPTModel
+from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from tiny_decoders import save_tiny_audioldm, save_tiny_stable_diffusion, save_tiny_text_to_video
 from tiny_models import tiny_config
@@ -43,7 +43,7 @@ def original(base) -> dict[str, torch.Tensor]:
     """What the first code's `pytorch_model.pt` holds, for a model of this size, in random numbers."""
     config = NextGPTConfig.from_pretrained(base / "model")
     torch.manual_seed(0)
-    model = NextGPTModel(config)
+    model = NextGPTForConditionalGeneration(config)
     tensors = {}
     for name, tensor in model.trained_state().items():
         group, _, rest = name.partition(".")
@@ -79,7 +79,7 @@ def test_the_first_codes_checkpoint_becomes_a_model_that_loads(base, original, t
     assert set(report.used) == set(original) and not report.missing
     assert {key for key, _ in report.unused} == matrices | {STRANGE}
 
-    model = NextGPTModel.from_pretrained(tmp_path / "out")
+    model = NextGPTForConditionalGeneration.from_pretrained(tmp_path / "out")
     assert torch.equal(model.input_projection.weight, original["llama_proj.weight"])
     audio = model.output_projections["audio"].query_embs
     assert torch.equal(audio, original["gen_text_hidden_fcs_audio.0.query_embs"])
@@ -109,7 +109,7 @@ def test_the_rows_are_found_by_the_ids_that_the_original_wrote_down(base, origin
     (source / "added_tokens.json").write_text(json.dumps({name: first + i for i, name in enumerate(names)}))
     convert(source, tmp_path / "out", base)
     rows = original["llama_model.base_model.model.lm_head.weight"][first:]
-    found = NextGPTModel.from_pretrained(tmp_path / "out").signal_rows.output
+    found = NextGPTForConditionalGeneration.from_pretrained(tmp_path / "out").signal_rows.output
     assert torch.equal(found, torch.cat([rows[8:12], rows[:8], rows[14:]]))
 
 

@@ -1,0 +1,1 @@
+"""The names and manners of transformers' multimodal models: placeholders and features, generation modes, chat templates."""
