@@ -18,6 +18,8 @@ class StableDiffusion3Decoder(PictureDecoder):
     (77 + 256) × 4096 and 2048. A folder with one CLIP text encoder and nulls for the other two is read too, which the
     pipeline itself cannot do: `prompt_embeds` is its last hidden state, `pooled_prompt_embeds` its text embedding
     (its pooled output, where it has no projection), the first padded with zeros to the width that the transformer takes.
+    Where that is the width of the text embedding and not of the states, the text embedding is all of it: `prompt_embeds`
+    is one row, the same vector as `pooled_prompt_embeds`.
     """
 
     kind = "stable-diffusion-3"
@@ -47,6 +49,8 @@ class StableDiffusion3Decoder(PictureDecoder):
         width = sum(required_size(config, "hidden_size", source) for config in clips)
         pooled = sum(required_size(config, _pooled_key(index, alone), source) for config in clips)
         length = read_text_length(source, clips[0], revision) + (0 if alone else T5_LENGTH)
+        if alone and transformer.get("joint_attention_dim") == pooled != width:
+            width, length = pooled, 1
         takes = {key: required_size(transformer, key, source) for key in ("joint_attention_dim", "pooled_projection_dim")}
         if width > takes["joint_attention_dim"] or pooled != takes["pooled_projection_dim"]:
             raise ValueError(
@@ -83,9 +87,11 @@ class StableDiffusion3Decoder(PictureDecoder):
         options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         ids = pipeline.tokenizer(captions, max_length=pipeline.tokenizer.model_max_length, **options).input_ids
         output = pipeline.text_encoder(ids.to(self.device))
-        states, width = output.last_hidden_state, self.conditioning_spec["prompt_embeds"].width
+        spec, states = self.conditioning_spec["prompt_embeds"], output.last_hidden_state
         pooled = output.text_embeds if hasattr(output, "text_embeds") else output.pooler_output
-        return {"prompt_embeds": F.pad(states, (0, width - states.shape[-1])), "pooled_prompt_embeds": pooled}
+        if states.shape[1:] != spec.shape and spec.shape == (1, pooled.shape[-1]):
+            states = pooled[:, None]
+        return {"prompt_embeds": F.pad(states, (0, spec.width - states.shape[-1])), "pooled_prompt_embeds": pooled}
 
     def _cuts(self, pipeline, captions: list[str]) -> bool:
         alone = pipeline.text_encoder_2 is None

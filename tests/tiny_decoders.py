@@ -138,16 +138,16 @@ def save_tiny_stable_diffusion_xl(folder: str | Path) -> Path:
     return _save(pipeline, folder)
 
 
-def save_tiny_stable_diffusion_3(folder: str | Path, encoders: int = 3) -> Path:
+def save_tiny_stable_diffusion_3(folder: str | Path, encoders: int = 3, pooled: int = 8, width: int = 24) -> Path:
     """A Stable Diffusion 3 of 32 x 32 pixels with its first `encoders` text encoders.
 
     With one of them it has an autoencoder without a shift, as older models have.
-    Conditioning: 333 x 24 and 20; of one text encoder alone 77 x 24 and 8.
+    Conditioning: 333 x 24 and 20; of one text encoder alone 77 x 24 and 8, or of width `pooled` alone twice 1 x `pooled`.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     torch.manual_seed(0)
-    made = (tiny_clip(8, projection=8, layers=2), tiny_clip(16, projection=12, layers=2), tiny_t5(24, 77))
+    made = (tiny_clip(8, projection=pooled, layers=2), tiny_clip(16, projection=12, layers=2), tiny_t5(24, 77))
     parts = {}
     for index, number in enumerate(("", "_2", "_3")):
         tokenizer, text_encoder = made[index] if index < encoders else (None, None)
@@ -161,8 +161,8 @@ def save_tiny_stable_diffusion_3(folder: str | Path, encoders: int = 3) -> Path:
         attention_head_dim=8,
         num_attention_heads=2,
         caption_projection_dim=16,
-        joint_attention_dim=24,
-        pooled_projection_dim=8 if encoders == 1 else 20,
+        joint_attention_dim=width,
+        pooled_projection_dim=pooled if encoders == 1 else 20,
         pos_embed_max_size=16,
     )
     pipeline = StableDiffusion3Pipeline(

@@ -71,6 +71,15 @@ def test_sd3_is_read_with_one_two_or_three_text_encoders(tmp_path):
         assert decoder.generate(made, seeds=[0, 1], num_inference_steps=1)
 
 
+def test_an_sd3_may_take_the_text_embedding_alone(tmp_path):
+    folder = save_tiny_stable_diffusion_3(tmp_path, encoders=1, pooled=12, width=12)
+    decoder = load_decoder("stable-diffusion-3", folder)
+    assert decoder.conditioning_spec["prompt_embeds"] == TensorSpec((1, 12))
+    made = decoder.encode(["a banana", "a bird"])
+    assert torch.equal(made["prompt_embeds"][:, 0], made["pooled_prompt_embeds"])
+    assert decoder.generate(made, seeds=[0, 1], num_inference_steps=1, guidance_scale=3.0)
+
+
 def test_text_encoders_of_another_sd3_are_refused(own_folder):
     folder = own_folder("stable-diffusion-3")
     config = folder / "transformer" / "config.json"

@@ -76,7 +76,7 @@ def new_picture_denoiser(channels: int) -> SD3Transformer2DModel:
         num_layers=5,
         attention_head_dim=64,
         num_attention_heads=5,
-        joint_attention_dim=WIDTH,
+        joint_attention_dim=POOLED,
         caption_projection_dim=320,
         pooled_projection_dim=POOLED,
         pos_embed_max_size=2,

@@ -4,7 +4,7 @@
 captions alone, and goes on from its last checkpoint when started again; the readings are left behind. What the captions of
 two unlike media have far apart, a denoiser learns quickly, and an output projection can miss by a little.
 
-- `image`: CLIP's; its text embedding and its last states, as Stable Diffusion 3 takes them.
+- `image`: CLIP's; its text embedding, all that a small Stable Diffusion 3 takes.
 - `audio`: CLAP's; one vector of length 1, along the sum of one code for each thing that the caption says: a denoiser that
   learned a vector of its own for each sound would play few that it has not learned.
 - `video`: T5's encoder; its last states, as Latte takes them.
@@ -53,7 +53,7 @@ class Kind(NamedTuple):
         captions: world → its captions, and what each says: part → `[captions]`.
         new: tokenizer → the encoder, at random.
         encode: encoder, token ids `[N, L]`, whether each is padding `[N, L]` → conditioning by the decoder's names.
-        widths: name of a conditioning → the width of what is read from it.
+        widths: name of a conditioning that is read → the width of what is read from it.
         codes: whether it points along the sum of codes.
     """
 
@@ -84,8 +84,8 @@ def _new_clip(tokenizer: PreTrainedTokenizerBase) -> CLIPTextModelWithProjection
 
 
 def _encode_clip(encoder: nn.Module, ids: Tensor, padding: Tensor) -> Conditioning:
-    output = encoder(input_ids=ids)
-    return {"prompt_embeds": output.last_hidden_state, "pooled_prompt_embeds": output.text_embeds}
+    vectors = encoder(input_ids=ids).text_embeds
+    return {"prompt_embeds": vectors[:, None], "pooled_prompt_embeds": vectors}
 
 
 def _new_clap(tokenizer: PreTrainedTokenizerBase) -> ClapTextModelWithProjection:
@@ -144,7 +144,7 @@ def _clips(folder: Path) -> tuple[CaptionTable, dict[str, Tensor]]:
 
 
 KINDS = {
-    "image": Kind(_pictures, _new_clip, _encode_clip, {"prompt_embeds": WIDTH, "pooled_prompt_embeds": POOLED}),
+    "image": Kind(_pictures, _new_clip, _encode_clip, {"pooled_prompt_embeds": POOLED}),
     "audio": Kind(_sounds, _new_clap, _encode_clap, {"prompt_embeds": SOUND_WIDTH}, codes=True),
     "video": Kind(_clips, _new_t5, _encode_t5, {"prompt_embeds": WIDTH}),
 }
@@ -190,8 +190,8 @@ def main() -> None:
         with loop.autocast(device):
             made = kind.encode(encoder, ids, ids == captions.padding)
             parts = {}
-            for name, states in made.items():
-                read = _read_off(states, ids, captions.padding).float()
+            for name in kind.widths:
+                read = _read_off(made[name], ids, captions.padding).float()
                 parts[name] = sum(probes[name].losses(read, targets, MOST_NOISE).values())
             if codes:
                 parts["codes"] = TARGETS_WEIGHT * away_from(codes(targets), made["prompt_embeds"])
