@@ -11,8 +11,10 @@ from typing import Any
 from PIL import Image
 
 from nextgpt.decoders import Audio, Video
+from nextgpt.media import save_media as save_media
+from nextgpt.modalities import MODALITIES
 
-Media = Image.Image | Audio | Video
+Media = Image.Image | Audio | Video | Any  # the last of a plug-in's kind
 
 
 @dataclass
@@ -104,23 +106,31 @@ class Reply:
         """All text of the answer."""
         return " ".join(part["text"].strip() for part in self.message["content"] if part["type"] == "text")
 
-    def _media(self, modality: str) -> list:
+    def media(self, modality: str) -> list:
+        """All of one kind, in order."""
         return [part[modality] for part in self.message["content"] if part["type"] == modality]
 
     @property
     def images(self) -> list[Image.Image]:
         """The pictures, in order."""
-        return self._media("image")
+        return self.media("image")
 
     @property
     def audios(self) -> list[Audio]:
         """The sounds, in order: `array` (float32 samples) and `sampling_rate`."""
-        return self._media("audio")
+        return self.media("audio")
 
     @property
     def videos(self) -> list[Video]:
         """The clips, in order: `frames` (uint8 `[time, height, width, 3]`) and `fps`."""
-        return self._media("video")
+        return self.media("video")
+
+    def __getattr__(self, name: str) -> list:
+        """Those of a plug-in's kind, by its plural."""
+        for modality, row in MODALITIES.items():
+            if row.plural == name:
+                return self.media(modality)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def save(self, folder: str | Path, name: str = "answer") -> list[Path]:
         """Writes the media and `<name>.json` (the message, with paths in place of media; timings; what was switched off).
@@ -136,8 +146,9 @@ class Reply:
             if modality == "text":
                 content.append(part)
                 continue
-            path = folder / f"{name}-{len(files)}{SUFFIXES[modality]}"
-            save_media(part[modality], path)
+            row = MODALITIES[modality]
+            path = folder / f"{name}-{len(files)}{row.suffix}"
+            row.save(part[modality], path)
             files.append(path)
             content.append({"type": modality, "path": path.name, "seed": part["seed"]})
         message = {"role": "assistant", "content": content}
@@ -160,33 +171,3 @@ def not_made(kinds: Sequence[str]) -> str:
 
 
 Event = TextDelta | MediaStarted | MediaProgress | MediaDone | Finished
-
-SUFFIXES = {"image": ".png", "audio": ".wav", "video": ".mp4"}
-
-
-def save_media(media: Media, path: str | Path) -> None:
-    """Writes a picture as PNG, a sound as 16-bit WAV, a clip as MP4 (H.264); by the media's type."""
-    path = Path(path)
-    if isinstance(media, Image.Image):
-        media.save(path)
-    elif isinstance(media, Audio):
-        import soundfile
-
-        soundfile.write(path, media.array, media.sampling_rate, subtype="PCM_16")
-    else:
-        _save_video(media, path)
-
-
-def _save_video(video: Video, path: Path) -> None:
-    from fractions import Fraction
-
-    import av
-
-    height, width = video.frames.shape[1:3]
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(video.fps).limit_denominator(1000))
-        stream.width, stream.height = width + width % 2, height + height % 2  # H.264 needs even sizes
-        stream.pix_fmt = "yuv420p"
-        for frame in video.frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 
 from nextgpt.errors import UserInputError
-from nextgpt.signals import MODALITIES
+from nextgpt.modalities import MODALITIES
 
 MAX_SEED = 2**31
 
@@ -24,7 +24,8 @@ class GenerationOptions:
         require: modality → how many the answer must hold, exactly, e.g. `{"image": 1}`; no other kinds then.
         do_sample, temperature, top_p: sampling of the LLM; greedy by default.
         seed: of the sampling and of the first piece of media (the next takes seed + 1 …); random by default.
-        image, audio, video: options of the decoders (`num_inference_steps`, `guidance_scale`, `height` …).
+        media: modality → options of its decoder (`num_inference_steps`, `guidance_scale`, `height` …). In a call each
+            stands under the modality's own name, as `image={"num_inference_steps": 20}`.
     """
 
     max_new_tokens: int = 256
@@ -34,9 +35,7 @@ class GenerationOptions:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
-    image: dict = field(default_factory=dict)
-    audio: dict = field(default_factory=dict)
-    video: dict = field(default_factory=dict)
+    media: dict[str, dict] = field(default_factory=dict)
 
     def __post_init__(self):
         self._check("max_new_tokens", isinstance(self.max_new_tokens, int) and self.max_new_tokens > 0, "1 or more")
@@ -49,8 +48,9 @@ class GenerationOptions:
         self._check("require", fits, 'modality and how many, e.g. {"image": 1}')
         kinds = self.output_modalities
         self._check("output_modalities", kinds is None or isinstance(kinds, (list, tuple, set)), "a list of kinds")
-        for modality in MODALITIES:
-            self._check(modality, isinstance(getattr(self, modality), dict), "a dictionary of the decoder's options")
+        for modality, given in self.media.items():
+            if not isinstance(given, dict):
+                raise UserInputError(f"{modality} is {given!r}: expected a dictionary of the decoder's options")
         if self.seed is None:
             self.seed = secrets.randbelow(MAX_SEED)
 
@@ -60,13 +60,19 @@ class GenerationOptions:
 
     @classmethod
     def from_keywords(cls, options: dict) -> GenerationOptions:
-        known = [each.name for each in fields(cls)]
+        own = [each.name for each in fields(cls) if each.name != "media"]
+        known = [*own, *MODALITIES]
         for name in options:
             if name not in known:
                 near = get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else f"; the options are {', '.join(known)}"
                 raise UserInputError(f"unknown option {name!r}{hint}")
-        return cls(**options)
+        media = {name: given for name, given in options.items() if name in MODALITIES}
+        return cls(**{name: given for name, given in options.items() if name in own}, media=media)
+
+    def of_decoder(self, modality: str) -> dict:
+        """The options of one decoder."""
+        return self.media.get(modality, {})
 
     def sampling(self) -> dict:
         """The arguments of transformers' `generate`."""

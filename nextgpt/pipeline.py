@@ -26,6 +26,7 @@ from nextgpt.generation import InterleavedOutput, SignalRun
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.hub.loading import check_parts, load_frozen_decoder, read_quantization, replace_parts
 from nextgpt.hub.parts import fetch_model, first_line
+from nextgpt.modalities import take_values
 from nextgpt.modeling_nextgpt import NextGPTModel
 from nextgpt.options import GenerationOptions
 from nextgpt.processing_nextgpt import NextGPTProcessor
@@ -86,7 +87,7 @@ class NextGPTPipeline:
             device: "auto" takes an accelerator where there is one.
             dtype: "auto" is fp32 on CPUs and half precision elsewhere.
             parts: frozen part → folder or repository to use in place of the configuration's, e.g.
-                `{"language_model": "/models/vicuna-7b-v1.5"}`; the decoders go by `image`, `audio`, `video`.
+                `{"language_model": "/models/vicuna-7b-v1.5"}`; the decoders go by their modality, as `image`.
             device_map: for the LLM, as in transformers (needs accelerate).
             quantization: "4bit" or "8bit" for the LLM (needs bitsandbytes).
             revision: of the Hub repository.
@@ -259,7 +260,7 @@ class _Answer:
         self.started = time.perf_counter()
         self.timings: list[Timings] = []
         for modality, decoder in pipeline.decoders.items():
-            _check_decoder_options(decoder, getattr(options, modality))
+            _check_decoder_options(decoder, options.of_decoder(modality))
         self.media: dict[tuple[int, int], dict] = {}  # (row, position in the answer) → message part
         self.output: InterleavedOutput | None = None
 
@@ -345,8 +346,7 @@ class _Answer:
     def _prepare(self, conversations: list[list[dict]]) -> dict:
         model = self.pipeline.model
         inputs = {name: tensor.to(self.pipeline.device) for name, tensor in self.pipeline._read(conversations).items()}
-        values = {name: inputs.pop(name) for name in list(inputs) if name.endswith("_values")}
-        inputs["media_features"] = model.encode_media(inputs["input_ids"], **values)
+        inputs["media_features"] = model.encode_media(inputs["input_ids"], **take_values(inputs))
         return inputs
 
     def _token_budgets(self, prompt_lengths: list[int]) -> list[int]:
@@ -382,7 +382,7 @@ class _Answer:
             torch.stack([run.hidden_states for run in runs]),
             torch.stack([run.token_embeddings for run in runs]),
         )
-        options = getattr(self.options, decoder.modality)
+        options = self.options.of_decoder(decoder.modality)
         try:
             return decoder.generate(conditioning, seeds=seeds, on_step=on_step, cancel=self.cancel, **options)
         except (TypeError, ValueError) as error:
