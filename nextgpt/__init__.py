@@ -21,10 +21,14 @@ if (_parent / "encoders" / "__init__.py").is_file() and str(_parent) not in __pa
 
 # Imported on first use, so that `nextgpt --help` need not wait for torch.
 _PUBLIC = {
+    "Modality": "nextgpt.modalities",
     "NextGPTConfig": "nextgpt.configuration_nextgpt",
     "NextGPTModel": "nextgpt.modeling_nextgpt",
     "NextGPTPipeline": "nextgpt.pipeline",
     "NextGPTProcessor": "nextgpt.processing_nextgpt",
+    "register_decoder": "nextgpt.decoders",
+    "register_encoder": "nextgpt.encoders",
+    "register_modality": "nextgpt.modalities",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -218,11 +218,20 @@ class NextGPTConfig(PreTrainedConfig):
         """Output modality → tensor's name → its shape for one item, of all that is projected from signal states.
 
         Read off the decoders' configuration files.
+
+        Raises:
+            UserInputError: a decoder is of an unknown kind, or makes another modality.
         """
         shapes = {}
         for modality in self.signal_tokens:
             part = self.part(modality)
-            spec = decoder_room.conditioning_spec(part.kind, part.config_location(self.base_folder), part.revision)
+            decoder = decoder_room.DECODERS.get(part.kind)
+            if decoder is not None and decoder.modality != modality:
+                raise UserInputError(f"the {modality} decoder is a {part.kind!r}, which makes {decoder.modality}")
+            try:
+                spec = decoder_room.conditioning_spec(part.kind, part.config_location(self.base_folder), part.revision)
+            except ValueError as error:
+                raise UserInputError(f"the {modality} decoder: {error}") from error
             shapes[modality] = decoder_room.projected_shapes(spec)
         return shapes
 

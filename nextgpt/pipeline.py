@@ -21,14 +21,13 @@ from transformers import BatchFeature
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders import Decoder, GenerationCancelled
 from nextgpt.errors import ModelLoadError, UserInputError
-from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, Timings
+from nextgpt.events import Event, Finished, GenerationOptions, MediaDone, MediaProgress, MediaStarted, Reply, Timings
 from nextgpt.generation import InterleavedOutput, SignalRun
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.hub.loading import check_parts, load_frozen_decoder, read_quantization, replace_parts
 from nextgpt.hub.parts import fetch_model, first_line
 from nextgpt.modalities import take_values
 from nextgpt.modeling_nextgpt import NextGPTModel
-from nextgpt.options import GenerationOptions
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.session import Session, fingerprint_media, forgetting_on_error
 from nextgpt.streaming import AnyOf, FirstTokenClock, TextStream
