@@ -66,7 +66,7 @@ class Decoder:
     """
 
     kind: ClassVar[str]
-    modality: ClassVar[str]  # "image", "audio" or "video"
+    modality: ClassVar[str]  # what it makes: "image", "audio", "video" or a plug-in's
     pipeline_class: ClassVar[str]  # its public name in diffusers
     denoiser: ClassVar[str] = "unet"  # what the pipeline calls the frozen model that denoises
     # What decides on `encode`, and on `encode_media`: patterns of files in the decoder's folder.
@@ -174,11 +174,17 @@ class Decoder:
 
         Returns:
             Name → [N, *shape], for every projected tensor of `conditioning_spec`.
+
+        Raises:
+            ValueError: the decoder's class declares other tensors than it encodes.
         """
         pipeline, captions = self.pipeline, list(captions)
         with self._lock, _holding_back(type(pipeline).__module__, "truncated") as cut:  # it would repeat every caption
             conditioning = self._encode(pipeline, captions)  # locked: fast tokenizers refuse two callers at once
             was_cut = bool(cut) or self._cuts(pipeline, captions)
+        projected = {name: tensor for name, tensor in self.conditioning_spec.items() if tensor.is_projected}
+        advice = "So its class declares it, but it encoded something else: make read_conditioning_spec and _encode agree."
+        check_conditioning(projected, conditioning, f"The decoder '{self.kind}' at {self.source}", advice)
         if was_cut and not self._told_of_cuts:
             self._told_of_cuts = True
             limit = pipeline.tokenizer.model_max_length
@@ -210,7 +216,7 @@ class Decoder:
                 None, here and above, means the value in `generation_defaults`.
 
         Returns:
-            PIL images, `Audio` or `Video` items, by modality.
+            PIL images, `Audio` or `Video` items, or what a plug-in makes, by modality.
 
         Raises:
             GenerationCancelled: `cancel` was set.

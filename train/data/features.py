@@ -297,7 +297,10 @@ def _input_source(
 
 def _caption_source(decoder: Decoder, table: FeatureTable) -> FeatureSource:
     def compute(captions: list[Item]) -> Computed:
-        conditioning = decoder.encode(captions)
+        try:
+            conditioning = decoder.encode(captions)
+        except ValueError as error:  # the captions are texts: it is the decoder that does not hold together
+            raise UserInputError(str(error)) from error
         return {caption: {name: each[i] for name, each in conditioning.items()} for i, caption in enumerate(captions)}
 
     def items(inputs: list[InputMedia], outputs: list[OutputMedia]) -> list[Item]:
