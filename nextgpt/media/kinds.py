@@ -67,7 +67,7 @@ def wrong_kind(file: BinaryIO, name: str, expected: str, reason: str = "") -> Us
 
 def has_usual_suffix(path: str | os.PathLike, modality: str) -> bool:
     """Whether a file's name says what it is, so that programs that go by names (browsers) show it."""
-    return Path(path).suffix.lower().removeprefix(".") in MODALITIES[modality].suffixes
+    return modality in MODALITIES and Path(path).suffix.lower().removeprefix(".") in MODALITIES[modality].suffixes
 
 
 def moving_pictures(container: Any) -> Any | None:

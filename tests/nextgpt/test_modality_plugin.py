@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nextgpt import Modality, NextGPTConfig, NextGPTPipeline, register_decoder, register_encoder, register_modality
+from nextgpt.__main__ import main
 from nextgpt.decoders import DECODERS, Decoder, TensorSpec, load_decoder
 from nextgpt.encoders import Encoder
 from nextgpt.encoders.loading import ENCODERS
@@ -20,6 +21,8 @@ from nextgpt.media import guess_modality, load_media
 from nextgpt.modalities import MODALITIES
 from nextgpt.modeling_nextgpt import NextGPTModel
 from nextgpt.processing_nextgpt import NextGPTProcessor
+from nextgpt.report.doctor import examine
+from nextgpt.report.params import count_parameters
 from nextgpt.signals import SignalVocabulary
 from nextgpt.train.data.check import check_files
 from nextgpt.train.data.convert import convert_files
@@ -170,6 +173,21 @@ def test_the_chat_keeps_and_shows_it(world, pipeline, tmp_path) -> None:
     conversation.turns.append(Turn([conversation.keep_file(world / "curves" / "low rising.curve")]))
     [figure, _] = shown(conversation)
     assert "<a href=" in figure.html and "low%20rising.curve" in figure.html
+
+
+def test_commands_that_such_a_program_runs_take_it(world, trained, tmp_path, capsys) -> None:
+    main(["generate", "What is it?", "--curve", str(world / "curves" / "low rising.curve"), "--model", str(trained)]
+         + ["--require", "curve=1", "--out", str(tmp_path)])  # fmt: skip
+    assert (tmp_path / "curve-001.curve").is_file()
+    main(["info", str(trained)])
+    assert "curve (3 signal tokens)" in capsys.readouterr().out
+
+
+def test_reports_know_it(trained) -> None:
+    parts = {part.name: part.parameters for part in count_parameters(trained).parts}
+    assert parts["encoder"] == 8 * 16 + 16 and parts["curve output projection"] > 0
+    about = [finding for finding in examine(str(trained)) if "curve" in finding.what]
+    assert about and all(finding.works for finding in about)
 
 
 @pytest.mark.parametrize(

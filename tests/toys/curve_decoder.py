@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from nextgpt.decoders import Conditioning, ConditioningSpec, Decoder, TensorSpec
 from toy_decoder import ToyPipeline
@@ -44,14 +45,14 @@ class CurveDecoder(Decoder):
 
 
 def save_curve_decoder(folder: Path) -> Path:
-    """The decoder's folder: what it is, and an empty file for the weights that it does not have."""
+    """The decoder's folder, as diffusers lays out a pipeline's, with no weights in it."""
     files = {
         "model_index.json": {"_class_name": "ToyPipeline"},
         "scheduler/scheduler_config.json": {"_class_name": "DDIMScheduler"},
-        "words/model.safetensors": {},  # a frozen part is known by its weights
     }
     for name, content in files.items():
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content))
+    save_file({}, folder / "scheduler" / "model.safetensors")  # a frozen part is known by its weights
     return folder
