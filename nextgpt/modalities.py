@@ -166,7 +166,7 @@ MODALITIES: dict[str, Modality] = {row.name: row for row in _BUILT_IN}
 def register_modality(modality: Modality) -> Modality:
     """Adds a kind of media of one's own, for the whole process; once more the same is nothing new.
 
-    Call it in the module that defines its encoder or decoder: processes that a training starts import that.
+    The processes that read a training's data are told of it, so the functions of the row are named ones of a module.
 
     Raises:
         ValueError: its name, its plural or its signal tokens are another's, or cannot be ones.
@@ -189,10 +189,15 @@ def register_modality(modality: Modality) -> Modality:
             raise ValueError(f"The {what} '{value}' of the modality '{name}' is taken by '{row.name}'. Choose another.")
     if modality.plural in RESERVED:
         raise ValueError(f"The plural '{modality.plural}' of the modality '{name}' has another meaning. Choose another.")
-    own = sorted([*list(MODALITIES.values())[len(_BUILT_IN) :], modality], key=lambda row: row.name)
+    own = sorted([*registered_modalities(), modality], key=lambda row: row.name)
     MODALITIES.clear()
     MODALITIES.update({row.name: row for row in (*_BUILT_IN, *own)})
     return modality
+
+
+def registered_modalities() -> list[Modality]:
+    """The rows that programs brought."""
+    return [row for row in MODALITIES.values() if row not in _BUILT_IN]
 
 
 def take_values(arguments: dict[str, Any]) -> dict[str, Any]:

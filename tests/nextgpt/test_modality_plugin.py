@@ -24,11 +24,12 @@ from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.report.doctor import examine
 from nextgpt.report.params import count_parameters
 from nextgpt.signals import SignalVocabulary
+from nextgpt.train.data.cache import cache_features
 from nextgpt.train.data.check import check_files
 from nextgpt.train.data.convert import convert_files
 from nextgpt.train.stages import run_stage
 from tiny_models import save_tiny_language_model
-from tiny_training import checkpoint_tensors, config_for, log_of, make_responsive, write_lines
+from tiny_training import checkpoint_tensors, config_for, log_of, make_responsive, settings, write_lines
 from toy_decoder import save_toy_decoder
 from toys.curve import CURVE, Curve, save_curve
 from toys.curve_decoder import ROWS, WIDTH, CurveDecoder, save_curve_decoder
@@ -163,6 +164,13 @@ def test_data_of_other_projects_are_converted_and_checked(world, trained, tmp_pa
     assert message["content"][0] == {"type": "curve", "path": "curves/a point.curve"}
     report = check_files([tmp_path / "ours.jsonl"], str(trained), workers=0)
     assert "1 points; use a longer one" in report.problems[0].reason
+
+
+def test_other_processes_that_read_the_data_know_it(world, tmp_path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(json.dumps(settings(world, "instruct", tmp_path, features=str(tmp_path / "features"))))
+    cache_features("instruct", str(file), processes=2)
+    assert {folder.name.rpartition("-")[0] for folder in (tmp_path / "features").iterdir()} >= {"captions-toy-curve"}
 
 
 def test_the_chat_keeps_and_shows_it(world, pipeline, tmp_path) -> None:
