@@ -40,9 +40,11 @@ class EncoderPreprocessor:
 
     def prepare(self, modality: str, media: Any) -> Tensor:
         """Any medium, by the method of its kind's name; a tuple (samples and their rate) goes in one by one."""
-        method = getattr(self, modality, None) if modality in self.modalities else None
-        if method is None:
+        method = getattr(self, modality, None)
+        if modality not in self.modalities:
             raise self._unknown(modality)
+        if method is None:
+            raise ValueError(f"{type(self).__name__} has no method '{modality}', which its encoder's configuration names.")
         return method(*media) if isinstance(media, tuple) else method(media)
 
     def _unknown(self, modality: str) -> ValueError:

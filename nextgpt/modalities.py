@@ -21,7 +21,7 @@ _SIGNAL = re.compile(r"[A-Z]+")
 RESERVED = frozenset(
     "text type path url base64 caption seed seconds language_model encoder message finished timings token_ids switched_off "
     "save media max_new_tokens output_modalities require do_sample temperature top_p session cancel command prompt model "
-    "preset device dtype steps guidance_scale out only json debug help".split()
+    "preset device dtype steps guidance_scale out only json debug help prepare modalities".split()
 )
 
 
@@ -171,9 +171,12 @@ def register_modality(modality: Modality) -> Modality:
     Raises:
         ValueError: its name, its plural or its signal tokens are another's, or cannot be ones.
     """
+    from torch.nn import ModuleDict
+
     name = modality.name
-    if not _NAME.fullmatch(name) or name in RESERVED:
-        why = "means something else in a message or a call" if name in RESERVED else "is not made of a-z, 0-9 and _"
+    is_reserved = name in RESERVED or hasattr(ModuleDict(), name)  # in which the model keeps its projections by name
+    if not _NAME.fullmatch(name) or is_reserved:
+        why = "means something else in a message, a call or a model" if is_reserved else "is not made of a-z, 0-9 and _"
         raise ValueError(f"The modality '{name}' cannot be called so, because that {why}. Choose another name.")
     if not _SIGNAL.fullmatch(modality.signal) or modality.signal_tokens < 1 or not modality.suffixes:
         raise ValueError(

@@ -12,6 +12,7 @@ from nextgpt.errors import UserInputError
 from nextgpt.media.limits import CONTAINERS, MAX_PIXELS
 from nextgpt.media.sources import open_source
 from nextgpt.modalities import MODALITIES
+from nextgpt.text import listed
 
 # Pillow also opens formats that are no pictures (MPEG, HDF5) or programs (EPS). HEIF is there once a plug-in brings it.
 PICTURES = ("PNG", "JPEG", "MPO", "JPEG2000", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "ICO", "PPM", "QOI", "HEIF")
@@ -47,8 +48,8 @@ def kind_of(file: BinaryIO, name: str) -> str:
         file.seek(0)
     nouns = [row.described.partition(" ")[2] for row in MODALITIES.values()]
     raise UserInputError(
-        f"{name}: not a {', '.join(nouns[:-1])} or {nouns[-1]} that can be read; check that the file is complete, or give "
-        "one of " + ", ".join(f"{modality} ({' '.join(row.suffixes)})" for modality, row in MODALITIES.items())
+        f"{name}: not a {listed(nouns, 'or')} that can be read; check that the file is complete, or give one of "
+        + ", ".join(f"{modality} ({' '.join(row.suffixes)})" for modality, row in MODALITIES.items())
     )
 
 

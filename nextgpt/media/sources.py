@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 from nextgpt.errors import UserInputError
 from nextgpt.modalities import MODALITIES
+from nextgpt.text import listed
 
 MAX_DOWNLOAD_BYTES = 200_000_000  # of an address or a data: URI
 LONGEST_NAME = 240  # of a file in a message, in characters
@@ -74,8 +75,8 @@ def _embedded(uri: str) -> bytes:
 
 def _check_file(path: Path, modality: str | None) -> None:
     name, text = shortened(str(path)), str(path)
-    *others, last = [row.article for row in MODALITIES.values()]
-    expected = MODALITIES[modality].article if modality else f"{', '.join(others)} or {last}"
+    possible = [MODALITIES[modality]] if modality else MODALITIES.values()
+    expected = listed([row.article for row in possible], "or")
     if not os.path.exists(path):  # unlike `path.exists()`, False for names that no file can have
         hint = f"check the path of {'the ' + modality if modality else 'the file'}"
         if _LIKE_BASE64.fullmatch(text):

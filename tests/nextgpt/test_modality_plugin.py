@@ -33,7 +33,7 @@ from tiny_training import checkpoint_tensors, config_for, log_of, make_responsiv
 from toy_decoder import save_toy_decoder
 from toys.curve import CURVE, Curve, save_curve
 from toys.curve_decoder import ROWS, WIDTH, CurveDecoder, save_curve_decoder
-from toys.curve_encoder import CurveEncoder, CurveEncoderConfig
+from toys.curve_encoder import CurveEncoder, CurveEncoderConfig, CurvePreprocessor
 
 KINDS = {"high": 1.0, "low": -1.0}
 SLOPES = {"rising": 1.0, "falling": -1.0}
@@ -213,6 +213,12 @@ def test_a_file_that_is_not_taken_is_named(pipeline, content, message, tmp_path)
         pipeline(ask({"type": "curve", "path": str(tmp_path / "lines.curve")}))
 
 
+def test_an_encoder_that_cannot_prepare_what_it_names_says_so(pipeline, monkeypatch) -> None:
+    monkeypatch.delattr(CurvePreprocessor, "curve")
+    with pytest.raises(ValueError, match="CurvePreprocessor has no method 'curve'"):
+        pipeline(ask({"type": "curve", "curve": Curve(np.ones(3), 0.1)}))
+
+
 # ---------------------------------------------------------------------- conditioning
 
 GIVEN = {"level": torch.zeros(1, ROWS, WIDTH), "slope": torch.zeros(1, 3)}
@@ -279,6 +285,7 @@ def test_a_decoder_that_encodes_other_than_it_declares_stops_the_training_by_nam
         ({"name": "arc"}, "The plural 'curves' of the modality 'arc' is taken by 'curve'"),
         ({"signal_tokens": 5}, "The name 'curve' of the modality 'curve' is taken by 'curve'"),
         ({"name": "text"}, "The modality 'text' cannot be called so"),
+        ({"name": "half"}, "The modality 'half' cannot be called so, because that means something else in"),
         ({"name": "arc", "plural": "message", "signal": "ARC"}, "The plural 'message' of the modality 'arc'"),
         ({"name": "An Arc"}, "The modality 'An Arc' cannot be called so, because that is not made of a-z"),
         ({"name": "arc", "signal": "[arc]"}, r"The modality 'arc' has the signal '\[arc\]'.*expected capitals"),

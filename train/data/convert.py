@@ -30,7 +30,7 @@ from transformers.utils.logging import tqdm
 
 from nextgpt.errors import UserInputError
 from nextgpt.modalities import MODALITIES
-from nextgpt.text import broken_character
+from nextgpt.text import broken_character, listed
 from nextgpt.train.data.files import json_line, whole_file
 from nextgpt.train.data.json_records import Record, describe, read_records
 from nextgpt.train.data.markers import Marker, RecordMedia, Turn, Unusable, as_list, message_of, split_markers, texts_of
@@ -221,7 +221,7 @@ def _keys(record: dict) -> str:
 def _captions(record: dict, media: RecordMedia, task: str) -> list[dict]:
     modality = next((modality for modality in MODALITIES if f"{modality}_name" in record), None)
     if modality is None:
-        raise Unusable("a caption beside no image_name, audio_name or video_name")
+        raise Unusable(f"a caption beside no {listed([f'{modality}_name' for modality in MODALITIES], 'or')}")
     name, caption = record[f"{modality}_name"], _text(record["caption"], "the caption").strip()
     if task == "decoders":
         wish = Turn("user", [f"Show me {MODALITIES[modality].article}: {caption}"])
