@@ -43,7 +43,7 @@ class Modality:
         save: writes one medium to a path that ends in the first suffix.
         recognizes: whether an open file, with its name, is of this kind by what it holds; None: a message must say so.
         described: in messages, where it is not `article`.
-        max_seconds: the longest that is taken; None where there is no length.
+        max_seconds: the longest that `read` takes (see `nextgpt.media.limits.check_duration`); None where there is no length.
         too_small: what a medium too small to learn from measures and what to do; None for all others.
         player, large_player: HTML that shows a file in a browser, with `{address}` and `{label}`; without a `large_player`
             it is not enlarged.
@@ -183,18 +183,19 @@ def register_modality(modality: Modality) -> Modality:
             f"The modality '{name}' has the signal {modality.signal!r}, {modality.signal_tokens} signal tokens and the "
             f"suffixes {list(modality.suffixes)}: expected capitals, at least 1, and at least one suffix."
         )
+    if modality.plural in RESERVED:
+        raise ValueError(f"The plural '{modality.plural}' of the modality '{name}' has another meaning. Choose another.")
     for row in MODALITIES.values():
         if row == modality:
             return modality
-        taken = {"name": name == row.name, "plural": modality.plural in (row.plural, row.name) or name == row.plural}
-        taken |= {"signal": modality.signal == row.signal}
-        for what, value in ((what, getattr(modality, what)) for what, is_taken in taken.items() if is_taken):
-            raise ValueError(f"The {what} '{value}' of the modality '{name}' is taken by '{row.name}'. Choose another.")
-    if modality.plural in RESERVED:
-        raise ValueError(f"The plural '{modality.plural}' of the modality '{name}' has another meaning. Choose another.")
+        for what in ("name", "plural", "signal"):
+            value = getattr(modality, what)
+            if value in (row.name, row.plural, row.signal):
+                raise ValueError(f"The {what} '{value}' of the modality '{name}' is taken by '{row.name}'. Choose another.")
     own = sorted([*registered_modalities(), modality], key=lambda row: row.name)
-    MODALITIES.clear()
-    MODALITIES.update({row.name: row for row in (*_BUILT_IN, *own)})
+    for row in own:  # again in the order of their names
+        MODALITIES.pop(row.name, None)
+    MODALITIES.update({row.name: row for row in own})
     return modality
 
 

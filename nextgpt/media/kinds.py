@@ -46,7 +46,7 @@ def kind_of(file: BinaryIO, name: str) -> str:
                 return modality
     finally:
         file.seek(0)
-    nouns = [row.described.partition(" ")[2] for row in MODALITIES.values()]
+    nouns = [row.described.split(" ", 1)[-1] for row in MODALITIES.values()]
     raise UserInputError(
         f"{name}: not a {listed(nouns, 'or')} that can be read; check that the file is complete, or give one of "
         + ", ".join(f"{modality} ({' '.join(row.suffixes)})" for modality, row in MODALITIES.items())
