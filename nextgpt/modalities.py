@@ -43,7 +43,7 @@ class Modality:
         save: writes one medium to a path that ends in the first suffix.
         recognizes: whether an open file, with its name, is of this kind by what it holds; None: a message must say so.
         described: in messages, where it is not `article`.
-        max_seconds: the longest that `read` takes (see `nextgpt.media.limits.check_duration`); None where there is no length.
+        max_seconds: the longest that `read` takes, which calls `nextgpt.media.limits.check_duration`; None: no limit.
         too_small: what a medium too small to learn from measures and what to do; None for all others.
         player, large_player: HTML that shows a file in a browser, with `{address}` and `{label}`; without a `large_player`
             it is not enlarged.
