@@ -1,6 +1,6 @@
 """Frozen diffusion decoders: conditioning in, media out; captions in, training targets out.
 
-Conditioning is a dictionary of named tensors (see `conditioning`). A new decoder is one small file with a `Decoder` subclass
+Conditioning is a dictionary of named tensors (see `contract`). A new decoder is one small file with a `Decoder` subclass
 and one line in `DECODERS`; a program that brings its own calls `register_decoder`.
 """
 
@@ -100,5 +100,8 @@ def conditioning_spec(kind: str, source: str, revision: str | None = None) -> Co
 
 def _decoder_class(kind: str) -> type[Decoder]:
     if kind not in DECODERS:
-        raise ValueError(f"Unknown decoder kind '{kind}'. Known kinds: {', '.join(DECODERS)}.")
+        raise ValueError(
+            f"Unknown decoder kind '{kind}'. Known kinds: {', '.join(DECODERS)}. A program that brings another calls "
+            "nextgpt.register_decoder first."
+        )
     return DECODERS[kind]

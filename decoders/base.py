@@ -7,8 +7,7 @@ import copy
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +29,7 @@ from nextgpt.decoders.objectives import training_objective
 from nextgpt.decoders.sources import (
     PartConfig,
     check_components,
+    holding_back,
     local_folder,
     part_class,
     part_patterns,
@@ -66,7 +66,7 @@ class Decoder:
     """
 
     kind: ClassVar[str]
-    modality: ClassVar[str]  # "image", "audio" or "video"
+    modality: ClassVar[str]  # what it makes: "image", "audio", "video" or a plug-in's
     pipeline_class: ClassVar[str]  # its public name in diffusers
     denoiser: ClassVar[str] = "unet"  # what the pipeline calls the frozen model that denoises
     # What decides on `encode`, and on `encode_media`: patterns of files in the decoder's folder.
@@ -179,11 +179,17 @@ class Decoder:
 
         Returns:
             Name → [N, *shape], for every projected tensor of `conditioning_spec`.
+
+        Raises:
+            ValueError: the decoder's class declares other tensors than it encodes.
         """
         pipeline, captions = self.pipeline, list(captions)
-        with self._lock, _holding_back(type(pipeline).__module__, "truncated") as cut:  # it would repeat every caption
+        with self._lock, holding_back(type(pipeline).__module__, "truncated") as cut:  # it would repeat every caption
             conditioning = self._encode(pipeline, captions)  # locked: fast tokenizers refuse two callers at once
             was_cut = bool(cut) or self._cuts(pipeline, captions)
+        projected = {name: tensor for name, tensor in self.conditioning_spec.items() if tensor.is_projected}
+        advice = "So its class declares it, but it encoded something else: make read_conditioning_spec and _encode agree."
+        check_conditioning(projected, conditioning, f"The decoder '{self.kind}' at {self.source}", advice)
         if was_cut and not self._told_of_cuts:
             self._told_of_cuts = True
             limit = pipeline.tokenizer.model_max_length
@@ -215,7 +221,7 @@ class Decoder:
                 None, here and above, means the value in `generation_defaults`.
 
         Returns:
-            PIL images, `Audio` or `Video` items, by modality.
+            PIL images, `Audio` or `Video` items, or what a plug-in makes, by modality.
 
         Raises:
             GenerationCancelled: `cancel` was set.
@@ -339,8 +345,8 @@ class Decoder:
             # Two pipelines are frozen upstream and say so at each start; the pinned version is our answer to that.
             # And an autoencoder may name what its pipeline reads and its own class does not take.
             with (
-                _holding_back("diffusers.pipelines.pipeline_utils", "has been deprecated and will not receive"),
-                _holding_back("diffusers.configuration_utils", "were passed to AutoencoderDC"),
+                holding_back("diffusers.pipelines.pipeline_utils", "has been deprecated and will not receive"),
+                holding_back("diffusers.configuration_utils", "were passed to AutoencoderDC"),
             ):
                 parts = {name: self._read_part(name, path) for name, path in shared.items()}
                 given = absent | self.load_options | parts
@@ -409,25 +415,6 @@ class Decoder:
     def _check_conditioning(self, conditioning: Conditioning) -> None:
         advice = "The output projection must be made for this decoder."
         check_conditioning(self.conditioning_spec, conditioning, f"The decoder '{self.kind}' at {self.source}", advice)
-
-
-@contextmanager
-def _holding_back(name: str, word: str) -> Iterator[list[str]]:
-    """Messages of the logger `name` with this word in them are not logged but listed."""
-    held: list[str] = []
-
-    def passes(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        if word in message:
-            held.append(message)
-        return word not in message
-
-    library = logging.getLogger(name)
-    library.addFilter(passes)
-    try:
-        yield held
-    finally:
-        library.removeFilter(passes)
 
 
 def at_step_end(after_step: Callable[[int, torch.Tensor], None]) -> Callable:

@@ -3,7 +3,9 @@
 import importlib
 import inspect
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +181,22 @@ def check_components(folder: Path, index: dict, unused: set[str], elsewhere: dic
             f"{part} has a configuration but no weights. Expected .safetensors files beside its config.json: "
             "put them there, or name the complete repository or folder as the source."
         )
+
+
+@contextmanager
+def holding_back(name: str, word: str) -> Iterator[list[str]]:
+    """Messages of the logger `name` with this word in them are not logged but listed."""
+    held: list[str] = []
+
+    def passes(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if word in message:
+            held.append(message)
+        return word not in message
+
+    library = logging.getLogger(name)
+    library.addFilter(passes)
+    try:
+        yield held
+    finally:
+        library.removeFilter(passes)

@@ -22,8 +22,9 @@ from itertools import zip_longest
 from pathlib import Path
 
 from nextgpt.errors import NextGPTError, UserInputError
-from nextgpt.events import SUFFIXES, Media, Timings, save_media
+from nextgpt.events import Media, Timings
 from nextgpt.media import guess_modality, has_usual_suffix, load_media
+from nextgpt.modalities import MODALITIES
 from nextgpt.session import Session
 
 KEEP_HOURS = 24  # after the last use
@@ -116,8 +117,8 @@ class Conversation:
         if path.parent == self.folder:
             return {"type": modality, "path": str(path)}
         if path.suffix.lower() in UNSHOWABLE or not has_usual_suffix(path, modality):  # what it holds is another kind
-            kept = self._new_path(path.stem + SUFFIXES[modality])
-            save_media(load_media(modality, path), kept)
+            kept = self._new_path(path.stem + MODALITIES[modality].suffix)
+            MODALITIES[modality].save(load_media(modality, path), kept)
         else:
             kept = self._new_path(path.name)
             shutil.copyfile(path, kept)
@@ -125,8 +126,8 @@ class Conversation:
 
     def keep_media(self, modality: str, media: Media, seed: int, seconds: float) -> dict:
         """Saves a generated piece of media and returns it as a part."""
-        path = self._new_path(f"{modality}-seed-{seed}{SUFFIXES[modality]}")
-        save_media(media, path)
+        path = self._new_path(f"{modality}-seed-{seed}{MODALITIES[modality].suffix}")
+        MODALITIES[modality].save(media, path)
         return {"type": modality, "path": str(path), "seed": seed, "seconds": seconds}
 
     def truncate(self, turn: int) -> None:

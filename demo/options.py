@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nextgpt.errors import UserInputError
-from nextgpt.options import GenerationOptions
+from nextgpt.events import GenerationOptions
 from nextgpt.pipeline import NextGPTPipeline
 
 if TYPE_CHECKING:

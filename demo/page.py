@@ -23,6 +23,7 @@ from nextgpt.demo.options import Panel
 from nextgpt.demo.view import Shown, happened, shown, title
 from nextgpt.demo.welcome import EXAMPLES, abilities, as_cards, known_as_html, read_examples, shown_name
 from nextgpt.errors import NextGPTError, UserInputError
+from nextgpt.modalities import MODALITIES
 
 KEEP_UPLOADS = 3600  # seconds in Gradio's own folder, of what is never sent; the rest goes with its conversation
 POLL = 0.1  # seconds between two looks at an answer under way
@@ -69,7 +70,7 @@ class Page:
     # ------------------------------------------------------------------ what stands on it
 
     def _build(self) -> None:
-        takes = self.pipeline.input_modalities
+        takes = [MODALITIES[kind] for kind in self.pipeline.input_modalities if kind != "text"]
         self.tab, self.visitor = gr.Textbox(visible=False), gr.BrowserState("", storage_key="nextgpt-visitor", secret=KEY)
         self.kept_options = gr.BrowserState(None, storage_key="nextgpt-options", secret=KEY)
         with gr.Row(elem_id="title"):
@@ -95,8 +96,8 @@ class Page:
             label="Message",
             elem_id="message",
             file_count="multiple",
-            file_types=[kind for kind in takes if kind != "text"] or None,
-            sources=["upload", "microphone"] if "audio" in takes else ["upload"],
+            file_types=[upload for row in takes for upload in row.uploads] or None,
+            sources=["upload", *(row.recorder for row in takes if row.recorder)],
             placeholder="Write a message; attach, drop or paste files",
             max_plain_text_length=10_000,
             autofocus=True,

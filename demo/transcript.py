@@ -10,16 +10,14 @@ import argparse
 import textwrap
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from nextgpt.events import Media, Reply
 from nextgpt.media import guess_modality, load_media
+from nextgpt.modalities import MODALITIES
 from nextgpt.pipeline import NextGPTPipeline
 
 WIDTH, MARGIN, LINE, GAP = 760, 16, 24, 8
-PICTURE, STRIP, FRAMES = 160, 640, 4  # height and greatest width of a picture; frames of a clip
-WAVE = (59, 130, 246)
 USER, ASSISTANT, PAGE = (219, 234, 254), (243, 244, 246), (255, 255, 255)
 
 
@@ -49,31 +47,10 @@ def split_file(message: str) -> tuple[str, str]:
     return "", message
 
 
-def as_picture(modality: str, media: Media) -> Image.Image:
-    """A picture of any medium: of a sound how far it swings, of a clip a few frames from beginning to end."""
-    if modality == "audio":
-        return _wave(media.array)
-    if modality == "video":
-        media = _strip(media.frames)
-    return ImageOps.contain(media.convert("RGB"), (STRIP, PICTURE), Image.Resampling.BICUBIC)
-
-
-def _strip(frames: np.ndarray) -> Image.Image:
-    """Frames [time, height, width, 3] at equal distances, side by side with white between them."""
-    moments = np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)
-    spaced = np.pad(frames[moments], ((0, 0), (0, 0), (1, 1), (0, 0)), constant_values=255)
-    return Image.fromarray(np.concatenate(spaced, axis=1))
-
-
-def _wave(samples: np.ndarray) -> Image.Image:
-    """From left to right the greatest swing in each column's stretch of time."""
-    middle = PICTURE // 4
-    picture = Image.new("RGB", (STRIP, 2 * middle), PAGE)
-    draw = ImageDraw.Draw(picture)
-    for x, stretch in enumerate(np.array_split(samples, STRIP)):
-        swing = middle * min(np.abs(stretch).max(initial=0.0), 1.0)
-        draw.line((x, middle - swing, x, middle + swing), fill=WAVE)
-    return picture
+def as_picture(modality: str, media: Media) -> Image.Image | str:
+    """A picture of any medium: of a sound how far it swings, of a clip a few frames; its name where its kind has none."""
+    still = MODALITIES[modality].still
+    return still(media) if still is not None else f"[{modality}]"
 
 
 def render(said: list[tuple[str, list]]) -> Image.Image:

@@ -10,6 +10,7 @@ from textwrap import shorten
 from urllib.parse import quote
 
 from nextgpt.demo.conversations import Conversation, Pending, Turn, media_of
+from nextgpt.modalities import MODALITIES
 from nextgpt.text import listed
 
 FILE_ADDRESS = "gradio_api/file="  # below the page's own address, wherever that is
@@ -17,15 +18,6 @@ FILE_ADDRESS = "gradio_api/file="  # below the page's own address, wherever that
 ENLARGED = """<button type="button" popovertarget="{id}" aria-label="Enlarge: {label}">{small}</button>
 <div id="{id}" class="enlarged" popover>{large}
 <button type="button" popovertarget="{id}" popovertargetaction="hide" autofocus>Close</button></div>"""
-PLAYERS = {
-    "image": '<img src="{address}" alt="{label}">',
-    "audio": '<audio src="{address}" aria-label="{label}" controls preload="metadata"></audio>',
-    "video": '<video src="{address}" aria-label="{label}" autoplay loop muted playsinline preload="auto"></video>',
-}
-LARGE_PLAYERS = {
-    "image": '<img src="{address}" alt="{label}" loading="lazy">',
-    "video": '<video src="{address}" aria-label="{label}" controls autoplay loop muted playsinline></video>',
-}
 
 
 @dataclass(frozen=True)
@@ -79,9 +71,10 @@ def _figure(part: dict) -> str:
             f'<figcaption><span>seed {seed}{took}</span> <a href="{address}" download '
             f'aria-label="Download the {kind}">download</a></figcaption>'
         )
-    player = PLAYERS[kind].format(address=address, label=label)
-    if kind in LARGE_PLAYERS:
-        large = LARGE_PLAYERS[kind].format(address=address, label=label)
+    row = MODALITIES[kind]
+    player = row.player.format(address=address, label=label)
+    if row.large_player is not None:
+        large = row.large_player.format(address=address, label=label)
         player = ENLARGED.format(
             id=f"large-{quote(path.parent.name)}-{quote(path.name)}", label=label, small=player, large=large
         )

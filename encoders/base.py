@@ -38,6 +38,15 @@ class EncoderPreprocessor:
         """Texts -> token ids [N, context]."""
         raise self._unknown("text")
 
+    def prepare(self, modality: str, media: Any) -> Tensor:
+        """Any medium, by the method of its kind's name; a tuple (samples and their rate) goes in one by one."""
+        method = getattr(self, modality, None)
+        if modality not in self.modalities:
+            raise self._unknown(modality)
+        if method is None:
+            raise ValueError(f"{type(self).__name__} has no method '{modality}', which its encoder's configuration names.")
+        return method(*media) if isinstance(media, tuple) else method(media)
+
     def _unknown(self, modality: str) -> ValueError:
         return ValueError(f"This encoder knows {', '.join(self.modalities)}, not {modality}; choose another encoder.")
 

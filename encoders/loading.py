@@ -50,7 +50,10 @@ def encoder_config(source: str | Path, revision: str | None = None) -> PreTraine
     values = _read_config(source, revision)
     kind = values.get("model_type")
     if kind not in ENCODERS:
-        raise ValueError(f"{source} has model_type {kind!r}, expected one of {', '.join(ENCODERS)}. Name an encoder.")
+        raise ValueError(
+            f"{source} has model_type {kind!r}, expected one of {', '.join(ENCODERS)}. Name an encoder; a program that "
+            "brings another calls nextgpt.register_encoder first."
+        )
     return ENCODERS[kind].read_config(source, revision, values)
 
 

@@ -21,12 +21,16 @@ if (_parent / "encoders" / "__init__.py").is_file() and str(_parent) not in __pa
 
 # Imported on first use, so that `nextgpt --help` need not wait for torch.
 _PUBLIC = {
+    "Modality": "nextgpt.modalities",
     "NextGPTConfig": "nextgpt.configuration_nextgpt",
     "NextGPTForConditionalGeneration": "nextgpt.modeling_nextgpt",
     "NextGPTModel": "nextgpt.modeling_nextgpt",  # the first name of NextGPTForConditionalGeneration
     "NextGPTPipeline": "nextgpt.pipeline",
     "NextGPTProcessor": "nextgpt.processing_nextgpt",
     "register": "nextgpt.multimodal.registration",
+    "register_decoder": "nextgpt.decoders",
+    "register_encoder": "nextgpt.encoders",
+    "register_modality": "nextgpt.modalities",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -15,17 +15,20 @@ from nextgpt import __version__
 from nextgpt import decoders as decoder_room
 from nextgpt import encoders as encoder_room
 from nextgpt.encoders.loading import ENCODERS
-from nextgpt.errors import ModelLoadError
+from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.hub.fingerprints import fingerprint
 from nextgpt.hub.parts import FrozenPart, first_line, resolve_model
+from nextgpt.modalities import MODALITIES, check_known
 from nextgpt.multimodal.registration import know_presets
-from nextgpt.signals import MODALITIES
 
 LORA_DEFAULTS = {"r": 32, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 PROJECTION_DEFAULTS = {"hidden_size": 512, "num_layers": 4, "num_heads": 4}
-SIGNAL_DEFAULTS = {"image": 4, "audio": 8, "video": 24}
 LOSS_DEFAULTS = {"text": 1.0, "conditioning": 1.0, "denoising": 1.0}
-LOSS_PARTS = (*LOSS_DEFAULTS, *(f"{kind}/{modality}" for kind in ("conditioning", "denoising") for modality in MODALITIES))
+
+
+def loss_parts() -> tuple[str, ...]:
+    """The parts of the loss that a weight can be given to, beside the tensors of a decoder's conditioning."""
+    return (*LOSS_DEFAULTS, *(f"{kind}/{modality}" for kind in ("conditioning", "denoising") for modality in MODALITIES))
 
 
 def without_tensor(part: str) -> str:
@@ -40,8 +43,8 @@ class NextGPTConfig(PreTrainedConfig):
     Args:
         language_model, encoder: the frozen LLM and media encoder, as [`FrozenPart`] fields.
         decoders: output modality → its frozen diffusion decoder, as [`FrozenPart`] fields with a `kind`.
-        signal_tokens: output modality → signal tokens a run has; by default 4 image, 8 audio, 24 video tokens for the
-            modalities that have a decoder.
+        signal_tokens: output modality → signal tokens a run has; by default those of the table of modalities (4 for an
+            image, 8 for a sound, 24 for a video) for the modalities that have a decoder.
         input_modalities: what may stand in a prompt; by default what the encoder takes.
         output_projection: size of the output projections' transformer.
         lora: fields of peft's `LoraConfig`, or `False` for none.
@@ -76,10 +79,8 @@ class NextGPTConfig(PreTrainedConfig):
         self.language_model = language_model
         self.encoder = encoder
         self.decoders = decoders or {}
-        unknown = set(self.decoders) - set(MODALITIES)
-        if unknown:
-            raise ValueError(f"decoders for {sorted(unknown)}: the output modalities are {', '.join(MODALITIES)}")
-        self.signal_tokens = signal_tokens or {m: SIGNAL_DEFAULTS[m] for m in MODALITIES if m in self.decoders}
+        check_known(self.decoders, "decoders for")
+        self.signal_tokens = signal_tokens or {m: row.signal_tokens for m, row in MODALITIES.items() if m in self.decoders}
         self.output_projection = PROJECTION_DEFAULTS | (output_projection or {})
         self.lora = False if lora is False else LORA_DEFAULTS | (lora or {})
         self.trained_groups = trained_groups
@@ -218,11 +219,20 @@ class NextGPTConfig(PreTrainedConfig):
         """Output modality → tensor's name → its shape for one item, of all that is projected from signal states.
 
         Read off the decoders' configuration files.
+
+        Raises:
+            UserInputError: a decoder is of an unknown kind, or makes another modality.
         """
         shapes = {}
         for modality in self.signal_tokens:
             part = self.part(modality)
-            spec = decoder_room.conditioning_spec(part.kind, part.config_location(self.base_folder), part.revision)
+            decoder = decoder_room.DECODERS.get(part.kind)
+            if decoder is not None and decoder.modality != modality:
+                raise UserInputError(f"the {modality} decoder is a {part.kind!r}, which makes {decoder.modality}")
+            try:
+                spec = decoder_room.conditioning_spec(part.kind, part.config_location(self.base_folder), part.revision)
+            except ValueError as error:
+                raise UserInputError(f"the {modality} decoder: {error}") from error
             shapes[modality] = decoder_room.projected_shapes(spec)
         return shapes
 
@@ -244,8 +254,18 @@ class NextGPTConfig(PreTrainedConfig):
 
 
 def encoder_config_from_dict(values: dict) -> PreTrainedConfig:
-    """The encoder configuration that `to_dict` wrote."""
-    return ENCODERS[values["model_type"]].config_class.from_dict(values)
+    """The encoder configuration that `to_dict` wrote.
+
+    Raises:
+        UserInputError: no encoder of its kind is known.
+    """
+    kind = values.get("model_type")
+    if kind not in ENCODERS:
+        raise UserInputError(
+            f"the encoder is a {kind!r}: the known ones are {', '.join(ENCODERS)}; a program that brings another calls "
+            "nextgpt.register_encoder first"
+        )
+    return ENCODERS[kind].config_class.from_dict(values)
 
 
 AutoConfig.register(NextGPTConfig.model_type, NextGPTConfig, exist_ok=True)

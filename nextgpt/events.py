@@ -1,18 +1,92 @@
-"""What a streamed answer is made of, and what is left of it at the end. Plain data, no behaviour but saving."""
+"""What a call takes and gives: its options, the events of a stream, the reply. Plain data, no behaviour but saving."""
 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from nextgpt.decoders import Audio, Video
+from nextgpt.errors import UserInputError
+from nextgpt.media import save_media as save_media
+from nextgpt.modalities import MODALITIES
 
-Media = Image.Image | Audio | Video
+Media = Image.Image | Audio | Video | Any  # the last of a plug-in's kind
+MAX_SEED = 2**31
+
+
+@dataclass
+class GenerationOptions:
+    """The options of a call, by keyword.
+
+    Args:
+        max_new_tokens: per answer.
+        output_modalities: kinds that are made, e.g. `("text", "image")`; all by default. No other kind comes instead of
+            one that is left out: the answer lacks it, and `Reply.switched_off` says so.
+        require: modality → how many the answer must hold, exactly, e.g. `{"image": 1}`; no other kinds then.
+        do_sample, temperature, top_p: sampling of the LLM; greedy by default.
+        seed: of the sampling and of the first piece of media (the next takes seed + 1 …); random by default.
+        media: modality → options of its decoder (`num_inference_steps`, `guidance_scale`, `height` …). In a call each
+            stands under the modality's own name, as `image={"num_inference_steps": 20}`.
+    """
+
+    max_new_tokens: int = 256
+    output_modalities: Sequence[str] | None = None
+    require: dict[str, int] | None = None
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    media: dict[str, dict] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self._check("max_new_tokens", isinstance(self.max_new_tokens, int) and self.max_new_tokens > 0, "1 or more")
+        self._check("temperature", _is_number(self.temperature) and self.temperature > 0, "a number above 0")
+        self._check("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "a number above 0, at most 1")
+        self._check("seed", self.seed is None or (isinstance(self.seed, int) and 0 <= self.seed < 2**62), "0 or more")
+        counts = self.require.values() if isinstance(self.require, dict) else ()
+        fits = self.require is None or isinstance(self.require, dict)
+        fits = fits and all(isinstance(count, int) and count >= 0 for count in counts)
+        self._check("require", fits, 'modality and how many, e.g. {"image": 1}')
+        kinds = self.output_modalities
+        self._check("output_modalities", kinds is None or isinstance(kinds, (list, tuple, set)), "a list of kinds")
+        for modality, given in self.media.items():
+            if not isinstance(given, dict):
+                raise UserInputError(f"{modality} is {given!r}: expected a dictionary of the decoder's options")
+        if self.seed is None:
+            self.seed = secrets.randbelow(MAX_SEED)
+
+    def _check(self, name: str, fits: bool, expected: str) -> None:
+        if not fits:
+            raise UserInputError(f"{name} is {getattr(self, name)!r}: expected {expected}")
+
+    @classmethod
+    def from_keywords(cls, options: dict) -> GenerationOptions:
+        own = [each.name for each in fields(cls) if each.name != "media"]
+        known = [*own, *MODALITIES]
+        for name in options:
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else f"; the options are {', '.join(known)}"
+                raise UserInputError(f"unknown option {name!r}{hint}")
+        media = {name: given for name, given in options.items() if name in MODALITIES}
+        return cls(**{name: given for name, given in options.items() if name in own}, media=media)
+
+    def of_decoder(self, modality: str) -> dict:
+        """The options of one decoder."""
+        return self.media.get(modality, {})
+
+    def sampling(self) -> dict:
+        """The arguments of transformers' `generate`."""
+        if not self.do_sample:
+            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
 
 
 @dataclass
@@ -104,23 +178,31 @@ class Reply:
         """All text of the answer."""
         return " ".join(part["text"].strip() for part in self.message["content"] if part["type"] == "text")
 
-    def _media(self, modality: str) -> list:
+    def media(self, modality: str) -> list:
+        """All of one kind, in order."""
         return [part[modality] for part in self.message["content"] if part["type"] == modality]
 
     @property
     def images(self) -> list[Image.Image]:
         """The pictures, in order."""
-        return self._media("image")
+        return self.media("image")
 
     @property
     def audios(self) -> list[Audio]:
         """The sounds, in order: `array` (float32 samples) and `sampling_rate`."""
-        return self._media("audio")
+        return self.media("audio")
 
     @property
     def videos(self) -> list[Video]:
         """The clips, in order: `frames` (uint8 `[time, height, width, 3]`) and `fps`."""
-        return self._media("video")
+        return self.media("video")
+
+    def __getattr__(self, name: str) -> list:
+        """Those of a plug-in's kind, by its plural."""
+        for modality, row in MODALITIES.items():
+            if row.plural == name:
+                return self.media(modality)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def save(self, folder: str | Path, name: str = "answer") -> list[Path]:
         """Writes the media and `<name>.json` (the message, with paths in place of media; timings; what was switched off).
@@ -136,8 +218,9 @@ class Reply:
             if modality == "text":
                 content.append(part)
                 continue
-            path = folder / f"{name}-{len(files)}{SUFFIXES[modality]}"
-            save_media(part[modality], path)
+            row = MODALITIES[modality]
+            path = folder / f"{name}-{len(files)}{row.suffix}"
+            row.save(part[modality], path)
             files.append(path)
             content.append({"type": modality, "path": path.name, "seed": part["seed"]})
         message = {"role": "assistant", "content": content}
@@ -161,32 +244,6 @@ def not_made(kinds: Sequence[str]) -> str:
 
 Event = TextDelta | MediaStarted | MediaProgress | MediaDone | Finished
 
-SUFFIXES = {"image": ".png", "audio": ".wav", "video": ".mp4"}
 
-
-def save_media(media: Media, path: str | Path) -> None:
-    """Writes a picture as PNG, a sound as 16-bit WAV, a clip as MP4 (H.264); by the media's type."""
-    path = Path(path)
-    if isinstance(media, Image.Image):
-        media.save(path)
-    elif isinstance(media, Audio):
-        import soundfile
-
-        soundfile.write(path, media.array, media.sampling_rate, subtype="PCM_16")
-    else:
-        _save_video(media, path)
-
-
-def _save_video(video: Video, path: Path) -> None:
-    from fractions import Fraction
-
-    import av
-
-    height, width = video.frames.shape[1:3]
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(video.fps).limit_denominator(1000))
-        stream.width, stream.height = width + width % 2, height + height % 2  # H.264 needs even sizes
-        stream.pix_fmt = "yuv420p"
-        for frame in video.frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -21,8 +21,7 @@ from transformers import Cache, LogitsProcessor, LogitsProcessorList, StoppingCr
 from transformers.generation.streamers import BaseStreamer
 
 from nextgpt.errors import ContractError, NextGPTError
-
-MEDIA_VALUES = ("image_values", "audio_values", "video_values")
+from nextgpt.modalities import take_values
 
 
 @dataclass
@@ -123,7 +122,7 @@ class InterleavedGenerationMixin:
                 or an answer ended without it.
             NextGPTError: the model computed numbers that are none.
         """
-        values = {name: generate_kwargs.pop(name, None) for name in MEDIA_VALUES}
+        values = take_values(generate_kwargs)
         if media_features is None:
             media_features = self.encode_media(input_ids, **values)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -163,9 +162,14 @@ class InterleavedGenerationMixin:
         self._check_contract(rows, cancel)
         return output
 
+    def _validate_model_kwargs(self, model_kwargs: dict) -> None:
+        """transformers reads off `forward` what is known; what media may come there says the table of modalities."""
+        take_values(model_kwargs)
+        super()._validate_model_kwargs(model_kwargs)
+
     def _expand_inputs_for_generation(self, expand_size: int = 1, input_ids: Tensor | None = None, **kwargs) -> tuple:
         """Encodes the media once, before rows become beams or several answers, and repeats their features row by row."""
-        values = {name: kwargs.pop(name) for name in MEDIA_VALUES if name in kwargs}
+        values = take_values(kwargs)
         if any(value is not None for value in values.values()):
             kwargs["media_features"] = self.encode_media(input_ids, **values)
         features = kwargs.pop("media_features", None)

@@ -33,6 +33,7 @@ from nextgpt.generation import InterleavedGenerationMixin
 from nextgpt.hub.fingerprints import check_fingerprints
 from nextgpt.hub.loading import check_keywords, load_frozen_encoder, load_language_model
 from nextgpt.hub.parts import fetch_model, first_line
+from nextgpt.modalities import MODALITIES, take_values
 from nextgpt.multimodal.features import MediaFeaturesMixin
 from nextgpt.multimodal.generation_modes import GenerationModesMixin
 from nextgpt.projections import OutputProjection, SignalRows
@@ -231,7 +232,9 @@ class NextGPTForConditionalGeneration(
         for modality, placeholder in self.vocabulary.placeholders.items():
             count, found = int((kinds == placeholder).sum()), len(given.get(modality, ()))
             if count != found:
-                raise UserInputError(f"the prompt has {count} {modality} placeholders, but {found} {modality}s came along")
+                raise UserInputError(
+                    f"the prompt has {count} {modality} placeholders, but {found} {MODALITIES[modality].plural} came along"
+                )
             if count:
                 encoder_weight = next(self.encoder.parameters())
                 encoded = self.encoder.encode(modality, given[modality].to(encoder_weight))
@@ -281,16 +284,13 @@ class NextGPTForConditionalGeneration(
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         media_features: Tensor | None = None,
-        image_values: Tensor | None = None,
-        audio_values: Tensor | None = None,
-        video_values: Tensor | None = None,
         labels: Tensor | None = None,
         conditioning_targets: dict[str, dict[str, Tensor]] | None = None,
         media_latents: dict[str, Tensor] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         signal_recorder: Callable[[Tensor, Tensor], None] | None = None,
-        **unused,
+        **more,
     ) -> NextGPTOutput:
         """One pass through the LLM, with the losses of all three stages.
 
@@ -298,7 +298,7 @@ class NextGPTForConditionalGeneration(
             input_ids: `[batch, length]`, signal tokens and placeholders included.
             attention_mask: `[batch, length]` (with a cache: of everything so far).
             media_features: `[media, embed_dim]` in row-major order of the placeholders; in place of the raw
-                `<modality>_values` (`[media of that modality, …]`, what the processor makes).
+                `<modality>_values` (`[media of that modality, …]`, what the processor makes), which are taken by that name.
             labels: `[batch, length]`, -100 where nothing is learned.
             conditioning_targets: output modality → tensor's name → `[runs, *shape]`, one per signal run of the batch in
                 row-major order: what the frozen text encoders say of the caption.
@@ -307,9 +307,7 @@ class NextGPTForConditionalGeneration(
             signal_recorder: called with the signal states of this pass (see `nextgpt.generation`).
         """
         if media_features is None:
-            media_features = self.encode_media(
-                input_ids, image_values=image_values, audio_values=audio_values, video_values=video_values
-            )
+            media_features = self.encode_media(input_ids, **take_values(more))
         embeddings = self.embed(input_ids, media_features)
         if labels is not None and past_key_values is None and position_ids is None:
             hidden_states = self._learn_from(input_ids, attention_mask, embeddings)

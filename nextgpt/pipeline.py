@@ -20,14 +20,14 @@ from transformers import BatchFeature
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders import Decoder, GenerationCancelled
 from nextgpt.errors import UserInputError
-from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, Timings
+from nextgpt.events import Event, Finished, GenerationOptions, MediaDone, MediaProgress, MediaStarted, Reply, Timings
 from nextgpt.generation import InterleavedOutput, SignalRun
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.hub.loading import check_parts, load_frozen_decoder, read_quantization, replace_parts
 from nextgpt.hub.parts import fetch_model
+from nextgpt.modalities import take_values
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.multimodal.generation_modes import check_decoder_options, make_media
-from nextgpt.options import GenerationOptions
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.session import Session, fingerprint_media, forgetting_on_error
 from nextgpt.streaming import AnyOf, FirstTokenClock, TextStream
@@ -86,7 +86,7 @@ class NextGPTPipeline:
             device: "auto" takes an accelerator where there is one.
             dtype: "auto" is fp32 on CPUs and half precision elsewhere.
             parts: frozen part → folder or repository to use in place of the configuration's, e.g.
-                `{"language_model": "/models/vicuna-7b-v1.5"}`; the decoders go by `image`, `audio`, `video`.
+                `{"language_model": "/models/vicuna-7b-v1.5"}`; the decoders go by their modality, as `image`.
             device_map: for the LLM, as in transformers (needs accelerate).
             quantization: "4bit" or "8bit" for the LLM (needs bitsandbytes).
             revision: of the Hub repository.
@@ -259,7 +259,7 @@ class _Answer:
         self.started = time.perf_counter()
         self.timings: list[Timings] = []
         for modality, decoder in pipeline.decoders.items():
-            check_decoder_options(decoder, getattr(options, modality))
+            check_decoder_options(decoder, options.of_decoder(modality))
         self.media: dict[tuple[int, int], dict] = {}  # (row, position in the answer) → message part
         self.output: InterleavedOutput | None = None
 
@@ -345,8 +345,7 @@ class _Answer:
     def _prepare(self, conversations: list[list[dict]]) -> dict:
         model = self.pipeline.model
         inputs = {name: tensor.to(self.pipeline.device) for name, tensor in self.pipeline._read(conversations).items()}
-        values = {name: inputs.pop(name) for name in list(inputs) if name.endswith("_values")}
-        inputs["media_features"] = model.encode_media(inputs["input_ids"], **values)
+        inputs["media_features"] = model.encode_media(inputs["input_ids"], **take_values(inputs))
         return inputs
 
     def _token_budgets(self, prompt_lengths: list[int]) -> list[int]:
@@ -377,7 +376,7 @@ class _Answer:
         self.emit(MediaDone(index, run.modality, media, seed, seconds))
 
     def _run_decoder(self, decoder: Decoder, runs: list[SignalRun], seeds: list[int], on_step=None) -> list:
-        options = getattr(self.options, decoder.modality)
+        options = self.options.of_decoder(decoder.modality)
         return make_media(self.pipeline.model, decoder, runs, seeds, options, on_step, self.cancel)
 
     def _media_index(self, run: SignalRun, runs: list[SignalRun]) -> int:

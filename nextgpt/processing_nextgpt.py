@@ -20,11 +20,12 @@ from transformers import AddedToken, AutoProcessor, AutoTokenizer, BatchFeature,
 
 from nextgpt import encoders as encoder_room
 from nextgpt.configuration_nextgpt import NextGPTConfig, encoder_config_from_dict
-from nextgpt.errors import ConversationTooLong, ModelLoadError, UserInputError
+from nextgpt.errors import ConversationTooLong, ModelLoadError, NextGPTError, UserInputError
 from nextgpt.hub.parts import fetch_model, first_line
 from nextgpt.media import load_media
+from nextgpt.modalities import MODALITIES
 from nextgpt.multimodal.chat_template import ChatTemplateMixin, openai_part, short
-from nextgpt.signals import MODALITIES, SignalVocabulary
+from nextgpt.signals import SignalVocabulary
 from nextgpt.text import check_characters
 
 IGNORED_LABEL = -100
@@ -135,6 +136,8 @@ class NextGPTProcessor(ChatTemplateMixin, ProcessorMixin):
                 chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
                 **settings,
             )
+        except NextGPTError as error:
+            raise ModelLoadError(f"{file}: {error}") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelLoadError(f"the processor in {location} is damaged ({first_line(error)}): copy it again") from error
 
@@ -220,10 +223,7 @@ class NextGPTProcessor(ChatTemplateMixin, ProcessorMixin):
 
     def prepare_media(self, modality: str, value: Any) -> torch.Tensor:
         """One piece of media (path, address, bytes or ready-made) → the encoder's input, without a batch dimension."""
-        loaded = load_media(modality, value)
-        if modality == "image":
-            return self.preprocessor.image(loaded)
-        return getattr(self.preprocessor, modality)(*loaded)
+        return self.preprocessor.prepare(modality, load_media(modality, value))
 
     def _render(
         self,

@@ -4,7 +4,7 @@ Two kinds are added behind the LLM's own vocabulary:
 
 - *signal tokens*: a fixed run per output modality (`[IMG0] [IMG1] …`) that the LLM emits where a piece of media stands
   in its answer (NExT-GPT, section 4);
-- *placeholders*: one token per input modality that keeps the seat of one piece of media in the prompt. They have no
+- *placeholders*: one token per input modality that stands for one piece of media in the prompt. They have no
   row in the language model's head, so they can never be emitted.
 """
 
@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from nextgpt import modalities
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SIGNAL_PREFIX = {"image": "IMG", "audio": "AUD", "video": "VID"}
-MODALITIES = tuple(SIGNAL_PREFIX)
+MODALITIES = tuple(modalities.MODALITIES)  # those of the package, which nano knows; the table has those of plug-ins too
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,10 @@ class SignalVocabulary:
     @classmethod
     def create(cls, signal_tokens: dict[str, int], input_modalities: Iterable[str], offset: int) -> SignalVocabulary:
         """Puts the modalities in their fixed order, whatever order a JSON file kept them in."""
-        ordered = tuple((modality, signal_tokens[modality]) for modality in MODALITIES if modality in signal_tokens)
-        return cls(ordered, tuple(modality for modality in MODALITIES if modality in set(input_modalities)), offset)
+        table, given = modalities.MODALITIES, set(input_modalities)
+        modalities.check_known(given | set(signal_tokens), "tokens for")
+        ordered = tuple((modality, signal_tokens[modality]) for modality in table if modality in signal_tokens)
+        return cls(ordered, tuple(modality for modality in table if modality in given), offset)
 
     @cached_property
     def runs(self) -> dict[str, tuple[int, ...]]:
@@ -73,8 +76,9 @@ class SignalVocabulary:
     @property
     def strings(self) -> list[str]:
         """The added tokens as text, in the order of their ids."""
-        signals = [f"[{SIGNAL_PREFIX[modality]}{i}]" for modality, count in self.signal_tokens for i in range(count)]
-        return signals + [f"<|{modality}|>" for modality in self.input_modalities]
+        rows = modalities.MODALITIES
+        signals = [rows[modality].signal_token(i) for modality, count in self.signal_tokens for i in range(count)]
+        return signals + [rows[modality].placeholder for modality in self.input_modalities]
 
     def add_to(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Adds the tokens to `tokenizer` and checks that they land on the ids the model expects.

@@ -130,6 +130,30 @@ def test_library_code_names_no_device_and_prints_nothing(path: Path) -> None:
             assert node.func.id != "print", f"{where}: use logging; only programs print"
 
 
+# The original project's own order of its tokens, and nano's world, which holds pictures, sounds and clips.
+OWN_KINDS = ("nextgpt/hub/convert_nextgpt_checkpoint.py", "train/nano/", "nextgpt/modalities.py")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.relative_to(REPOSITORY).parts[0] in ("nextgpt", "train", "demo")],
+    ids=lambda path: path.relative_to(REPOSITORY).as_posix(),
+)
+def test_what_differs_between_modalities_is_said_in_their_table(path: Path) -> None:
+    if path.relative_to(REPOSITORY).as_posix().startswith(OWN_KINDS):
+        return
+    kinds = {"image", "audio", "video"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        said = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", ())
+        listed = {each.value for each in said if isinstance(each, ast.Constant)} & kinds
+        where = f"{path.relative_to(REPOSITORY)}:{getattr(node, 'lineno', 0)}"
+        assert len(listed) < 2, f"{where}: make a list or table of kinds a field of nextgpt.modalities.Modality"
+        compared = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        told_apart = kinds & {each.value for each in compared if isinstance(each, ast.Constant)}
+        assert not told_apart, f"{where}: a field of nextgpt.modalities.Modality tells {told_apart} from other kinds"
+    assert not any(name == "nextgpt.signals.MODALITIES" for name, _ in imports(path)), "nextgpt.modalities has plug-ins too"
+
+
 @every_file
 def test_public_functions_have_type_hints(path: Path) -> None:
     def visible(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -16,7 +16,7 @@ from peft import LoraConfig
 from transformers import TrainingArguments
 
 from nextgpt.checkpoint import TRAINED_GROUPS
-from nextgpt.configuration_nextgpt import LOSS_PARTS, without_tensor
+from nextgpt.configuration_nextgpt import loss_parts, without_tensor
 from nextgpt.errors import UserInputError
 from nextgpt.train.data.dataset import ON_BAD_ITEM
 
@@ -123,7 +123,7 @@ class TrainingConfig:
             raise _BadSetting("lora", self.lora, "fields of peft's LoraConfig, as {target_modules: [q_proj, up_proj]}")
         _refuse_unknown(self.lora, {each.name for each in dataclasses.fields(LoraConfig)}, "lora: ")
         # Which tensors a decoder has is known with the model (`NextGPTConfig.check_loss_weights`).
-        self.loss_weights = self._numbers("loss_weights", LOSS_PARTS, without_tensor)
+        self.loss_weights = self._numbers("loss_weights", loss_parts(), without_tensor)
         self.learning_rates = self._numbers("learning_rates", TRAINED_GROUPS)
 
     def _numbers(self, name: str, known: Iterable[str], known_as: Callable[[str], str] = str) -> dict[str, float]:

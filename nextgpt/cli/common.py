@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextgpt.cli.status_line import quiet_libraries, status
-from nextgpt.signals import MODALITIES
+from nextgpt.modalities import MODALITIES
 
 if TYPE_CHECKING:
     from nextgpt.pipeline import NextGPTPipeline

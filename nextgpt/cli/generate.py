@@ -14,7 +14,7 @@ from nextgpt.cli.common import (
     load_pipeline,
 )
 from nextgpt.errors import UserInputError
-from nextgpt.signals import MODALITIES
+from nextgpt.modalities import MODALITIES
 
 
 def add(commands: Any, debug: argparse.ArgumentParser) -> None:

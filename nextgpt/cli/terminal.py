@@ -19,8 +19,9 @@ from pathlib import Path
 
 from nextgpt.cli.status_line import StatusLine
 from nextgpt.errors import ConversationTooLong, NextGPTError, UserInputError
-from nextgpt.events import SUFFIXES, Event, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, not_made, save_media
+from nextgpt.events import Event, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, not_made
 from nextgpt.media import guess_modality, load_media, shortened
+from nextgpt.modalities import MODALITIES
 from nextgpt.pipeline import NextGPTPipeline
 from nextgpt.text import whole_characters
 
@@ -91,7 +92,7 @@ class AnswerPrinter:
         path = _unused_path(self.folder, done.modality)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_media(done.media, path)
+            MODALITIES[done.modality].save(done.media, path)
         except OSError as error:
             raise UserInputError(f"{path}: could not be written ({error.strerror or error}); give another folder") from None
         self.files.append(path)
@@ -243,5 +244,5 @@ def _interrupt_sets(cancel: threading.Event) -> Iterator[None]:
 
 
 def _unused_path(folder: Path, modality: str) -> Path:
-    paths = (folder / f"{modality}-{number:03d}{SUFFIXES[modality]}" for number in count(1))
+    paths = (folder / f"{modality}-{number:03d}{MODALITIES[modality].suffix}" for number in count(1))
     return next(path for path in paths if not path.exists())

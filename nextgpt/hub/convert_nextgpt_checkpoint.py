@@ -27,9 +27,10 @@ from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.hub.download import SETTINGS
 from nextgpt.hub.parts import fetch_model, fetch_repository, first_line, is_repository_name
+from nextgpt.modalities import MODALITIES
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.processing_nextgpt import NextGPTProcessor
-from nextgpt.signals import SIGNAL_PREFIX, SignalVocabulary
+from nextgpt.signals import SignalVocabulary
 
 CHECKPOINT_FILE = "pytorch_model.pt"
 ADDED_TOKENS_FILE = "added_tokens.json"
@@ -43,7 +44,7 @@ LLM_PREFIX = "llama_model."
 ROWS = {"embed_tokens.weight": "signal_rows.input", "lm_head.weight": "signal_rows.output"}
 SECOND_PREFIXES = ("mm_input_projector.", *(f"mm_output_{kind}_projector." for kind in ("img", "vid", "aud")))
 BRACKETS = ("<Img>", "</Img>")  # around media in the first code's prompts
-ADDED_ORDER = ("image", "video", "audio")
+ADDED_ORDER = ("image", "video", "audio")  # the original's
 V0_POSITIONS = 2048  # LLaMA 1; Llama 2 and thereby Vicuna v1.5 have 4096
 
 STOP = "▁###"  # LLaMA's token for what ends an answer there
@@ -207,7 +208,7 @@ def _sort(file: Path, tensors: dict[str, Tensor], config: NextGPTConfig) -> tupl
 
 def _signal_ids(file: Path, rows: int, vocabulary: SignalVocabulary, config: NextGPTConfig) -> list[int]:
     """Where the signal tokens' rows stand in the original's matrices, in the order of this model's vocabulary."""
-    names = {m: [f"[{SIGNAL_PREFIX[m]}{i}]" for i in range(len(run))] for m, run in vocabulary.runs.items()}
+    names = {m: [MODALITIES[m].signal_token(i) for i in range(len(run))] for m, run in vocabulary.runs.items()}
     beside = file.with_name(ADDED_TOKENS_FILE)
     if beside.is_file():
         ids = json.loads(beside.read_text(encoding="utf-8"))

@@ -21,7 +21,7 @@ from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.hub.fingerprints import WEIGHTS, file_hash
 from nextgpt.hub.parts import FrozenPart, fetch_model, hub_errors, hub_reason
-from nextgpt.signals import MODALITIES
+from nextgpt.modalities import MODALITIES
 
 logger = logging.getLogger(__name__)
 

@@ -1,39 +1,29 @@
-"""Reads pictures, sounds and clips from files, addresses, data URIs and arrays. Knows formats and limits, not models."""
+"""Reads media from files, addresses, data URIs and arrays, and writes them. Knows formats and limits, not models."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from nextgpt.decoders import Audio, Video
 from nextgpt.errors import UserInputError
-from nextgpt.media.audio import read_audio, ready_audio
-from nextgpt.media.images import read_image, ready_image
 from nextgpt.media.kinds import guess_modality, has_usual_suffix
-from nextgpt.media.sources import ARTICLES, open_source, shortened
-from nextgpt.media.video import read_video, ready_video
+from nextgpt.media.sources import open_source, shortened
+from nextgpt.modalities import MODALITIES, Modality
 
-__all__ = ["guess_modality", "has_usual_suffix", "load_media", "shortened"]
-
-_LOADERS = {
-    "image": (read_image, ready_image),
-    "audio": (read_audio, ready_audio),
-    "video": (read_video, ready_video),
-}
+__all__ = ["guess_modality", "has_usual_suffix", "load_media", "save_media", "shortened"]
 
 
-def load_media(modality: str, value: Any) -> Image.Image | Audio | Video:
-    """A path, an address, raw bytes or ready-made media → `PIL.Image` (RGB), [`Audio`] or [`Video`].
+def load_media(modality: str, value: Any) -> Any:
+    """A path, an address, raw bytes or ready-made media → `PIL.Image` (RGB), [`Audio`], [`Video`] or a plug-in's own.
 
     All of it as it is meant to be shown or heard: turned upright, with square pixels, laid on white where it is
     transparent, at a constant frame rate; channels of a sound are averaged.
 
     Args:
-        modality: `image`, `audio` or `video`. A file is read as what is asked for: an animated GIF as an image gives
-            its first frame, a clip as an audio its sound. [`guess_modality`] says what a file is by itself.
+        modality: `image`, `audio`, `video` or a plug-in's. A file is read as what is asked for: an animated GIF as an image
+            gives its first frame, a clip as an audio its sound. [`guess_modality`] says what a file is by itself.
         value: path, http(s) address or base64 `data:` URI; `bytes`; or what the loader returns itself; for audio also
             `(array, sampling_rate)`, integers or floats in -1..1, for video also `(frames uint8 [T, H, W, 3], fps)`.
 
@@ -41,14 +31,28 @@ def load_media(modality: str, value: Any) -> Image.Image | Audio | Video:
         UserInputError: the thing is missing, empty, broken, too large, not finite, or of another kind; the message
             names it.
     """
-    reader, ready = _LOADERS[modality]
+    row = MODALITIES[modality]
     if isinstance(value, (str, os.PathLike, bytes)):
         with open_source(value, modality) as (file, name):
-            return _read(reader, modality, file, name)
-    return _read(lambda given, _: ready(given), modality, value, f"the {modality} given")
+            return _read(row.read, row, file, name)
+    return _read(lambda given, _: row.ready(given), row, value, f"the {modality} given")
 
 
-def _read(reader: Callable, modality: str, source: Any, name: str) -> Image.Image | Audio | Video:
+def save_media(media: Any, path: str | os.PathLike) -> None:
+    """Writes media as its path says: what modality has files with that suffix, writes it.
+
+    Raises:
+        ValueError: none has.
+    """
+    for modality, row in MODALITIES.items():
+        if has_usual_suffix(path, modality):
+            row.save(media, Path(path))
+            return
+    known = ", ".join(row.suffix for row in MODALITIES.values())
+    raise ValueError(f"{path}: no media are written to a file with this suffix; name one that ends in {known}")
+
+
+def _read(reader: Callable, row: Modality, source: Any, name: str) -> Any:
     try:
         return reader(source, name)
     except (UserInputError, MemoryError):
@@ -56,6 +60,5 @@ def _read(reader: Callable, modality: str, source: Any, name: str) -> Image.Imag
     except Exception as error:  # decoders raise whatever they like on broken files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserInputError(
-            f"{name}: not a readable {modality} ({reason}): check that the file is complete "
-            f"and really is {ARTICLES[modality]}"
+            f"{name}: not a readable {row.name} ({reason}): check that the file is complete and really is {row.article}"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -12,8 +13,9 @@ import numpy as np
 from nextgpt.decoders import Audio
 from nextgpt.errors import UserInputError
 from nextgpt.media.images import describe
-from nextgpt.media.kinds import TO_GIVE, declared_seconds, wrong_kind
+from nextgpt.media.kinds import declared_seconds, wrong_kind
 from nextgpt.media.limits import CONTAINERS, check_duration, check_whole
+from nextgpt.modalities import MODALITIES
 
 UNKNOWN_WAV_LENGTH = 0x7FFF0000  # programs that write to a pipe put such a number in place of the length
 UNKNOWN_FRAMES = 2**62
@@ -55,6 +57,13 @@ def ready_audio(value: Any) -> Audio:
             highest = HIGHEST_MADE if isinstance(value, Audio) else HIGHEST_FLOAT
             return Audio(_mono(scaled(samples), "audio array", highest), int(sampling_rate))
     raise UserInputError(f"audio given as {describe(value)}: expected a path, bytes or (array of samples, sampling_rate)")
+
+
+def save_audio(audio: Audio, path: str | Path) -> None:
+    """Writes a sound with 16 bits a sample, as WAV or whatever format its path says."""
+    import soundfile
+
+    soundfile.write(path, audio.array, audio.sampling_rate, subtype="PCM_16")
 
 
 def scaled(samples: np.ndarray) -> np.ndarray:
@@ -169,7 +178,7 @@ def _read_stream(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
     try:
         with av.open(file, options={"format_whitelist": CONTAINERS}) as container:
             if not container.streams.audio:
-                raise UserInputError(f"{name}: holds no sound; give {TO_GIVE['audio']}")
+                raise UserInputError(f"{name}: holds no sound; give {MODALITIES['audio'].formats}")
             stream = container.streams.audio[0]
             highest = HIGHEST_FLOAT if stream.codec_context.name.startswith("pcm_f") else HIGHEST_DECODED
             rate, chunks, seconds = 0, [np.zeros(0, np.float32)], 0.0

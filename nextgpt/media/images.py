@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -14,6 +15,7 @@ from nextgpt.media.limits import check_pixels
 
 SHORTEST_DELAY = 10  # milliseconds; browsers show a frame with a shorter one for a tenth of a second
 USUAL_DELAY = 100
+MIN_PIXELS = 8  # a side, of a picture that something can be learned from
 
 
 def read_image(file: BinaryIO, name: str) -> Image.Image:
@@ -63,6 +65,16 @@ def as_rgb(image: Image.Image, name: str) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def save_image(image: Image.Image, path: str | Path) -> None:
+    """Writes a picture, as PNG or whatever format its path says."""
+    image.save(path)
+
+
+def too_few_pixels(image: Image.Image) -> str | None:
+    """The size of a picture, where that is too small to learn from."""
+    return f"{image.width} × {image.height} pixels; use a larger picture" if min(image.size) < MIN_PIXELS else None
 
 
 def describe(value: Any) -> str:

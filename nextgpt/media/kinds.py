@@ -11,26 +11,17 @@ from PIL import Image, UnidentifiedImageError
 from nextgpt.errors import UserInputError
 from nextgpt.media.limits import CONTAINERS, MAX_PIXELS
 from nextgpt.media.sources import open_source
+from nextgpt.modalities import MODALITIES
+from nextgpt.text import listed
 
-SUFFIXES = {
-    "image": ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"),
-    "audio": ("wav", "mp3", "flac", "ogg", "opus", "m4a", "aac"),
-    "video": ("mp4", "m4v", "mov", "webm", "mkv", "avi"),
-}
 # Pillow also opens formats that are no pictures (MPEG, HDF5) or programs (EPS). HEIF is there once a plug-in brings it.
 PICTURES = ("PNG", "JPEG", "MPO", "JPEG2000", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "ICO", "PPM", "QOI", "HEIF")
 MOVING = ("GIF", "WEBP", "PNG", "AVIF")  # several frames of others are pages, sizes or views
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-NAMES = {"image": "a picture", "audio": "a sound", "video": "a video"}
-TO_GIVE = {
-    "image": "a PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF file",
-    "audio": "a WAV, FLAC, OGG, MP3 or M4A file",
-    "video": "an MP4, MOV, WebM, AVI or GIF file",
-}
 
 
 def guess_modality(value: str | os.PathLike | bytes) -> str:
-    """`image`, `audio` or `video`: what a file, an address, a data: URI or bytes hold.
+    """The modality of what a file, an address, a data: URI or bytes hold: `image`, `audio`, `video` or a plug-in's.
 
     A picture that moves (GIF, WebP, PNG, AVIF) is a video; a recording without pictures is an audio, whatever its
     container; so is a sound that brings the picture of its cover. Whether it is whole, `load_media` finds out.
@@ -49,33 +40,35 @@ def kind_of(file: BinaryIO, name: str) -> str:
         UserInputError: it is none of them; the message calls it `name`.
     """
     try:
-        kind = _picture_kind(file, name) or _stream_kind(file)
+        for modality, row in MODALITIES.items():
+            file.seek(0)
+            if row.recognizes is not None and row.recognizes(file, name):
+                return modality
     finally:
         file.seek(0)
-    if kind is None:
-        raise UserInputError(
-            f"{name}: not a picture, sound or video that can be read; check that the file is complete, or give one of "
-            + ", ".join(f"{modality} ({' '.join(suffixes)})" for modality, suffixes in SUFFIXES.items())
-        )
-    return kind
+    nouns = [row.described.split(" ", 1)[-1] for row in MODALITIES.values()]
+    raise UserInputError(
+        f"{name}: not a {listed(nouns, 'or')} that can be read; check that the file is complete, or give one of "
+        + ", ".join(f"{modality} ({' '.join(row.suffixes)})" for modality, row in MODALITIES.items())
+    )
 
 
 def wrong_kind(file: BinaryIO, name: str, expected: str, reason: str = "") -> UserInputError:
     """The error for an open file that cannot be read as the kind expected; it says what the file is, if it is another."""
-    file.seek(0)
+    row = MODALITIES[expected]
     try:
         found = kind_of(file, name)
     except UserInputError:
         found = expected
     if found != expected:
-        return UserInputError(f"{name}: not {NAMES[expected]} but {NAMES[found]}; give it as {found}")
+        return UserInputError(f"{name}: not {row.described} but {MODALITIES[found].described}; give it as {found}")
     reason = f" ({reason})" if reason else ""
-    return UserInputError(f"{name}: not {NAMES[expected]} that can be read{reason}; give {TO_GIVE[expected]}")
+    return UserInputError(f"{name}: not {row.described} that can be read{reason}; give {row.formats}")
 
 
 def has_usual_suffix(path: str | os.PathLike, modality: str) -> bool:
     """Whether a file's name says what it is, so that programs that go by names (browsers) show it."""
-    return Path(path).suffix.lower().removeprefix(".") in SUFFIXES.get(modality, ())
+    return modality in MODALITIES and Path(path).suffix.lower().removeprefix(".") in MODALITIES[modality].suffixes
 
 
 def moving_pictures(container: Any) -> Any | None:
@@ -125,29 +118,39 @@ def is_heic(file: BinaryIO) -> bool:
     return header[4:8] == b"ftyp" and header[8:] in HEIC_BRANDS
 
 
-def _picture_kind(file: BinaryIO, name: str) -> str | None:
+def is_picture(file: BinaryIO, name: str) -> bool:
+    """Whether an open file is a picture that does not move."""
     image = open_picture(file, name)
-    if image is None:
-        return "image" if is_heic(file) else None
-    return "video" if is_animated(image) else "image"
+    return is_heic(file) if image is None else not is_animated(image)
 
 
-def _stream_kind(file: BinaryIO) -> str | None:
-    import av
+def is_clip(file: BinaryIO, name: str) -> bool:
+    """Whether an open file holds moving pictures."""
+    image = open_picture(file, name)
+    return _streams(file)[0] if image is None else is_animated(image)
+
+
+def is_sound(file: BinaryIO, name: str) -> bool:
+    """Whether an open file holds a sound and no moving pictures."""
     import soundfile
 
-    file.seek(0)
-    try:
-        with av.open(file, options={"format_whitelist": CONTAINERS}) as container:
-            if moving_pictures(container) is not None:
-                return "video"
-            if container.streams.audio:
-                return "audio"
-    except av.FFmpegError:
-        pass
+    has_pictures, has_sound = _streams(file)
+    if has_pictures or has_sound:
+        return not has_pictures
     file.seek(0)
     try:
         with soundfile.SoundFile(file):
-            return "audio"
+            return True
     except soundfile.LibsndfileError:
-        return None
+        return False
+
+
+def _streams(file: BinaryIO) -> tuple[bool, bool]:
+    """Whether FFmpeg finds moving pictures in a file, and whether it finds sound."""
+    import av
+
+    try:
+        with av.open(file, options={"format_whitelist": CONTAINERS}) as container:
+            return moving_pictures(container) is not None, bool(container.streams.audio)
+    except av.FFmpegError:
+        return False, False

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from nextgpt.errors import UserInputError
+from nextgpt.modalities import MODALITIES
 
 # The containers that FFmpeg may open: playlists and text formats among its others would reach further than the file.
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,flv,asf,ogg,wav,aac,mp3,flac,aiff,amr"
 MAX_PIXELS = 64_000_000  # of a picture, and of one frame
-MAX_SECONDS = {"audio": 600, "video": 600}
+MIN_SECONDS = 0.1  # of a sound or a clip that something can be learned from
 MIN_DECODED = 0.9  # share of what a header promises; edit lists may hide a little
 MAX_VIDEO_FRAMES = 2048
 MAX_VIDEO_BYTES = 1_500_000_000
@@ -15,13 +16,20 @@ MAX_REPEATED_BYTES = 400_000_000  # of a clip in which frames stand several time
 
 
 def check_duration(modality: str, seconds: float, name: str) -> None:
-    """Refuses a sound or a clip that is too long.
+    """Refuses what is longer than its kind may be.
 
     Raises:
         UserInputError: it is.
     """
-    if seconds > MAX_SECONDS[modality]:
-        raise UserInputError(f"{name}: {seconds:.0f} s long, at most {MAX_SECONDS[modality]} s are taken; cut it")
+    most = MODALITIES[modality].max_seconds
+    if most is not None and seconds > most:
+        raise UserInputError(f"{name}: {seconds:.0f} s long, at most {most:g} s are taken; cut it")
+
+
+def too_short(medium: tuple) -> str | None:
+    """How long a sound or a clip, `(samples or frames, rate)`, is, where that is too short to learn from."""
+    seconds = len(medium[0]) / medium[1]
+    return f"{seconds:.3f} s; use a longer one" if seconds < MIN_SECONDS else None
 
 
 def check_whole(found: float, declared: float | None, name: str) -> None:

@@ -14,10 +14,11 @@ from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
 
 from nextgpt.errors import UserInputError
+from nextgpt.modalities import MODALITIES
+from nextgpt.text import listed
 
 MAX_DOWNLOAD_BYTES = 200_000_000  # of an address or a data: URI
 LONGEST_NAME = 240  # of a file in a message, in characters
-ARTICLES = {"image": "an image", "audio": "a sound", "video": "a video", None: "an image, a sound or a video"}
 _LIKE_BASE64 = re.compile(r"[A-Za-z0-9+/=_\s-]{256,}")
 
 
@@ -74,17 +75,19 @@ def _embedded(uri: str) -> bytes:
 
 def _check_file(path: Path, modality: str | None) -> None:
     name, text = shortened(str(path)), str(path)
+    possible = [MODALITIES[modality]] if modality else MODALITIES.values()
+    expected = listed([row.article for row in possible], "or")
     if not os.path.exists(path):  # unlike `path.exists()`, False for names that no file can have
         hint = f"check the path of {'the ' + modality if modality else 'the file'}"
         if _LIKE_BASE64.fullmatch(text):
             hint += "; what is encoded in base64 goes as data:image/png;base64,…"
         raise UserInputError(f"{name}: no such file; {hint}")
     if path.is_dir():
-        raise UserInputError(f"{name}: is a folder, expected {ARTICLES[modality]} file; name a file in it")
+        raise UserInputError(f"{name}: is a folder, expected {expected} file; name a file in it")
     if not path.is_file():
-        raise UserInputError(f"{name}: is no ordinary file, expected {ARTICLES[modality]}; name a file")
+        raise UserInputError(f"{name}: is no ordinary file, expected {expected}; name a file")
     if path.stat().st_size == 0:
-        raise UserInputError(f"{name}: the file is empty, expected {ARTICLES[modality]}; export or copy it again")
+        raise UserInputError(f"{name}: the file is empty, expected {expected}; export or copy it again")
     if not os.access(path, os.R_OK):
         raise UserInputError(f"{name}: no permission to read the file; change its permissions")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from nextgpt.decoders import Video
 from nextgpt.errors import UserInputError
 from nextgpt.media.images import animation_frames, describe
-from nextgpt.media.kinds import TO_GIVE, declared_seconds, is_animated, is_heic, moving_pictures, open_picture, wrong_kind
+from nextgpt.media.kinds import declared_seconds, is_animated, is_heic, moving_pictures, open_picture, wrong_kind
 from nextgpt.media.limits import (
     CONTAINERS,
     MAX_REPEATED_BYTES,
@@ -24,6 +25,7 @@ from nextgpt.media.limits import (
     check_pixels,
     check_whole,
 )
+from nextgpt.modalities import MODALITIES
 
 MAX_RATE = 120  # frames per second of a clip whose rate varies
 WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders leave the stream of transparency out
@@ -53,6 +55,20 @@ def ready_video(value: Any) -> Video:
     raise UserInputError(
         f"video given as {describe(value)}: expected a path, bytes or (uint8 frames [time, height, width, 3], fps)"
     )
+
+
+def save_video(video: Video, path: str | Path) -> None:
+    """Writes a clip as MP4 (H.264)."""
+    import av
+
+    height, width = video.frames.shape[1:3]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(video.fps).limit_denominator(1000))
+        stream.width, stream.height = width + width % 2, height + height % 2  # H.264 needs even sizes
+        stream.pix_fmt = "yuv420p"
+        for frame in video.frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
 
 
 class _Frames:
@@ -131,7 +147,8 @@ def _read_streams(file: BinaryIO, name: str) -> Video:
         with av.open(file, options={"format_whitelist": CONTAINERS}) as container:
             stream = moving_pictures(container)
             if stream is None:
-                hint = ", only sound; give it as an audio" if container.streams.audio else f"; give {TO_GIVE['video']}"
+                give = MODALITIES["video"].formats
+                hint = ", only sound; give it as an audio" if container.streams.audio else f"; give {give}"
                 raise UserInputError(f"{name}: holds no pictures{hint}")
             stream.thread_type = "AUTO"
             fps = float(stream.average_rate or stream.guessed_rate or 0)

@@ -18,11 +18,11 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils.chat_template_utils import _get_template_variables
 
 from nextgpt.errors import UserInputError
-from nextgpt.signals import MODALITIES
+from nextgpt.modalities import MODALITIES
 
 ROLES = ("system", "user", "assistant")
 MESSAGE_KEYS = ("role", "content")
-PART_KEYS = ("type", "text", "path", "url", "base64", "image_url", "caption", "seed", *MODALITIES)
+PART_KEYS = ("type", "text", "path", "url", "base64", "image_url", "caption", "seed")  # and the modalities
 PLURALS = {"images": "image", "videos": "video", "audio": "audio"}  # as transformers' processors call them
 # What every call is told by its own argument, so that it cannot come as a variable of the template.
 _NO_VARIABLES = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
@@ -122,7 +122,7 @@ class ChatTemplateMixin:
             raise UserInputError(f"generation_mode is {generation_mode!r}: this model's modes are {known}")
         media = generated_outputs["media"] if isinstance(generated_outputs, ModelOutput) else generated_outputs
         media = [np.asarray(each) for each in media.cpu()]
-        return [Image.fromarray(each) for each in media] if generation_mode == "image" else media
+        return [Image.fromarray(each) if each.ndim == 3 else each for each in media]  # sounds have one dimension, clips four
 
     def _sort_keywords(self, template: str, keywords: dict, processor_kwargs: dict) -> tuple[dict, dict]:
         """Keywords → the template's variables, and the arguments of `__call__`."""
@@ -221,12 +221,13 @@ def openai_part(part: Any) -> Any:
 
 def _check_part_keys(conversations: list[list[dict]]) -> None:
     """Refuses what other models read in a part (sizes, frame rates) and this one would lose."""
+    part_keys = {*PART_KEYS, *MODALITIES}
     for conversation in conversations:
         for i, message in enumerate(conversation):
             parts = message["content"] if isinstance(message["content"], (list, tuple)) else ()
-            known = [part for part in parts if isinstance(part, dict) and part.get("type") in PART_KEYS]
+            known = [part for part in parts if isinstance(part, dict) and part.get("type") in part_keys]
             for key, value in (pair for part in known for pair in part.items()):
-                if key not in PART_KEYS and value is not None:
+                if key not in part_keys and value is not None:
                     raise UserInputError(
                         f"message {i}: a part has {key} {short(value)}, which this model cannot read; leave it out"
                     )

@@ -20,11 +20,11 @@ from transformers.utils import logging
 
 from nextgpt.decoders import Decoder
 from nextgpt.errors import ModelLoadError, UserInputError
+from nextgpt.events import MAX_SEED
 from nextgpt.generation import SignalRun
 from nextgpt.hardware import resolve_dtype
 from nextgpt.hub.loading import load_frozen_decoder
 from nextgpt.hub.parts import first_line
-from nextgpt.options import MAX_SEED
 from nextgpt.signals import SignalVocabulary
 
 logger = logging.get_logger(__name__)
@@ -139,7 +139,7 @@ class GenerationModesMixin:
         output = self.generate_interleaved(input_ids, max_new_tokens=budget, require={mode: 1}, **kwargs)
         runs = sorted(output.runs, key=lambda run: run.row)
         seeds = torch.randint(MAX_SEED, (len(runs),)).tolist()
-        media = _stack(mode, make_media(self, decoder, runs, seeds, options))
+        media = _stack(make_media(self, decoder, runs, seeds, options))
         return NextGPTGenerateOutput(self._padded(input_ids, output.sequences), media) if returns_dict else media
 
     def _padded(self, prompts: Tensor, answers: list[list[int]]) -> Tensor:
@@ -244,6 +244,7 @@ def _token_budget(config: GenerationConfig, kwargs: dict, prompt_length: int) ->
     return MAX_NEW_TOKENS
 
 
-def _stack(mode: str, media: list) -> Tensor:
-    arrays = {"image": np.asarray, "audio": lambda sound: sound.array, "video": lambda clip: clip.frames}
-    return torch.stack([torch.from_numpy(np.array(arrays[mode](item))) for item in media])
+def _stack(media: list) -> Tensor:
+    """Pictures, or media that are an array and its rate, as one tensor."""
+    arrays = [item[0] if isinstance(item, tuple) else item for item in media]
+    return torch.stack([torch.from_numpy(np.array(array)) for array in arrays])

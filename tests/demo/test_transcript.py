@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from nextgpt.decoders import Audio, Video
-from nextgpt.demo.transcript import STRIP, as_picture, chat, render
+from nextgpt.demo.transcript import as_picture, chat, render
 from nextgpt.events import Reply
+from nextgpt.media.stills import STRIP
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity" / "media"
 SOUND = Audio(np.concatenate([np.zeros(8000), np.ones(8000)]).astype(np.float32), 16_000)

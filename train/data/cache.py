@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.decoders import DECODERS
+from nextgpt.encoders.loading import ENCODERS
 from nextgpt.hub.loading import load_frozen_encoder
 from nextgpt.hub.parts import fetch_model
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.config import TrainingConfig
-from nextgpt.train.data.dataset import ChatDataset
+from nextgpt.train.data.dataset import ChatDataset, spawned
 from nextgpt.train.data.features import gather_features
 from nextgpt.train.stages import load_processor, open_dataset, read_config
 
@@ -32,12 +33,14 @@ def cache_features(stage: str, config: str, overrides: Sequence[str] = (), *, pr
         NextGPTError: a setting, a data file, a media file or a model is not what it should be.
     """
     settings = read_config(stage, config, overrides)
-    _open(stage, settings, retry=True)  # tokenized once, before the processes read it
+    _, model_config, _ = _open(stage, settings, retry=True)  # tokenized once, before the processes read it
     shares = [(stage, settings, (part, processes)) for part in range(processes)]
     if processes == 1:
         _cache_share(*shares[0])
     else:
-        with get_context("spawn").Pool(processes) as pool:  # an accelerator does not survive a fork
+        encoders = [ENCODERS[model_config.encoder_config.model_type]]
+        decoders = [DECODERS[model_config.part(modality).kind] for modality in model_config.decoders]
+        with spawned(processes, encoders, decoders) as pool:
             pool.starmap(_cache_share, shares, chunksize=1)
     return Path(settings.features)
 

@@ -19,7 +19,7 @@ from nextgpt.errors import NextGPTError
 from nextgpt.hub.fingerprints import file_hash
 from nextgpt.hub.parts import fetch_model
 from nextgpt.media import load_media
-from nextgpt.signals import MODALITIES
+from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.dataset import Reader, mapper
 from nextgpt.train.data.lines import Line, as_problem, read_lines
 from nextgpt.train.data.lines import check_files as check_existence
@@ -28,8 +28,6 @@ from nextgpt.train.data.turns import turn_problems
 from nextgpt.train.stages import load_processor
 
 KINDS = ("missing", "broken", "bad turns", "too short", "too long", "duplicate")
-MIN_PIXELS = 8
-MIN_SECONDS = 0.1
 BAR_WIDTH = 40
 HISTOGRAM_ENDS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 CHUNK = 16  # lines that a process takes at once
@@ -202,14 +200,9 @@ def _media_problem(modality: str, path: str) -> tuple[str, str] | None:
         loaded = load_media(modality, path)
     except NextGPTError as error:
         return ("too long" if "long, at most" in str(error) else "broken"), str(error)
-    if modality == "image":
-        if min(loaded.size) < MIN_PIXELS:
-            return "too short", f"{path}: {loaded.width} × {loaded.height} pixels; use a larger picture"
-        return None
-    count, rate = len(loaded[0]), loaded[1]
-    if count / rate < MIN_SECONDS:
-        return "too short", f"{path}: {count / rate:.3f} s; use a longer one"
-    return None
+    too_small = MODALITIES[modality].too_small
+    reason = too_small(loaded) if too_small is not None else None
+    return ("too short", f"{path}: {reason}") if reason else None
 
 
 def _content_hash(messages: Iterable[dict]) -> bytes:

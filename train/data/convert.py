@@ -29,8 +29,8 @@ from typing import Any
 from transformers.utils.logging import tqdm
 
 from nextgpt.errors import UserInputError
-from nextgpt.signals import MODALITIES
-from nextgpt.text import broken_character
+from nextgpt.modalities import MODALITIES
+from nextgpt.text import broken_character, listed
 from nextgpt.train.data.files import json_line, whole_file
 from nextgpt.train.data.json_records import Record, describe, read_records
 from nextgpt.train.data.markers import Marker, RecordMedia, Turn, Unusable, as_list, message_of, split_markers, texts_of
@@ -47,12 +47,10 @@ ROLES = {
     "system": "system",
     "developer": "system",  # OpenAI's later word
 }
-NAMES = {"image": "an image", "audio": "a sound", "video": "a video"}
 SHOWN_PLACES = 10  # of a reason, for a person; the plain data has all
 SHOWN_NOTES = 3
 TURNS = ("conversations", "conversation", "messages")
 SYSTEM = ("system", "system_prompt")
-MEDIA_KEYS = {key: modality for modality in MODALITIES for key in (modality, f"{modality}s")}
 ALPACA_PAIRS = (("instruction", "output"), ("query", "response"))
 PAIR = (("user", "human"), ("assistant", "assistant"))  # ms-swift's
 PROMPTED = (("user", "prompt"), ("assistant", "completion"))  # trl's
@@ -64,14 +62,12 @@ REFUSED = {
     "objects": "marks boxes in pictures",
 }
 FIRST_CODE = ("input_modality", "output_modality", "caption")  # keys of a turn
-INLINE = re.compile(rf"<({'|'.join(map(str.capitalize, MODALITIES))})>(.*?)</\1>", re.DOTALL)
 NOTHING = (None, "", "[]", [], {})
 REFUSED_OF_TURN = {
     **dict.fromkeys(("tool_calls", "function_call", "tool_call_id"), "uses tools"),
     **dict.fromkeys(("reasoning_content", "thinking"), "holds thoughts beside its words"),
     **dict.fromkeys(("refusal", "audio"), "holds more than content"),
 }
-UNREAD = {"id", *(f"{modality}_id" for modality in MODALITIES), *(f"{m}_caption_embeddings" for m in MODALITIES)}
 UNREAD_OF_TURN = {"weight", "loss"}  # 0 and false are refused
 
 
@@ -173,7 +169,7 @@ def _converted(record: Record, format: str, media: RecordMedia, task: str, repor
         report.left_out.setdefault(str(reason), []).append(record.where)
         return None
     report.conversations += 1
-    media.note_unread(set(record.value) - READ_KEYS[kind] - UNREAD)
+    media.note_unread(set(record.value) - _read_keys(kind) - _unread_keys())
     for note in dict.fromkeys(media.notes):
         report.notes.setdefault(note, []).append(record.where)
     return messages
@@ -208,7 +204,7 @@ def _format_of(record: dict) -> str | None:
     if "messages" in keys or {"prompt", "completion"} <= keys:
         return "messages"
     if keys & {"conversations", "conversation"}:
-        return "llava" if keys & set(MEDIA_KEYS) else "sharegpt"
+        return "llava" if keys & _media_keys().keys() else "sharegpt"
     if any({question, answer} <= keys for question, answer in ALPACA_PAIRS):
         return "alpaca"
     return None
@@ -225,10 +221,10 @@ def _keys(record: dict) -> str:
 def _captions(record: dict, media: RecordMedia, task: str) -> list[dict]:
     modality = next((modality for modality in MODALITIES if f"{modality}_name" in record), None)
     if modality is None:
-        raise Unusable("a caption beside no image_name, audio_name or video_name")
+        raise Unusable(f"a caption beside no {listed([f'{modality}_name' for modality in MODALITIES], 'or')}")
     name, caption = record[f"{modality}_name"], _text(record["caption"], "the caption").strip()
     if task == "decoders":
-        wish = Turn("user", [f"Show me {NAMES[modality]}: {caption}"])
+        wish = Turn("user", [f"Show me {MODALITIES[modality].article}: {caption}"])
         return [message_of(wish), message_of(Turn("assistant", [media.made(modality, name, caption)]))]
     shown = {"type": modality, "path": media.locate(modality, name)[0]}
     return [message_of(Turn("user", [shown, f"Describe the {modality}."])), message_of(Turn("assistant", [caption]))]
@@ -260,7 +256,7 @@ def _first_code(record: dict, media: RecordMedia) -> list[Turn]:
             media.add_inputs(kind, record.get("image_name"))
             if not any(isinstance(piece, Marker) for piece in turn.pieces):
                 turn.pieces.insert(0, Marker(kind))
-        if turn.role == "user" and any(INLINE.search(piece) for piece in turn.pieces if isinstance(piece, str)):
+        if turn.role == "user" and any(_inline().search(piece) for piece in turn.pieces if isinstance(piece, str)):
             raise Unusable("a question holds media by their caption alone")
     makes, is_made = record.get("output_modality"), any(isinstance(piece, dict) for turn in turns for piece in turn.pieces)
     if makes in MODALITIES and not is_made:
@@ -275,7 +271,7 @@ def _inline_captions(piece: str | Marker | dict, media: RecordMedia) -> list[str
     """`<Image>caption</Image>` → a part of the assistant's message."""
     if not isinstance(piece, str):
         return [piece]
-    text, *rest = INLINE.split(piece)  # text, kind, caption, text, …
+    text, *rest = _inline().split(piece)  # text, kind, caption, text, …
     triples = zip(rest[::3], rest[1::3], rest[2::3], strict=True)
     return [text, *(made for kind, caption, after in triples for made in (media.made(kind.lower(), None, caption), after))]
 
@@ -301,7 +297,7 @@ def _alpaca(record: dict, media: RecordMedia, task: str) -> list[dict]:
 
 
 def _add_media(record: dict, media: RecordMedia) -> None:
-    for key, modality in MEDIA_KEYS.items():
+    for key, modality in _media_keys().items():
         if key in record:
             media.add_inputs(modality, record[key])
 
@@ -381,7 +377,7 @@ def _piece(part: Any, role: str, media: RecordMedia) -> str | Marker | dict:
     if role == "assistant":
         return media.made(modality, name, part.get("caption"))
     if role == "system":
-        raise Unusable(f"the system message holds {NAMES[modality]}")
+        raise Unusable(f"the system message holds {MODALITIES[modality].article}")
     if name is None:
         return Marker(modality)  # the record names it beside the messages
     return {"type": modality, "path": media.locate(modality, name)[0]}
@@ -421,18 +417,32 @@ FORMATS: dict[str, Callable[[dict, RecordMedia, str], list[dict]]] = {
     "sharegpt": _llava,
     "messages": _llava,
 }
-_BESIDE = {*SYSTEM, *MEDIA_KEYS, *REFUSED} - {"label"}
-READ_KEYS: dict[str, set[str]] = {
-    "captions": {"caption", *(f"{modality}_name" for modality in MODALITIES)},
-    "nextgpt": {
-        *(f"{side}_{modality}" for side in ("input", "output") for modality in MODALITIES),
-        *(f"{modality}_captions" for modality in MODALITIES),
-        *("image_name", "output_modality"),
-        *TURNS,
-        *SYSTEM,
-        *REFUSED,
-    }
-    - {"label"},
-    "alpaca": {"instruction", "input", "output", "query", "response", "history", *_BESIDE},
-    **dict.fromkeys(("llava", "sharegpt", "messages"), {*TURNS, "prompt", "completion", *_BESIDE}),
-}
+
+
+def _read_keys(kind: str) -> set[str]:
+    """What a record of a format may say without a note that it was not read."""
+    sides = {f"{side}_{modality}" for side in ("input", "output") for modality in MODALITIES}
+    beside = {*SYSTEM, *_media_keys(), *REFUSED} - {"label"}
+    if kind == "captions":
+        return {"caption", *(f"{modality}_name" for modality in MODALITIES)}
+    if kind == "nextgpt":
+        captions = {f"{modality}_captions" for modality in MODALITIES}
+        return sides | captions | {"image_name", "output_modality", *TURNS, *SYSTEM, *REFUSED} - {"label"}
+    if kind == "alpaca":
+        return {"instruction", "input", "output", "query", "response", "history", *beside}
+    return {*TURNS, "prompt", "completion", *beside}
+
+
+def _unread_keys() -> set[str]:
+    """What is known and says nothing to a conversation."""
+    return {"id", *(f"{modality}{end}" for modality in MODALITIES for end in ("_id", "_caption_embeddings"))}
+
+
+def _media_keys() -> dict[str, str]:
+    """Key of a record, a modality or its plural → the modality."""
+    return {key: modality for modality, row in MODALITIES.items() for key in (modality, row.plural)}
+
+
+def _inline() -> re.Pattern:
+    """`<Image>caption</Image>`, and so on."""
+    return re.compile(rf"<({'|'.join(map(str.capitalize, MODALITIES))})>(.*?)</\1>", re.DOTALL)

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -31,9 +32,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from transformers.utils.logging import tqdm
 
+from nextgpt.decoders import Decoder, register_decoder
+from nextgpt.encoders import Encoder, register_encoder
 from nextgpt.errors import UserInputError
+from nextgpt.modalities import MODALITIES, Modality, register_modality, registered_modalities
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
-from nextgpt.signals import MODALITIES
 from nextgpt.text import check_characters
 from nextgpt.train.data.hashes import FileHashes
 from nextgpt.train.data.lines import Line, as_problem, check_files, read_lines
@@ -295,15 +298,29 @@ def _items(record: dict) -> list[str | Path | None]:
 
 @contextmanager
 def mapper(workers: int, chunk: int = 500) -> Iterator[Callable]:
-    """`map`, or the same over processes that take `chunk` items at once.
-
-    They are spawned, because an accelerator does not survive a fork.
-    """
+    """`map`, or the same over processes that take `chunk` items at once."""
     if not workers:
         yield map
         return
-    with get_context("spawn").Pool(workers) as pool:
+    with spawned(workers) as pool:
         yield partial(pool.imap, chunksize=chunk)
+
+
+def spawned(processes: int, encoders: Iterable[type[Encoder]] = (), decoders: Iterable[type[Decoder]] = ()) -> Pool:
+    """New processes, spawned because an accelerator does not survive a fork.
+
+    They know the modalities that were registered here, and these encoders and decoders.
+    """
+    return get_context("spawn").Pool(processes, _register, (registered_modalities(), list(encoders), list(decoders)))
+
+
+def _register(modalities: list[Modality], encoders: list[type[Encoder]], decoders: list[type[Decoder]]) -> None:
+    for modality in modalities:
+        register_modality(modality)
+    for encoder in encoders:
+        register_encoder(encoder)
+    for decoder in decoders:
+        register_decoder(decoder)
 
 
 def _digest(values: list) -> str:

@@ -21,6 +21,7 @@ from nextgpt.decoders import Decoder, load_decoder
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.hardware import is_out_of_memory
 from nextgpt.media import load_media
+from nextgpt.modalities import MODALITIES
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.data.dataset import CHUNK, ChatDataset, InputMedia, OutputMedia, TrainingFeatures
 from nextgpt.train.data.feature_cache import Feature, FeatureCache
@@ -291,18 +292,21 @@ def _input_source(
     def items(inputs: list[InputMedia], outputs: list[OutputMedia]) -> list[Item]:
         return [media.path for media in inputs if media.modality == modality]
 
-    return FeatureSource(table, items, compute, f"Encoding {modality}s")
+    return FeatureSource(table, items, compute, f"Encoding {MODALITIES[modality].plural}")
 
 
 def _caption_source(decoder: Decoder, table: FeatureTable) -> FeatureSource:
     def compute(captions: list[Item]) -> Computed:
-        conditioning = decoder.encode(captions)
+        try:
+            conditioning = decoder.encode(captions)
+        except ValueError as error:  # the captions are texts: it is the decoder that does not hold together
+            raise UserInputError(str(error)) from error
         return {caption: {name: each[i] for name, each in conditioning.items()} for i, caption in enumerate(captions)}
 
     def items(inputs: list[InputMedia], outputs: list[OutputMedia]) -> list[Item]:
         return [media.caption for media in outputs if media.modality == decoder.modality]
 
-    return FeatureSource(table, items, compute, f"Encoding the captions of {decoder.modality}s")
+    return FeatureSource(table, items, compute, f"Encoding the captions of {MODALITIES[decoder.modality].plural}")
 
 
 def _latent_source(decoder: Decoder, table: FeatureTable) -> FeatureSource:

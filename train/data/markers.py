@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nextgpt.signals import MODALITIES
+from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.json_records import describe
 
-_MARKER = re.compile(rf"<({'|'.join(MODALITIES)})>")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:")
 MAX_NAME = 1024  # characters; longer texts are media in base64
 
@@ -47,7 +46,8 @@ def split_markers(role: str, text: str) -> Turn:
     if role == "system":
         return Turn(role, [text])
     pieces: list[str | Marker | dict] = []
-    for i, piece in enumerate(_MARKER.split(text)):  # text, kind, text, kind, …, text
+    marker = rf"<({'|'.join(MODALITIES)})>"
+    for i, piece in enumerate(re.split(marker, text)):  # text, kind, text, kind, …, text
         if i % 2 and f"</{piece}>" not in text:
             pieces.append(Marker(piece, f"<{piece}>", _is_alone(f"<{piece}>", text)))
         else:
@@ -116,7 +116,7 @@ class RecordMedia:
             raise Unusable(f"the {modality} is an address; training reads files: download it and name the file")
         if "\0" in name or len(name) > MAX_NAME:
             raise Unusable(f"the {modality} is a text that cannot be the name of a file; write it to one and name that")
-        places = [self.folder / name, self.folder / f"{modality}s" / name, self.folder / modality / name]
+        places = [self.folder / name, self.folder / MODALITIES[modality].plural / name, self.folder / modality / name]
         found = next((place for place in places if os.path.isfile(place)), None)
         return Path(os.path.relpath(found or places[0], self.start)).as_posix(), found is not None
 

@@ -10,7 +10,7 @@ from transformers.utils import logging
 import nextgpt
 from nextgpt import NextGPTPipeline
 from nextgpt.errors import ContractError, UserInputError
-from nextgpt.options import MAX_SEED
+from nextgpt.events import MAX_SEED
 
 nextgpt.register()
 

@@ -15,7 +15,8 @@ from PIL import Image
 from nextgpt.__main__ import main
 from nextgpt.decoders import Audio, Video
 from nextgpt.errors import UserInputError
-from nextgpt.events import SUFFIXES, save_media
+from nextgpt.events import save_media
+from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.check import check_files
 from nextgpt.train.data.convert import convert_files
 from nextgpt.train.data.dataset import ChatCollator, ChatDataset, Reader, TrainingFeatures
@@ -351,7 +352,7 @@ def media_world(tmp_path_factory) -> Path:
     }
     lines = []
     for kind, medium in media.items():
-        file = folder / f"a {kind}{SUFFIXES[kind]}"
+        file = folder / f"a {kind}{MODALITIES[kind].suffix}"
         save_media(medium, file)
         shown = [{"type": kind, "path": file.name}, {"type": "text", "text": "Once more."}]
         made = [{"type": "text", "text": "Here: "}, {"type": kind, "caption": f"a {kind}"}]
