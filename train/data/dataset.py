@@ -29,14 +29,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
-from transformers.utils.logging import tqdm
 
 from nextgpt.errors import UserInputError
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
 from nextgpt.signals import MODALITIES
 from nextgpt.text import check_characters
 from nextgpt.train.data.hashes import FileHashes
-from nextgpt.train.data.lines import Line, as_problem, check_files, read_lines
+from nextgpt.train.data.lines import Line, as_problem, check_files, count_lines, read_lines, with_progress
 from nextgpt.train.data.sampler import BLANK
 from nextgpt.train.data.store import Example, ExampleStore, Skipped
 
@@ -190,15 +189,9 @@ class ChatDataset(Dataset):
         if store.folder.is_dir() and not (retry and store.skipped):
             logger.info("tokenized conversations: %s", store.folder)
             return store
-        size = sum(Path(file).stat().st_size for file in files)
-        with tqdm(desc="Tokenizing", total=size, unit="B", unit_scale=True) as bar, mapper(workers) as each:
-
-            def lines() -> Iterator[Line]:
-                for line in read_lines(files):
-                    bar.update(len(line.content))
-                    yield line
-
-            return ExampleStore.write(store.folder, each(reader, lines()))
+        with mapper(workers) as each:
+            examples = with_progress(each(reader, read_lines(files)), "Tokenizing", total=count_lines(files))
+            return ExampleStore.write(store.folder, examples)
 
     def __len__(self) -> int:
         return len(self.store) if self._kept is None else len(self._kept)
