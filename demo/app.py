@@ -19,6 +19,7 @@ from nextgpt.demo.answers import PLACES, Answers
 from nextgpt.demo.api import add_endpoints
 from nextgpt.demo.conversations import KEEP_HOURS, Store
 from nextgpt.demo.page import Page
+from nextgpt.demo.scripts import MAX_UPLOAD
 from nextgpt.demo.welcome import EXAMPLES
 from nextgpt.errors import UserInputError
 from nextgpt.pipeline import NextGPTPipeline
@@ -27,7 +28,6 @@ from nextgpt.report.info import known_world
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
-MAX_UPLOAD = "100mb"
 
 
 def launch(
@@ -113,7 +113,7 @@ class Chat:
         known: dict[str, list[str]] | None = None,
         keep_hours: float = KEEP_HOURS,
         places: int = PLACES,
-        max_upload: str = MAX_UPLOAD,
+        max_upload: str = f"{MAX_UPLOAD}mb",
     ):
         self.pipeline, self.max_upload = pipeline, max_upload
         self.store = Store(pipeline.new_session, keep_hours, uploads=Path(get_upload_folder()))
