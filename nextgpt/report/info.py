@@ -7,16 +7,19 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from nextgpt import __version__
 from nextgpt.checkpoint import ADAPTER_FILE, TRAINED_FILE
-from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.hub.parts import FrozenPart, fetch_model, preset_names, resolve_model
+
+if TYPE_CHECKING:  # it takes seconds to import; a look at the environment does not need it
+    from nextgpt.configuration_nextgpt import NextGPTConfig
 
 RUN_FILE = "run.json"  # a training run's folder says in it how it came to be
 KNOWN_FILE = "known_world.json"  # a model that knows one closed world may list in it what that holds
@@ -42,6 +45,8 @@ def describe_model(name_or_path: str | os.PathLike) -> list[tuple[str, str]]:
     Raises:
         ModelLoadError: there is no such model.
     """
+    from nextgpt.configuration_nextgpt import NextGPTConfig
+
     location = fetch_model(name_or_path, patterns=["*.json"])
     config = NextGPTConfig.from_pretrained(location)
     rows = [("model", f"{name_or_path} ({location})")]
