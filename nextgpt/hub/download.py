@@ -7,7 +7,6 @@ begins its last file anew), and every file is compared with the hash that the Hu
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import logging
 import os
 import time
@@ -48,11 +47,13 @@ class RemoteFile:
 
     def is_whole(self, file: Path) -> bool:
         """Whether `file` is this file."""
+        from huggingface_hub.utils.sha import git_hash
+
         if not file.is_file() or file.stat().st_size != self.size:
             return False
         if self.sha256:
             return file_hash(file) == self.sha256
-        return not self.blob or _git_hash(file.read_bytes()) == self.blob
+        return not self.blob or git_hash(file.read_bytes()) == self.blob
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def download(plan: PartDownload) -> Path:
 
     where = {"repo_id": plan.part.source, "revision": plan.part.revision}
     try:
+        # Not `HfApi.verify_repo_checksums`, which asks the Hub again and is silent while it reads tens of GB.
         folder = Path(snapshot_download(**where, allow_patterns=[_literal(file.path) for file in plan.files]))
         for file in tqdm(plan.files, desc=f"Verifying {plan.part.source}", unit=" files"):
             if not file.is_whole(folder / file.path):
@@ -142,6 +144,7 @@ def _is_local(part: FrozenPart, config: NextGPTConfig) -> bool:
 
 
 def _files(name: str, part: FrozenPart) -> tuple[RemoteFile, ...]:
+    """Not `DiffusionPipeline.download`, which chooses while it fetches: here the sizes come first."""
     from huggingface_hub import HfApi
 
     try:
@@ -176,10 +179,6 @@ def _matches(file: RemoteFile, patterns: Iterable[str]) -> bool:
 
 def _literal(path: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in path)
-
-
-def _git_hash(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _unreachable(part: FrozenPart, error: Exception) -> ModelLoadError:

@@ -184,4 +184,5 @@ def test_a_real_failed_allocation_is_known_as_such() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**55)
     assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 18.00 GB, max allowed: 18.13 GB)"))
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
