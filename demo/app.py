@@ -1,4 +1,4 @@
-"""The chat's server: it listens, owns the conversations and their files, and cleans up. The page is page.py's."""
+"""The chat's server: it listens, owns the conversations and their files, and cleans up. The page itself is in page.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from nextgpt.demo.answers import PLACES, Answers
+from nextgpt.demo.answers import PLACES, AnswerQueue
 from nextgpt.demo.api import add_endpoints
 from nextgpt.demo.conversations import KEEP_HOURS, Store
 from nextgpt.demo.page import Page
@@ -117,7 +117,7 @@ class Chat:
     ):
         self.pipeline, self.max_upload = pipeline, max_upload
         self.store = Store(pipeline.new_session, keep_hours, uploads=Path(get_upload_folder()))
-        self.answers = Answers(pipeline, self.store, places)
+        self.answers = AnswerQueue(pipeline, self.store, places)
         gr.set_static_paths([self.store.folder, EXAMPLES])  # served from where they are; nothing else of ours is
         self.page = Page(self.answers, self.store, model=model, known=known)
         with self.page.blocks:

@@ -1,7 +1,4 @@
-"""Conversations as the server keeps them: their turns and files, their ids, how long they stay, export and import.
-
-It knows files and the chat format; nothing of Gradio or of models.
-"""
+"""Conversations as the server keeps them: their turns and files, their ids, how long they stay, export and import."""
 
 from __future__ import annotations
 
@@ -89,7 +86,7 @@ class Conversation:
         visitor: the secret of the browser that it belongs to, if any.
 
     Attributes:
-        busy: whether it is being answered, changed or read; whoever does that (see `Answers`) has it alone.
+        busy: whether it is being answered, changed or read; whoever does that (see `AnswerQueue`) has it alone.
     """
 
     def __init__(self, id: str, folder: Path, uploads: Path | None = None, visitor: str = ""):

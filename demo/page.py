@@ -1,6 +1,6 @@
-"""The page: what stands on it and what its buttons do. Knows Gradio; leaves the answering to others.
+"""The page: its components and what its buttons do.
 
-What the page shows is drawn from the conversation that the server keeps; nothing of it is ever taken back as truth.
+What the page shows is drawn from the conversation that the server keeps; nothing comes back from it.
 Whatever is refused is told beside the box, and nothing else on the page changes.
 """
 
@@ -17,7 +17,7 @@ from html import escape
 import gradio as gr
 
 from nextgpt.demo import scripts
-from nextgpt.demo.answers import Answers
+from nextgpt.demo.answers import AnswerQueue
 from nextgpt.demo.conversations import Conversation, Store, media_of
 from nextgpt.demo.options import Panel
 from nextgpt.demo.view import Shown, happened, shown, title
@@ -59,7 +59,7 @@ class Page:
         examples: what an empty conversation offers.
     """
 
-    def __init__(self, answers: Answers, store: Store, *, model: str = "", known: dict[str, list[str]] | None = None):
+    def __init__(self, answers: AnswerQueue, store: Store, *, model: str = "", known: dict[str, list[str]] | None = None):
         self.answers, self.store, self.pipeline = answers, store, answers.pipeline
         self.model, self.known = shown_name(model), known
         self.examples = read_examples(EXAMPLES, self.pipeline)

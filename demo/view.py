@@ -1,4 +1,4 @@
-"""What the page shows of a conversation, as Gradio's messages and as HTML. Knows no pipeline and serves nothing."""
+"""What the page shows of a conversation, as pieces of text and of HTML."""
 
 from __future__ import annotations
 

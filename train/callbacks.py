@@ -1,4 +1,4 @@
-"""Sample answers while training runs, so that a person can look instead of read. Changes nothing of the training."""
+"""A callback that writes sample answers while training runs."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ class SampleAnswers(TrainerCallback):
 
     def _answer(self, model: NextGPTModel, index: int) -> tuple[str, Reply]:
         example = self.dataset[index]
-        learned = np.flatnonzero((example["labels"] != IGNORED_LABEL).numpy())
-        turns = np.flatnonzero(np.diff(learned, prepend=-2) > 1)  # where an answer begins
-        prompt = example["input_ids"][: learned[turns[-1]]][None]  # [1, length]
+        answered = np.flatnonzero((example["labels"] != IGNORED_LABEL).numpy())
+        turns = np.flatnonzero(np.diff(answered, prepend=-2) > 1)  # where an answer begins
+        prompt = example["input_ids"][: answered[turns[-1]]][None]  # [1, length]
         shown = example["inputs"][: int(model.placeholder_mask(prompt).sum())]
         features = torch.stack(self.collator.input_features(shown)).to(model.device) if shown else None
         prompt = prompt.to(model.device)

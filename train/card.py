@@ -1,4 +1,4 @@
-"""The model card of a trained model, filled in from its run. Writes one file."""
+"""The model card of a trained model, filled in from its run."""
 
 from __future__ import annotations
 

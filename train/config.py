@@ -1,4 +1,4 @@
-"""One training run's settings: a YAML file, overridden on the command line. Knows names and types, trains nothing."""
+"""One training run's settings: a YAML file, overridden on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run's folder says of how it came to be: `run.json`. Trains nothing."""
+"""The metadata of a training run, `run.json` in its folder: settings, data, versions, hashes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Conversation in a terminal: prints an answer as it comes, saves its media, and leads a chat.
-
-It knows events, text streams and file names. What an answer holds is the pipeline's business, options are the command
-line's.
-"""
+"""Conversation in a terminal: prints an answer as it comes, saves its media, and leads a chat."""
 
 from __future__ import annotations
 

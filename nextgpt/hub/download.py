@@ -1,4 +1,4 @@
-"""Fetches the frozen parts of a model from the Hub, and says before how large they are. Loads nothing.
+"""Fetches the frozen parts of a model from the Hub, their sizes first.
 
 Files that are there already are not fetched again, a connection that breaks is taken up where it broke (a killed process
 begins its last file anew), and every file is compared with the hash that the Hub knows of it.

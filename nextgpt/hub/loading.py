@@ -13,8 +13,8 @@ from nextgpt import encoders as encoder_room
 from nextgpt.checkpoint import TRAINED_FILE
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders import Decoder, load_decoder
-from nextgpt.errors import ModelLoadError, UserInputError
-from nextgpt.hub.parts import FrozenPart, first_line, is_repository_name
+from nextgpt.errors import ModelLoadError, UserInputError, first_line
+from nextgpt.hub.parts import FrozenPart, is_repository_name
 
 
 def _load_part(name: str, config: NextGPTConfig, load: Callable):

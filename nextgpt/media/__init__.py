@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from nextgpt.decoders import Audio, Video
-from nextgpt.errors import UserInputError
+from nextgpt.errors import UserInputError, first_line
 from nextgpt.media.audio import read_audio, ready_audio
 from nextgpt.media.images import read_image, ready_image
 from nextgpt.media.kinds import guess_modality, has_usual_suffix
@@ -54,8 +54,7 @@ def _read(reader: Callable, modality: str, source: Any, name: str) -> Image.Imag
     except (UserInputError, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever they like on broken files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserInputError(
-            f"{name}: not a readable {modality} ({reason}): check that the file is complete "
+            f"{name}: not a readable {modality} ({first_line(error)}): check that the file is complete "
             f"and really is {ARTICLES[modality]}"
         ) from error

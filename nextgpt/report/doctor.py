@@ -17,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from nextgpt import decoders as decoder_room
 from nextgpt.checkpoint import ADAPTER_FILE, TRAINED_FILE, TRAINED_GROUPS
 from nextgpt.decoders.sources import check_components, read_json, shared_components
-from nextgpt.errors import NextGPTError
+from nextgpt.errors import NextGPTError, first_line
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.hub.fingerprints import WEIGHTS, changed_part, describe_change, file_hash
-from nextgpt.hub.parts import fetch_model, first_line
+from nextgpt.hub.parts import fetch_model
 from nextgpt.report.info import RUN_FILE
 from nextgpt.signals import SignalVocabulary
 

@@ -21,8 +21,8 @@ from nextgpt.hub.parts import FrozenPart, fetch_model, preset_names, resolve_mod
 if TYPE_CHECKING:  # it takes seconds to import; a look at the environment does not need it
     from nextgpt.configuration_nextgpt import NextGPTConfig
 
-RUN_FILE = "run.json"  # a training run's folder says in it how it came to be
-KNOWN_FILE = "known_world.json"  # a model that knows one closed world may list in it what that holds
+RUN_FILE = "run.json"  # the metadata of a training run, in its folder
+KNOWN_FILE = "known_world.json"  # what a model of one closed world can do, where it lists that
 LIBRARIES = ("torch", "transformers", "diffusers", "peft", "gradio", "accelerate", "bitsandbytes")
 
 
@@ -91,10 +91,10 @@ def known_world(model_folder_or_name: str | os.PathLike) -> dict[str, list[str]]
 
 
 def describe_run(folder: str | os.PathLike) -> list[tuple[str, str]]:
-    """How a training run's folder came to be, as (what, value); empty where it is none.
+    """The metadata of a training run, as (what, value); empty where the folder is none.
 
     Raises:
-        ModelLoadError: its record is damaged.
+        ModelLoadError: the metadata are damaged.
     """
     file = Path(folder) / RUN_FILE
     if not file.is_file():

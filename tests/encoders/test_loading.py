@@ -134,7 +134,7 @@ def test_the_open_clip_tower_of_the_design_is_described_without_its_weights():
 
 
 def test_open_clip_sources_that_cannot_be_loaded_are_named():
-    with pytest.raises(ValueError, match="knows no 'ViT-Z'"):
+    with pytest.raises(ValueError, match="has no 'ViT-Z'"):
         encoder_config("open_clip:ViT-Z/tag")
     with pytest.raises(ValueError, match="open_clip:ViT-B-32/nonsense cannot be loaded"):
         load_encoder("open_clip:ViT-B-32/nonsense")

@@ -1,4 +1,4 @@
-"""Nothing lost: killed runs end where straight ones do, bit for bit, and say how they came to be."""
+"""Nothing lost: killed runs end where straight ones do, bit for bit, and their metadata say so."""
 
 from __future__ import annotations
 

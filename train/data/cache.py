@@ -1,4 +1,4 @@
-"""Computes the frozen features of a stage's data ahead of its training: `nextgpt data cache`. Trains nothing."""
+"""Computes the frozen features of a stage's data ahead of its training: `nextgpt data cache`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads a data set as training would, everything in it, and reports what is wrong. Changes nothing."""
+"""Reads a whole data set, media included, as training would, and reports what is wrong with it."""
 
 from __future__ import annotations
 
@@ -140,11 +140,11 @@ class _Checker:
         if not isinstance(example, Example):
             note("broken", example.reason)
             return None
-        length, learned = len(example.ids), sum(map(self._says_something, example.ids[example.learned].tolist()))
+        length, answered = len(example.ids), sum(map(self._says_something, example.ids[example.loss_mask].tolist()))
         if length > self.max_length:
             note("too long", f"{length} tokens, at most {self.max_length} are taken; shorten or split it")
-        if learned < self.min_length:
-            note("too short", f"the answers have {learned} tokens, fewer than {self.min_length}; lengthen or leave it out")
+        if answered < self.min_length:
+            note("too short", f"the answers have {answered} tokens, fewer than {self.min_length}; lengthen or leave it out")
         return length
 
     def _says_something(self, token: int) -> bool:

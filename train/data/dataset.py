@@ -1,4 +1,4 @@
-"""From JSON-lines files of chat messages to batches of tensors. Reads no media: their frozen features come in ready.
+"""From JSON-lines files of chat messages to batches of tensors. Media come in as the cached features of the frozen encoders.
 
 One line is one conversation:
 
@@ -41,7 +41,7 @@ from nextgpt.train.data.store import Example, ExampleStore, Skipped
 
 logger = logging.getLogger(__name__)
 
-STORE_VERSION = "1"  # raised when the same files come to mean other examples
+STORE_VERSION = "2"  # raised when the same files come to mean other examples
 ON_BAD_ITEM = ("fail", "skip")
 NO_MEDIA = {"inputs": [], "outputs": []}
 CHUNK = 512  # conversations whose media are looked up at once
@@ -121,19 +121,19 @@ class Reader:
         encoded = self.processor(
             messages, add_generation_prompt=False, return_labels=True, load_media=False, max_length=self.max_length
         )
-        learned = (encoded["labels"][0] != IGNORED_LABEL).numpy()
+        loss_mask = (encoded["labels"][0] != IGNORED_LABEL).numpy()
         inputs = [_input_media(part) for part in _media_parts(messages, "user")]
         outputs = [_output_media(part) for part in _media_parts(messages, "assistant")]
-        self._check(learned, inputs, outputs)
+        self._check(loss_mask, inputs, outputs)
         record = {
             "id": line.where,
             "inputs": [(media.modality, str(media.path)) for media in inputs],
             "outputs": [(media.modality, media.caption, media.path and str(media.path)) for media in outputs],
         }
-        return Example(encoded["input_ids"][0].numpy(), learned, record, line.source)
+        return Example(encoded["input_ids"][0].numpy(), loss_mask, record, line.source)
 
-    def _check(self, learned: np.ndarray, inputs: list[InputMedia], outputs: list[OutputMedia]) -> None:
-        if not learned.any():
+    def _check(self, loss_mask: np.ndarray, inputs: list[InputMedia], outputs: list[OutputMedia]) -> None:
+        if not loss_mask.any():
             raise UserInputError("the assistant says nothing, so there is nothing to learn; add its answer")
         if self.needs and not {"input": inputs, "output": outputs}[self.needs]:
             speaker = {"input": "user", "output": "assistant"}[self.needs]
@@ -208,7 +208,7 @@ class ChatDataset(Dataset):
         return {
             "id": example.record["id"],
             "input_ids": torch.from_numpy(example.ids.astype(np.int64)),
-            "labels": torch.from_numpy(np.where(example.learned, example.ids, IGNORED_LABEL).astype(np.int64)),
+            "labels": torch.from_numpy(np.where(example.loss_mask, example.ids, IGNORED_LABEL).astype(np.int64)),
             "inputs": inputs,
             "outputs": outputs,
         }
@@ -242,9 +242,9 @@ class ChatDataset(Dataset):
         for start in range(0, len(self), CHUNK):
             chunk = [self._stored(index) for index in range(start, min(start + CHUNK, len(self)))]
             media = {index: _media(self.store.record(index)) for index in chunk}
-            learned = {index: [*inputs, *(outputs if denoising else [])] for index, (inputs, outputs) in media.items()}
-            contents = self.hashes.of(each.path for row in learned.values() for each in row)
-            for index, row in learned.items():
+            used = {index: [*inputs, *(outputs if denoising else [])] for index, (inputs, outputs) in media.items()}
+            contents = self.hashes.of(each.path for row in used.values() for each in row)
+            for index, row in used.items():
                 digest.update(index.to_bytes(8) + b"".join(contents[each.path] for each in row))
         return digest.hexdigest()
 

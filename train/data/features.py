@@ -1,4 +1,4 @@
-"""What the frozen parts say of a data set, computed once and kept on disk (see `feature_cache`). Trains nothing."""
+"""The frozen parts' features of a data set, computed once and kept on disk (see `feature_cache`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which content a file has: SHA-256, remembered by path, size and time of change. Knows nothing of models."""
+"""SHA-256 of files, remembered by path, size and time of change."""
 
 from __future__ import annotations
 

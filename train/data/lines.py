@@ -1,4 +1,4 @@
-"""The lines of JSON-lines files of chat messages, and the messages in them. Reads no media and knows no tokens."""
+"""The lines of JSON-lines files of chat messages, and the messages in them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from transformers.utils.logging import tqdm
 
-from nextgpt.errors import NextGPTError, UserInputError
+from nextgpt.errors import NextGPTError, UserInputError, first_line
 from nextgpt.hardware import is_out_of_memory
-from nextgpt.hub.parts import first_line
 
 T = TypeVar("T")
 
