@@ -58,9 +58,9 @@ def run_identity(
     )
 
 
-def fingerprint_model(location: Path, config: NextGPTConfig, hashes: FileHashes) -> str:
+def fingerprint_model(config: NextGPTConfig, hashes: FileHashes) -> str:
     """A hash of what a model is when training starts: its trained tensors and its frozen parts."""
-    found = [hashes.fingerprint(str(location), None, (TRAINED_FILE, f"{LORA_FOLDER}/*.safetensors"))]
+    found = [hashes.fingerprint(str(config.base_folder), None, (TRAINED_FILE, f"{LORA_FOLDER}/*.safetensors"))]
     found += [
         hashes.fingerprint(config.location(name), part.revision, WEIGHT_FILES) for name, part in config.parts().items()
     ]

@@ -92,7 +92,7 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
     model.encoder = nn.Module()  # its features are there: the frozen encoder need not travel to the device
     model.train_only(trains)
     model.config.trained_groups = sorted({*(model.config.trained_groups or ()), *trains})
-    fingerprint = fingerprint_model(fetch_model(config.model), model.config, dataset.hashes)
+    fingerprint = fingerprint_model(model.config, dataset.hashes)
     identity = run_identity(stage, config, arguments, dataset, fingerprint)
     trainer = _trainer(stage, config, arguments, model, processor, dataset, features, identity)
     checkpoint = _checkpoint(config, identity, is_main=arguments.should_save)

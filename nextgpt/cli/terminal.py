@@ -16,7 +16,7 @@ from pathlib import Path
 from nextgpt.cli.status_line import StatusLine
 from nextgpt.errors import ConversationTooLong, NextGPTError, UserInputError
 from nextgpt.events import SUFFIXES, Event, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, not_made, save_media
-from nextgpt.media import guess_modality, load_media, shortened
+from nextgpt.media import load_any_media, shortened
 from nextgpt.pipeline import NextGPTPipeline
 from nextgpt.text import whole_characters
 
@@ -145,9 +145,9 @@ class Chat:
         if not paths:
             raise UserInputError("/attach takes one file: /attach PATH")
         path = paths[0] if len(paths) == 1 else argument
-        modality = guess_modality(path)
+        modality, media = load_any_media(path)
         # What was read is kept, so that a file that goes away later does not break the conversation.
-        self.attached.append({"type": modality, modality: load_media(modality, path)})
+        self.attached.append({"type": modality, modality: media})
         self._say(f"attached {modality} {shortened(path)}; it goes with your next message")
 
     def run(self) -> None:

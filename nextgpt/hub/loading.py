@@ -59,7 +59,9 @@ def load_language_model(
     return _load_part("language_model", config, load)
 
 
-def load_frozen_decoder(config: NextGPTConfig, modality: str, device: torch.device, dtype: torch.dtype) -> Decoder:
+def load_frozen_decoder(
+    config: NextGPTConfig, modality: str, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Decoder:
     """A decoder that `config` names; its weights load on first use. Raises ModelLoadError."""
     part = config.part(modality)
     try:

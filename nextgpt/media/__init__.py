@@ -1,4 +1,4 @@
-"""Reads pictures, sounds and clips from files, addresses, data URIs and arrays. Knows formats and limits, not models."""
+"""Reads pictures, sounds and clips from files, addresses, data URIs and arrays, within limits."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nextgpt.decoders import Audio, Video
 from nextgpt.errors import UserInputError, first_line
 from nextgpt.media.audio import read_audio, ready_audio
 from nextgpt.media.images import read_image, ready_image
-from nextgpt.media.kinds import guess_modality, has_usual_suffix
+from nextgpt.media.kinds import guess_modality, has_usual_suffix, kind_of
 from nextgpt.media.sources import ARTICLES, open_source, shortened
 from nextgpt.media.video import read_video, ready_video
 
-__all__ = ["guess_modality", "has_usual_suffix", "load_media", "shortened"]
+__all__ = ["guess_modality", "has_usual_suffix", "load_any_media", "load_media", "shortened"]
 
 _LOADERS = {
     "image": (read_image, ready_image),
@@ -46,6 +46,17 @@ def load_media(modality: str, value: Any) -> Image.Image | Audio | Video:
         with open_source(value, modality) as (file, name):
             return _read(reader, modality, file, name)
     return _read(lambda given, _: ready(given), modality, value, f"the {modality} given")
+
+
+def load_any_media(value: str | os.PathLike | bytes) -> tuple[str, Image.Image | Audio | Video]:
+    """What a path, an address, a `data:` URI or bytes hold, and its kind as [`guess_modality`] has it; opened once.
+
+    Raises:
+        UserInputError: as `load_media`, or it is of no kind that is known.
+    """
+    with open_source(value) as (file, name):
+        modality = kind_of(file, name)
+        return modality, _read(_LOADERS[modality][0], modality, file, name)
 
 
 def _read(reader: Callable, modality: str, source: Any, name: str) -> Image.Image | Audio | Video:

@@ -421,7 +421,7 @@ FORMATS: dict[str, Callable[[dict, RecordMedia, str], list[dict]]] = {
     "sharegpt": _llava,
     "messages": _llava,
 }
-_BESIDE = {*SYSTEM, *MEDIA_KEYS, *REFUSED} - {"label"}
+_BESIDE = {*SYSTEM, *REFUSED} - {"label"}
 READ_KEYS: dict[str, set[str]] = {
     "captions": {"caption", *(f"{modality}_name" for modality in MODALITIES)},
     "nextgpt": {
@@ -429,10 +429,8 @@ READ_KEYS: dict[str, set[str]] = {
         *(f"{modality}_captions" for modality in MODALITIES),
         *("image_name", "output_modality"),
         *TURNS,
-        *SYSTEM,
-        *REFUSED,
-    }
-    - {"label"},
-    "alpaca": {"instruction", "input", "output", "query", "response", "history", *_BESIDE},
-    **dict.fromkeys(("llava", "sharegpt", "messages"), {*TURNS, "prompt", "completion", *_BESIDE}),
+        *_BESIDE,
+    },
+    "alpaca": {"instruction", "input", "output", "query", "response", "history", *MEDIA_KEYS, *_BESIDE},
+    **dict.fromkeys(("llava", "sharegpt", "messages"), {*TURNS, "prompt", "completion", *MEDIA_KEYS, *_BESIDE}),
 }

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
-from nextgpt.decoders import Decoder, load_decoder
+from nextgpt.decoders import Decoder
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.hardware import is_out_of_memory
+from nextgpt.hub.loading import load_frozen_decoder
 from nextgpt.media import load_media
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.data.dataset import CHUNK, ChatDataset, InputMedia, OutputMedia, TrainingFeatures
@@ -233,7 +234,7 @@ def gather_features(
         features.inputs[modality] = filled(_input_source(modality, encoder, processor, table, device, dtype))
     for modality in outputs:
         part, location = config.part(modality), config.location(modality)
-        decoder = load_decoder(part.kind, location, revision=part.revision, device=device)
+        decoder = load_frozen_decoder(config, modality, device)
         if decoders is not None:
             _check_trainable(decoder)
         identity = _identity(hashes, location, part.revision, decoder.files_of(decoder.text_encoder_files))
