@@ -32,7 +32,7 @@ from nextgpt.train.data.dataset import ChatCollator, ChatDataset, Reader, Traini
 from nextgpt.train.data.features import gather_features
 from nextgpt.train.data.sampler import EpochSampler
 from nextgpt.train.data.store import SKIPPED_FILE
-from nextgpt.train.run_metadata import fingerprint_model, finish_record, run_identity, write_record, write_start
+from nextgpt.train.run_metadata import fingerprint_model, finished_metadata, run_identity, write_metadata, write_start
 from nextgpt.train.trainer import StageTrainer, TrainingStopped
 
 logger = logging.getLogger(__name__)
@@ -103,9 +103,9 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
     if arguments.should_save:
         with written_whole(config.output_dir) as folder:
             trainer.save_model(str(folder))
-            record = finish_record(config.output_dir, folder, trainer.state)
-            write_card(folder, model.config, record)
-        write_record(config.output_dir, record)  # last: it says that all the rest is there
+            metadata = finished_metadata(config.output_dir, folder, trainer.state)
+            write_card(folder, model.config, metadata)
+        write_metadata(config.output_dir, metadata)  # last: it says that all the rest is there
     trainer.save_state()
     return Path(config.output_dir)
 

@@ -117,12 +117,14 @@ def download(plan: PartDownload) -> Path:
     try:
         # Not `HfApi.verify_repo_checksums`, which asks the Hub again and is silent while it reads tens of GB.
         folder = Path(snapshot_download(**where, allow_patterns=[_literal(file.path) for file in plan.files]))
-        for file in tqdm(plan.files, desc=f"Verifying {plan.part.source}", unit=" files"):
-            if not file.is_whole(folder / file.path):
-                logger.warning("%s is damaged: it is fetched again", folder / file.path)
-                hf_hub_download(**where, filename=file.path, force_download=True)
+        with tqdm(desc=f"Verifying {plan.part.source}", total=plan.size, unit="B", unit_scale=True) as bar:
+            for file in plan.files:
                 if not file.is_whole(folder / file.path):
-                    raise ModelLoadError(f"{folder / file.path} is not what the Hub says it is, twice: try again later")
+                    logger.warning("%s is damaged: it is fetched again", folder / file.path)
+                    hf_hub_download(**where, filename=file.path, force_download=True)
+                    if not file.is_whole(folder / file.path):
+                        raise ModelLoadError(f"{folder / file.path} is not what the Hub says it is, twice: try again later")
+                bar.update(file.size)
         _delete_leftovers(folder.parents[1])
     except hub_errors() as error:
         raise _unreachable(plan.part, error) from error

@@ -100,21 +100,21 @@ def describe_run(folder: str | os.PathLike) -> list[tuple[str, str]]:
     if not file.is_file():
         return []
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        data, settings, finished = record["data"], record["configuration"], record.get("finished")
-        rows = [("stage", record["stage"])]
-        for start in record["starts"]:
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+        data, settings, finished = metadata["data"], metadata["configuration"], metadata.get("finished")
+        rows = [("stage", metadata["stage"])]
+        for start in metadata["starts"]:
             code = start["git_revision"] or f"nextgpt {start['versions']['nextgpt']}, no git checkout"
             origin = f"from {start['resumed_from']}" if start["resumed_from"] else f"from {settings['model']}"
             rows.append(("started", f"{start['time']} {origin}, {start['processes']} × {start['device']}, {code}"))
-        versions = record["starts"][-1]["versions"]
+        versions = metadata["starts"][-1]["versions"]
         rows.append(("finished", f"{finished['time']} at step {finished['steps']}" if finished else "not yet"))
         rows.append(("versions", ", ".join(f"{name} {versions[name]}" for name in ("python", *LIBRARIES))))
         rows.append(("data", ", ".join(data["files"])))
         rows.append(("", f"{data['conversations']:,} conversations, {data['tokens']:,} tokens, {data['skipped']} skipped"))
         rows.append(("data fingerprint", data["fingerprint"]))
-        rows.append(("model fingerprint", record["model_fingerprint"]))
-        rows.append(("seed", str(record["seed"])))
+        rows.append(("model fingerprint", metadata["model_fingerprint"]))
+        rows.append(("seed", str(metadata["seed"])))
         arguments = settings.pop("arguments")
         rows += [(name, str(value)) for name, value in {**settings, **arguments}.items() if name not in ("model", "data")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

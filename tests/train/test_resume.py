@@ -108,7 +108,7 @@ def test_a_checkpoint_appears_whole_in_place_of_an_older_one(tmp_path) -> None:
     assert not checkpoints(tmp_path)
 
 
-def test_a_run_says_how_it_came_to_be(world, tmp_path) -> None:
+def test_a_run_keeps_its_metadata(world, tmp_path) -> None:
     from nextgpt.__main__ import main
 
     folder = run_stage("instruct", config(world, "instruct", tmp_path / "run", max_steps=2, seed=3))
