@@ -164,7 +164,7 @@ class AnswerQueue:
 
     @contextmanager
     def _occupied(self, conversation: Conversation) -> Iterator[None]:
-        """Keeps everyone else from changing the conversation."""
+        """Reserves the conversation for one caller."""
         self._occupy(conversation)
         try:
             yield
@@ -301,7 +301,7 @@ def _question(conversation: Conversation, turn: int) -> list[dict]:
 
 @contextmanager
 def _undone_on_error(conversation: Conversation) -> Iterator[None]:
-    """An error takes the files with it that were new in the conversation's folder."""
+    """After an error, deletes the files that are new in the conversation's folder."""
     before = set(conversation.folder.iterdir())
     try:
         yield

@@ -48,7 +48,7 @@ class Pending:
 
 @dataclass
 class Turn:
-    """A question and what became of it.
+    """A question and its answer.
 
     Args:
         question, answer: parts in the chat format, media by path; those of the answer with `seed` and `seconds`.
@@ -146,7 +146,7 @@ class Conversation:
         self._forget_uploads()
 
     def delete_files(self) -> None:
-        """All its files go, with its folder; what cannot be deleted goes with the server."""
+        """Deletes its folder with all its files; what cannot be deleted goes when the server ends."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self._forget_uploads()
 
@@ -258,7 +258,7 @@ class Store:
         return conversation
 
     def of(self, visitor: str) -> list[Conversation]:
-        """All that a browser has, the newest first; looking is no use of them."""
+        """All conversations of a browser, the newest first; listing them does not count as use."""
         with self._lock:
             return [each for each in reversed(self._conversations.values()) if visitor and each.visitor == visitor]
 
@@ -340,7 +340,7 @@ def _named(part: dict) -> dict:
 
 
 def _check_size(members: Sequence[zipfile.ZipInfo], name: str) -> None:
-    """Before they are unpacked; `zipfile` reads no more of a member than it announces."""
+    """Checks numbers and sizes before anything is unpacked; `zipfile` reads no more of a member than it announces."""
     if len(members) > MAX_IMPORT_FILES:
         raise UserInputError(f"{name}: holds {len(members)} files, at most {MAX_IMPORT_FILES} are taken")
     if sum(member.file_size for member in members) > MAX_IMPORT_BYTES:

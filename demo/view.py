@@ -52,7 +52,7 @@ def shown(conversation: Conversation, place: int = 0) -> list[Shown]:
 
 
 def title(conversation: Conversation) -> str:
-    """What a person knows a conversation by: how it begins."""
+    """A conversation's title: how it begins."""
     if not conversation.turns:
         return "New conversation"
     question = conversation.turns[0].question

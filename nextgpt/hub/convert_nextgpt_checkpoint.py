@@ -67,7 +67,7 @@ class Unused(NamedTuple):
 
 @dataclass
 class CheckpointReport:
-    """What became of every tensor.
+    """The result of a conversion, tensor by tensor.
 
     Args:
         used: the original's key → this model's.

@@ -215,7 +215,7 @@ def _tensors(file: Path, expected: dict[str, tuple[int, ...]], what: str) -> Fin
 
 
 def _hashes(folder: Path) -> Iterator[Finding]:
-    """Against what the training run wrote down."""
+    """Compares the hashes of the trained weights with those in the run's metadata."""
     try:
         written = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["hashes"]
     except (OSError, ValueError, KeyError):

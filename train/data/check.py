@@ -86,7 +86,7 @@ class DataReport:
 
 
 class _Finding(NamedTuple):
-    """What one line gave."""
+    """The findings of one line."""
 
     where: str
     problems: list[Problem]

@@ -77,7 +77,7 @@ UNREAD_OF_TURN = {"weight", "loss"}  # 0 and false are refused
 
 @dataclass
 class ConversionReport:
-    """What became of the records.
+    """The result of a conversion, record by record.
 
     Args:
         conversations: that were written.

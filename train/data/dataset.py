@@ -71,7 +71,7 @@ class FeatureRows(Protocol):
 
 @dataclass
 class TrainingFeatures:
-    """What the frozen parts say of a data set.
+    """The frozen parts' features of a data set.
 
     Args:
         inputs: input modality → embeddings `[embed_dim]` of media files, by path.

@@ -323,14 +323,14 @@ def _latent_source(decoder: Decoder, table: FeatureTable) -> FeatureSource:
 
 
 def _encoder_identity(hashes: FileHashes, config: NextGPTConfig, processor: NextGPTProcessor) -> dict[str, Any]:
-    """How media are prepared is part of what an embedding is, wherever that is written."""
+    """The identity of an encoder's embeddings: its weights and its preprocessing."""
     prepared = json.dumps(processor.encoder_config.to_dict(), sort_keys=True, default=str)
     part = _identity(hashes, config.location("encoder"), config.part("encoder").revision, ENCODER_FILES)
     return part | {"preparation": _sha256(prepared.encode()).hex()}
 
 
 def _identity(hashes: FileHashes, location: str, revision: str | None, patterns: Iterable[str]) -> dict[str, Any]:
-    """What a frozen part is."""
+    """The identity of a frozen part: its source and the content of its files."""
     return {"source": location, "revision": revision, "content": hashes.fingerprint(location, revision, patterns)}
 
 

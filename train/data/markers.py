@@ -36,7 +36,7 @@ class Marker:
 
 @dataclass
 class Turn:
-    """Who speaks, and texts, markers and ready parts in order."""
+    """A role, and texts, markers and ready parts in order."""
 
     role: str
     pieces: list[str | Marker | dict]
