@@ -58,7 +58,7 @@ class FileHashes:
         return found
 
     def fingerprint(self, location: str, revision: str | None, patterns: Iterable[str]) -> str:
-        """The identity of a frozen part: a hash of its files (those that match `patterns`), or of its repository and revision."""
+        """Identifies a frozen part: a hash of its files (those that match `patterns`), or of its repository and revision."""
         path, digest = Path(location), hashlib.sha256()
         if not path.exists():
             digest.update(f"{location}@{revision}".encode("utf-8", "backslashreplace"))
