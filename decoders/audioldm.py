@@ -80,11 +80,16 @@ class AudioLDMDecoder(Decoder):
         return encode_pixels(pipeline.vae, spectrograms[:, None, :frames])
 
 
+def window_size(hop_length: int) -> int:
+    """Samples of a spectrogram's window: four hops, rounded up to a power of two; 1024 for AudioLDM's hop of 160."""
+    return 2 ** math.ceil(math.log2(4 * hop_length))
+
+
 def log_mel_spectrogram(waveforms: torch.Tensor, sampling_rate: int, hop_length: int, num_mel_bins: int) -> torch.Tensor:
     """The log-mel spectrogram of HiFi-GAN vocoders, as AudioLDM computes it (audio processing of its reference code).
 
     Magnitude, not power; Slaney's mel scale and normalisation from 0 Hz to half the sampling rate; natural logarithm,
-    floored at 1e-5. The window is four hops, rounded up to a power of two: 1024 samples for AudioLDM's hop of 160.
+    floored at 1e-5. The window is `window_size`.
 
     Args:
         waveforms: float [N, samples], longer than half a window.
@@ -96,7 +101,7 @@ def log_mel_spectrogram(waveforms: torch.Tensor, sampling_rate: int, hop_length:
 
     transform = MelSpectrogram(
         sampling_rate,
-        n_fft=2 ** math.ceil(math.log2(4 * hop_length)),
+        n_fft=window_size(hop_length),
         hop_length=hop_length,
         n_mels=num_mel_bins,
         power=1.0,

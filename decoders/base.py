@@ -1,6 +1,6 @@
-"""All that frozen diffusion decoders share: loading, guidance, seeds, steps, cancellation and the denoising loss.
+"""What frozen diffusion decoders share: loading, guidance, seeds, steps, cancellation and the denoising loss.
 
-What one pipeline needs beyond this stands in its own file. Where the conditioning comes from is the caller's business.
+What one pipeline needs beyond this stands in its own file. The conditioning is made by the caller.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""What a decoder declares: the named tensors of its conditioning and which of them a model has to make; its options."""
+"""What a decoder declares: its conditioning as named tensors, which of them a model has to make, and its options."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

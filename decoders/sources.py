@@ -1,4 +1,4 @@
-"""Where a decoder's files are: a local folder or a Hub repository. Knows files and JSON; does not know models."""
+"""A decoder's files, in a local folder or a Hub repository."""
 
 import importlib
 import inspect

@@ -10,6 +10,8 @@ import torch
 from torchaudio.functional import griffinlim, melscale_fbanks
 from transformers import PreTrainedConfig, PreTrainedModel, SpeechT5HifiGan
 
+from nextgpt.decoders.audioldm import window_size
+
 
 class GriffinLimVocoderConfig(PreTrainedConfig):
     """Configuration of a `GriffinLimVocoder`.
@@ -35,8 +37,8 @@ class GriffinLimVocoderConfig(PreTrainedConfig):
 
     @property
     def n_fft(self) -> int:
-        """Samples of a window: four hops, rounded up to a power of two, as `log_mel_spectrogram` has it."""
-        return 2 ** math.ceil(math.log2(4 * self.hop_length))
+        """Samples of a window."""
+        return window_size(self.hop_length)
 
 
 class GriffinLimVocoder(SpeechT5HifiGan):

@@ -1,7 +1,4 @@
-"""Puts the questions to the pipeline, one after the other, and writes what comes into the turn.
-
-It knows conversations, the pipeline and its events; nothing of what a page looks like.
-"""
+"""Puts the questions to the pipeline, one after the other, and writes what comes into the turn."""
 
 from __future__ import annotations
 
@@ -42,8 +39,8 @@ EMPTY, STOPPED = "The answer is empty.", "Stopped."
 SAME = "The same again: of this the model is sure."
 
 
-class Answers:
-    """The one who answers: a single thread behind a waiting line. An answer goes on when its page goes away.
+class AnswerQueue:
+    """Answers questions one at a time, in a thread of its own; the others wait. An answer goes on when its page is closed.
 
     Args:
         pipeline: what answers.
@@ -167,7 +164,7 @@ class Answers:
 
     @contextmanager
     def _occupied(self, conversation: Conversation) -> Iterator[None]:
-        """Keeps everyone else from changing the conversation."""
+        """Reserves the conversation for one caller."""
         self._occupy(conversation)
         try:
             yield
@@ -304,7 +301,7 @@ def _question(conversation: Conversation, turn: int) -> list[dict]:
 
 @contextmanager
 def _undone_on_error(conversation: Conversation) -> Iterator[None]:
-    """An error takes the files with it that were new in the conversation's folder."""
+    """After an error, deletes the files that are new in the conversation's folder."""
     before = set(conversation.folder.iterdir())
     try:
         yield

@@ -1,6 +1,6 @@
 """The same conversations for programs: documented endpoints for `gradio_client`, with typed parameters.
 
-It knows Gradio's way of naming files, and calls what the page's buttons call.
+They call what the page's buttons call.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from pathlib import Path
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from nextgpt.demo.answers import Answers
+from nextgpt.demo.answers import AnswerQueue
 from nextgpt.demo.conversations import Conversation, Store
 from nextgpt.demo.options import answer_options
 from nextgpt.errors import NextGPTError, UserInputError
@@ -20,7 +20,7 @@ from nextgpt.errors import NextGPTError, UserInputError
 POLL = 0.05  # seconds between two looks at an answer under way
 
 
-def add_endpoints(answers: Answers, store: Store) -> None:
+def add_endpoints(answers: AnswerQueue, store: Store) -> None:
     """Adds every public method of `Endpoints` to the page that is being built."""
     for name, method in inspect.getmembers(Endpoints(answers, store), inspect.ismethod):
         if not name.startswith("_"):
@@ -30,7 +30,7 @@ def add_endpoints(answers: Answers, store: Store) -> None:
 class Endpoints:
     """One endpoint a public method: its name, its type hints and its docstring are what the API page shows."""
 
-    def __init__(self, answers: Answers, store: Store):
+    def __init__(self, answers: AnswerQueue, store: Store):
         self._answers, self._store = answers, store
 
     def new_conversation(self) -> str:

@@ -1,4 +1,4 @@
-"""The chat's server: it listens, owns the conversations and their files, and cleans up. The page is page.py's."""
+"""The chat's server: it listens, owns the conversations and their files, and cleans up. The page itself is in page.py."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from pathlib import Path
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from nextgpt.demo.answers import PLACES, Answers
+from nextgpt.demo.answers import PLACES, AnswerQueue
 from nextgpt.demo.api import add_endpoints
 from nextgpt.demo.conversations import KEEP_HOURS, Store
 from nextgpt.demo.page import Page
+from nextgpt.demo.scripts import MAX_UPLOAD
 from nextgpt.demo.welcome import EXAMPLES
 from nextgpt.errors import UserInputError
 from nextgpt.pipeline import NextGPTPipeline
@@ -27,7 +28,6 @@ from nextgpt.report.info import known_world
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
-MAX_UPLOAD = "100mb"
 
 
 def launch(
@@ -113,11 +113,11 @@ class Chat:
         known: dict[str, list[str]] | None = None,
         keep_hours: float = KEEP_HOURS,
         places: int = PLACES,
-        max_upload: str = MAX_UPLOAD,
+        max_upload: str = f"{MAX_UPLOAD}mb",
     ):
         self.pipeline, self.max_upload = pipeline, max_upload
         self.store = Store(pipeline.new_session, keep_hours, uploads=Path(get_upload_folder()))
-        self.answers = Answers(pipeline, self.store, places)
+        self.answers = AnswerQueue(pipeline, self.store, places)
         gr.set_static_paths([self.store.folder, EXAMPLES])  # served from where they are; nothing else of ours is
         self.page = Page(self.answers, self.store, model=model, known=known)
         with self.page.blocks:

@@ -1,7 +1,4 @@
-"""Conversations as the server keeps them: their turns and files, their ids, how long they stay, export and import.
-
-It knows files and the chat format; nothing of Gradio or of models.
-"""
+"""Conversations as the server keeps them: their turns and files, their ids, how long they stay, export and import."""
 
 from __future__ import annotations
 
@@ -52,7 +49,7 @@ class Pending:
 
 @dataclass
 class Turn:
-    """A question and what became of it.
+    """A question and its answer.
 
     Args:
         question, answer: parts in the chat format, media by path; those of the answer with `seed` and `seconds`.
@@ -90,7 +87,7 @@ class Conversation:
         visitor: the secret of the browser that it belongs to, if any.
 
     Attributes:
-        busy: whether it is being answered, changed or read; whoever does that (see `Answers`) has it alone.
+        busy: whether it is being answered, changed or read; whoever does that (see `AnswerQueue`) has it alone.
     """
 
     def __init__(self, id: str, folder: Path, uploads: Path | None = None, visitor: str = ""):
@@ -150,7 +147,7 @@ class Conversation:
         self._forget_uploads()
 
     def delete_files(self) -> None:
-        """All its files go, with its folder; what cannot be deleted goes with the server."""
+        """Deletes its folder with all its files; what cannot be deleted goes when the server ends."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self._forget_uploads()
 
@@ -262,7 +259,7 @@ class Store:
         return conversation
 
     def of(self, visitor: str) -> list[Conversation]:
-        """All that a browser has, the newest first; looking is no use of them."""
+        """All conversations of a browser, the newest first; listing them does not count as use."""
         with self._lock:
             return [each for each in reversed(self._conversations.values()) if visitor and each.visitor == visitor]
 
@@ -344,7 +341,7 @@ def _named(part: dict) -> dict:
 
 
 def _check_size(members: Sequence[zipfile.ZipInfo], name: str) -> None:
-    """Before they are unpacked; `zipfile` reads no more of a member than it announces."""
+    """Checks numbers and sizes before anything is unpacked; `zipfile` reads no more of a member than it announces."""
     if len(members) > MAX_IMPORT_FILES:
         raise UserInputError(f"{name}: holds {len(members)} files, at most {MAX_IMPORT_FILES} are taken")
     if sum(member.file_size for member in members) > MAX_IMPORT_BYTES:

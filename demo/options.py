@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Number:
-    """What is known of a decoder's option. Nobody gets more than its bound, for the others wait meanwhile.
+    """A decoder's option, and the bound that keeps one visitor from holding up the others.
 
     Args:
         label: its words.

@@ -1,6 +1,6 @@
-"""The page: what stands on it and what its buttons do. Knows Gradio; leaves the answering to others.
+"""The page: its components and what its buttons do.
 
-What the page shows is drawn from the conversation that the server keeps; nothing of it is ever taken back as truth.
+What the page shows is drawn from the conversation that the server keeps; nothing comes back from it.
 Whatever is refused is told beside the box, and nothing else on the page changes.
 """
 
@@ -17,13 +17,14 @@ from html import escape
 import gradio as gr
 
 from nextgpt.demo import scripts
-from nextgpt.demo.answers import Answers
+from nextgpt.demo.answers import AnswerQueue
 from nextgpt.demo.conversations import Conversation, Store, media_of
 from nextgpt.demo.options import Panel
 from nextgpt.demo.view import Shown, happened, shown, title
 from nextgpt.demo.welcome import EXAMPLES, abilities, as_cards, known_as_html, read_examples, shown_name
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.modalities import MODALITIES
+from nextgpt.text import listed
 
 KEEP_UPLOADS = 3600  # seconds in Gradio's own folder, of what is never sent; the rest goes with its conversation
 POLL = 0.1  # seconds between two looks at an answer under way
@@ -40,7 +41,7 @@ def told_beside_the_box(handler: Callable) -> Callable:
             async for update in handler(self, *given):
                 yield update
         except NextGPTError as error:
-            yield {self.refusal: f'<p role="alert">{escape(str(error))}</p>'}
+            yield {self.refusal: as_alert(str(error))}
 
     return run
 
@@ -59,7 +60,7 @@ class Page:
         examples: what an empty conversation offers.
     """
 
-    def __init__(self, answers: Answers, store: Store, *, model: str = "", known: dict[str, list[str]] | None = None):
+    def __init__(self, answers: AnswerQueue, store: Store, *, model: str = "", known: dict[str, list[str]] | None = None):
         self.answers, self.store, self.pipeline = answers, store, answers.pipeline
         self.model, self.known = shown_name(model), known
         self.examples = read_examples(EXAMPLES, self.pipeline)
@@ -91,6 +92,8 @@ class Page:
             examples=as_cards(self.examples),
         )
         self.refusal = gr.HTML(elem_id="refusal", padding=False)
+        self.refuse_files = gr.Button("Refuse files", visible="hidden", elem_id="refuse-files")  # pressed by a script
+        self.other_files, self.large_files = gr.Textbox(visible=False), gr.Textbox(visible=False)
         self.box = gr.MultimodalTextbox(
             show_label=False,
             label="Message",
@@ -99,7 +102,7 @@ class Page:
             file_types=[upload for row in takes for upload in row.uploads] or None,
             sources=["upload", *(row.recorder for row in takes if row.recorder)],
             placeholder="Write a message; attach, drop or paste files",
-            max_plain_text_length=10_000,
+            max_plain_text_length=10**9,  # what is longer becomes a file, which the box then refuses
             autofocus=True,
         )
         with gr.Accordion("Conversations", open=False, elem_id="conversations"):
@@ -151,10 +154,13 @@ class Page:
         enter(self.blocks.load, self.open, [self.tab, self.visitor], scripts.READ_TAB)
         self.blocks.load(self.restore_options, self.kept_options, options, **quiet)
         self.blocks.load(None, js=scripts.DROP_ANYWHERE)
+        self.blocks.load(None, js=scripts.ATTACH_WHAT_FITS)
+        refused = [self.other_files, self.large_files]
+        self.refuse_files.click(self.tell_refused, refused, self.refusal, js=scripts.NAMES_OF_REFUSED, **quiet)
         elsewhere = {"js": scripts.LEAVE_TAB, "cancels": following}
         for button in (self.new.click, self.chatbot.clear):
             enter(button, self.begin, [self.tab, self.visitor], **elsewhere)
-        enter(self.past.input, self.go_to, [self.tab, self.visitor, self.past], **elsewhere)
+        enter(self.past.input, self.go_to, [self.tab, self.past], **elsewhere)
         enter(self.delete_really.click, self.remove, [self.tab, self.visitor], **elsewhere)
         self.delete.click(lambda: gr.Row(visible=True), None, self.sure, **quiet)
         self.keep.click(lambda: gr.Row(visible=False), None, self.sure, **quiet)
@@ -185,7 +191,7 @@ class Page:
         yield {self.tab: self._empty(tab, visitor).id, self.sure: gr.Row(visible=False)}
 
     @told_beside_the_box
-    async def go_to(self, tab: str, visitor: str, other: str) -> AsyncIterator[dict]:
+    async def go_to(self, tab: str, other: str) -> AsyncIterator[dict]:
         """Enters another conversation of this browser."""
         yield {self.tab: self.store.get(other).id, self.sure: gr.Row(visible=False)}
 
@@ -284,6 +290,18 @@ class Page:
             return [gr.skip() for _ in self.panel.components]
         return kept["values"]
 
+    def tell_refused(self, other: str, large: str) -> str:
+        """Tells of files that the browser has not attached.
+
+        Args:
+            other: names of those of kinds that the model does not take.
+            large: names of those that are too large.
+        """
+        takes = listed([kind for kind in self.pipeline.input_modalities if kind != "text"])
+        reasons = [f"{other}: not attached, for this model takes {takes} files"] if other else []
+        reasons += [f"{large}: not attached, for a file may have {scripts.MAX_UPLOAD} MB at most"] if large else []
+        return as_alert("; ".join(reasons))
+
     # ------------------------------------------------------------------ what is drawn
 
     async def _follow(self, conversation: Conversation, box: gr.MultimodalTextbox | None = None) -> AsyncIterator[dict]:
@@ -307,6 +325,11 @@ class Page:
             self.happened: happened(conversation.turns),
             self.past: gr.Radio([(title(each), each.id) for each in past], value=conversation.id),
         }
+
+
+def as_alert(reason: str) -> str:
+    """A refusal, as it stands beside the box."""
+    return f'<p role="alert">{escape(reason)}</p>'
 
 
 def as_gradio(pieces: list[Shown]) -> list[dict]:

@@ -1,9 +1,10 @@
-"""The little that the page does in the browser itself: which conversation a tab shows, saving a file, dropping one anywhere.
+"""What the page does in the browser itself: which conversation a tab shows, saving a file, which files are attached.
 
 A tab keeps its conversation's id in its own storage, which outlives a reload and no more. Every button sends it first.
 """
 
 TABS_ANSWER_IN = 500  # milliseconds
+MAX_UPLOAD = 100  # MiB, of a file
 TAB = "nextgpt-conversation"
 # A duplicated tab begins with a copy of that storage. So a tab that comes with an id asks the others whether it is
 # theirs; of two that ask at once, the lower number keeps it. The id is a secret: only its beginning is told.
@@ -53,3 +54,40 @@ DROP_ANYWHERE = """() => {
     });
     return [];
 }"""
+# What Gradio's box refuses it tells in a corner, over the page. So files that it would refuse, chosen or dropped, are taken
+# out first and their names handed to the server, which tells of them beside the box as of everything else.
+ATTACH_WHAT_FITS = f"""() => {{
+    const input = () => document.querySelector('#message input[type=file]');
+    const isTaken = file => {{
+        const kinds = input().accept.split(',').map(kind => kind.trim().replace('*', ''));
+        return kinds.some(kind => file.type.startsWith(kind));
+    }};
+    const takeOut = (event, files) => {{
+        const fit = new DataTransfer(), other = [], large = [];
+        for (const file of files) {{
+            if (!isTaken(file)) other.push(file.name);
+            else if (file.size > {MAX_UPLOAD << 20}) large.push(file.name);
+            else fit.items.add(file);
+        }}
+        if (!other.length && !large.length) return null;
+        event.preventDefault();
+        event.stopImmediatePropagation();
+        window.nextgptRefused = [other.join(', '), large.join(', ')];
+        document.querySelector('#refuse-files').click();
+        return fit;
+    }};
+    document.addEventListener('change', event => {{
+        if (event.target !== input()) return;
+        const fit = takeOut(event, event.target.files);
+        if (!fit) return;
+        event.target.files = fit.files;
+        event.target.dispatchEvent(new Event('change'));
+    }}, true);
+    document.addEventListener('drop', event => {{
+        if (!event.dataTransfer || !document.querySelector('#message')?.contains(event.target)) return;
+        const fit = takeOut(event, event.dataTransfer.files);
+        if (fit) event.target.dispatchEvent(new DragEvent('drop', {{dataTransfer: fit, bubbles: true, cancelable: true}}));
+    }}, true);
+    return [];
+}}"""
+NAMES_OF_REFUSED = "() => window.nextgptRefused"

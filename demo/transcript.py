@@ -1,4 +1,4 @@
-"""A real chat as one picture, for the README: asks the pipeline, and draws what was said. Knows no model, no Gradio.
+"""A real chat as one picture, for the README: asks the pipeline, and draws what was said.
 
 `python -m nextgpt.demo.transcript -o demo/assets/chat.png --seed 0 "Draw a cat." "Now on red." "picture.png What is this?"`
 A message that begins with the name of an existing file attaches it. Sounds are drawn as waves, clips as a few frames.

@@ -1,4 +1,4 @@
-"""What the page shows of a conversation, as Gradio's messages and as HTML. Knows no pipeline and serves nothing."""
+"""What the page shows of a conversation, as pieces of text and of HTML."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def shown(conversation: Conversation, place: int = 0) -> list[Shown]:
 
 
 def title(conversation: Conversation) -> str:
-    """What a person knows a conversation by: how it begins."""
+    """A conversation's title: how it begins."""
     if not conversation.turns:
         return "New conversation"
     question = conversation.turns[0].question

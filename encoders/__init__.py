@@ -1,4 +1,4 @@
-"""Frozen encoders: arrays in, one embedding per item out. Imports no language model, no decoder, no training."""
+"""Frozen encoders: arrays in, one embedding per item out."""
 
 from nextgpt.encoders.base import Encoder, EncoderPreprocessor
 from nextgpt.encoders.imagebind import ImageBind, ImageBindConfig, imagebind_huge_config, load_imagebind_checkpoint

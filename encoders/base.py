@@ -1,4 +1,4 @@
-"""What every frozen encoder is: one embedding an item, a preprocessing of its own, and a way to find it at a source.
+"""The base class of frozen encoders: one embedding an item, its own preprocessing, and how it is found at a source.
 
 A new encoder is one folder (configuration, modeling, processing) with an `Encoder`, and one line in `loading.ENCODERS`.
 """
@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 
 
 class EncoderPreprocessor:
-    """The face of a preprocessor. A modality that the encoder does not know raises ValueError."""
+    """Interface of a preprocessor. A modality that the encoder does not take raises ValueError."""
 
     def __init__(self, modalities: tuple[str, ...]):
         self.modalities = modalities
@@ -48,7 +48,7 @@ class EncoderPreprocessor:
         return method(*media) if isinstance(media, tuple) else method(media)
 
     def _unknown(self, modality: str) -> ValueError:
-        return ValueError(f"This encoder knows {', '.join(self.modalities)}, not {modality}; choose another encoder.")
+        return ValueError(f"This encoder takes {', '.join(self.modalities)}, not {modality}; choose another encoder.")
 
 
 class Encoder(PreTrainedModel):

@@ -1,4 +1,4 @@
-"""From a source to an encoder or its configuration. What a source is, each kind of encoder knows itself."""
+"""From a source to an encoder or its configuration; each kind of encoder recognises its own sources."""
 
 from pathlib import Path
 

@@ -9,8 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nextgpt.errors import ModelLoadError
-from nextgpt.hub.parts import first_line
+from nextgpt.errors import ModelLoadError, first_line
 
 TRAINED_FILE = "model.safetensors"
 LORA_FOLDER = "lora"

@@ -15,9 +15,9 @@ from nextgpt import __version__
 from nextgpt import decoders as decoder_room
 from nextgpt import encoders as encoder_room
 from nextgpt.encoders.loading import ENCODERS
-from nextgpt.errors import ModelLoadError, UserInputError
+from nextgpt.errors import ModelLoadError, UserInputError, first_line
 from nextgpt.hub.fingerprints import fingerprint
-from nextgpt.hub.parts import FrozenPart, first_line, resolve_model
+from nextgpt.hub.parts import FrozenPart, resolve_model
 from nextgpt.modalities import MODALITIES, check_known
 from nextgpt.multimodal.registration import know_presets
 

@@ -27,3 +27,9 @@ class ModelLoadError(NextGPTError, OSError):
 
 class ContractError(NextGPTError):
     """The answer could not contain what `require` or `output_modalities` asked for."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

@@ -60,7 +60,11 @@ def training_attention(device: torch.device) -> AbstractContextManager:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on an accelerator or on the CPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
+        return isinstance(error, MemoryError | torch.OutOfMemoryError)
+    from accelerate.utils.memory import should_reduce_batch_size  # knows what other accelerators say
+
+    return should_reduce_batch_size(error)
 
 
 def peak_memory() -> int:

@@ -28,11 +28,11 @@ from nextgpt import decoders as decoder_room
 from nextgpt import encoders as encoder_room
 from nextgpt.checkpoint import TRAINED_FILE, TRAINED_GROUPS, CheckpointMixin
 from nextgpt.configuration_nextgpt import NextGPTConfig
-from nextgpt.errors import ModelLoadError, UserInputError
+from nextgpt.errors import ModelLoadError, UserInputError, first_line
 from nextgpt.generation import InterleavedGenerationMixin
 from nextgpt.hub.fingerprints import check_fingerprints
 from nextgpt.hub.loading import check_keywords, load_frozen_encoder, load_language_model
-from nextgpt.hub.parts import fetch_model, first_line
+from nextgpt.hub.parts import fetch_model
 from nextgpt.modalities import MODALITIES, take_values
 from nextgpt.multimodal.features import MediaFeaturesMixin
 from nextgpt.multimodal.generation_modes import GenerationModesMixin

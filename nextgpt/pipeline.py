@@ -30,7 +30,7 @@ from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.multimodal.generation_modes import check_decoder_options, make_media
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.session import Session, fingerprint_media, forgetting_on_error
-from nextgpt.streaming import AnyOf, FirstTokenClock, TextStream
+from nextgpt.streaming import AnswerStreamer, AnyOf
 
 logger = logging.getLogger(__name__)
 
@@ -269,12 +269,13 @@ class _Answer:
         inputs = self._prepare(conversations)
         prompt = inputs["input_ids"][0].tolist()
         cached = session.reuse(prompt, fingerprint_media(model, inputs)) if session is not None else 0
-        streamer = TextStream(pipeline.processor, self.emit, self.options.output_modalities) if self.emit else None
         self.timings = [
             Timings(prompt_tokens=int(mask.sum()), cached_tokens=cached, prepare=self._elapsed())
             for mask in inputs["attention_mask"]
         ]
-        clock = FirstTokenClock(streamer) if len(conversations) == 1 else None
+        streamer = None
+        if len(conversations) == 1:
+            streamer = AnswerStreamer(pipeline.processor, self.emit, self.options.output_modalities)
         generating = time.perf_counter()
         with _seeded(self.options.seed if self.options.do_sample else None), forgetting_on_error(session):
             self.output = model.generate_interleaved(
@@ -284,7 +285,7 @@ class _Answer:
                 require=self.options.require,
                 past_key_values=session.cache if session is not None else None,
                 on_run=self._decode_now if self.emit else None,
-                streamer=clock,
+                streamer=streamer,
                 cancel=self.cancel,
                 **self.options.sampling(),
             )
@@ -292,7 +293,7 @@ class _Answer:
         for timing, tokens in zip(self.timings, self.output.sequences, strict=True):
             timing.new_tokens = len(tokens)
             timing.generate = seconds - sum(each for _, each in timing.media)
-            timing.first_token = (clock.first_token or time.perf_counter()) - self.started if clock else 0.0
+            timing.first_token = (streamer.first_token or time.perf_counter()) - self.started if streamer else 0.0
         if session is not None:
             session.remember(prompt + self.output.sequences[0], self.output.past_key_values)
         return self.output

@@ -20,8 +20,8 @@ from transformers import AddedToken, AutoProcessor, AutoTokenizer, BatchFeature,
 
 from nextgpt import encoders as encoder_room
 from nextgpt.configuration_nextgpt import NextGPTConfig, encoder_config_from_dict
-from nextgpt.errors import ConversationTooLong, ModelLoadError, NextGPTError, UserInputError
-from nextgpt.hub.parts import fetch_model, first_line
+from nextgpt.errors import ConversationTooLong, ModelLoadError, NextGPTError, UserInputError, first_line
+from nextgpt.hub.parts import fetch_model
 from nextgpt.media import load_media
 from nextgpt.modalities import MODALITIES
 from nextgpt.multimodal.chat_template import ChatTemplateMixin, openai_part, short

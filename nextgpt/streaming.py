@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from transformers.generation.streamers import BaseStreamer
+from transformers import TextStreamer
 
 from nextgpt.events import TextDelta
 from nextgpt.processing_nextgpt import NextGPTProcessor
@@ -24,55 +24,54 @@ class AnyOf:
         return any(event.is_set() for event in self.events)
 
 
-class TextStream:
-    """Turns token ids into text deltas as soon as they make whole characters; white space waits for what follows it."""
+class AnswerStreamer(TextStreamer):
+    """transformers' `TextStreamer`, but it emits whole characters, not whole words, and a piece of media ends a text.
 
-    def __init__(self, processor: NextGPTProcessor, emit: Callable[[TextDelta], None], kinds: Sequence[str] | None):
-        self.processor, self.emit = processor, emit
+    White space waits for what follows it. It notes when the first token came.
+
+    Args:
+        processor: of the model.
+        emit: takes the deltas; None: the time of the first token is all that is wanted.
+        kinds: of media that are made; by default all. Others leave no trace in the text.
+    """
+
+    def __init__(self, processor: NextGPTProcessor, emit: Callable[[TextDelta], None] | None, kinds: Sequence[str] | None):
+        super().__init__(processor.tokenizer, skip_special_tokens=True)
         runs = processor.vocabulary.runs.items()
         self.signals = {token: kinds is None or kind in kinds for kind, run in runs for token in run}  # and if it is made
-        self.ids: list[int] = []
-        self.sent = ""
+        self.emit = emit
+        self.first_token: float | None = None
         self.at_start = True
 
-    def put(self, token: int) -> None:
-        """Takes the next token."""
-        is_made = self.signals.get(token)
-        if is_made is None:
-            self.ids.append(token)
-            self._send()
-        elif is_made:
-            self._send(last=True)
-            self.ids, self.sent, self.at_start = [], "", False
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the next tokens of a single answer."""
+        self.first_token = self.first_token or time.perf_counter()
+        for token in value.flatten().tolist():
+            is_made = self.signals.get(token)
+            if is_made is None:
+                self.token_cache.append(token)
+                self._send()
+            elif is_made:
+                self._send(last=True)
+                self.token_cache, self.print_len, self.at_start = [], 0, False
 
     def _send(self, last: bool = False) -> None:
-        text = self.processor.tokenizer.decode(self.ids, skip_special_tokens=True)
+        if self.emit is None:
+            return
+        text = self.tokenizer.decode(self.token_cache, **self.decode_kwargs)
         text = text.lstrip() if self.at_start else text
         if not last:
             text = text.rstrip()
             if text.endswith("\ufffd"):  # half a character
                 return
-        if text.strip() and len(text) > len(self.sent):
-            self.emit(TextDelta(text[len(self.sent) :]))
-            self.sent = text
+        if text.strip() and len(text) > self.print_len:
+            self.on_finalized_text(text[self.print_len :])
+            self.print_len = len(text)
 
-    def finish(self) -> None:
-        """Sends what is left."""
-        self._send(last=True)
-
-
-class FirstTokenClock(BaseStreamer):
-    """Notes when the first token came, and hands tokens on one by one."""
-
-    def __init__(self, stream: TextStream | None):
-        self.stream, self.first_token = stream, None
-
-    def put(self, value: torch.Tensor) -> None:
-        self.first_token = self.first_token or time.perf_counter()
-        if self.stream is not None:
-            for token in value.flatten().tolist():
-                self.stream.put(token)
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Hands on text that no later token changes."""
+        self.emit(TextDelta(text))
 
     def end(self) -> None:
-        if self.stream is not None:
-            self.stream.finish()
+        """Sends what is left."""
+        self._send(last=True)

@@ -26,7 +26,11 @@ def one_thread():
 def libraries_speak_again():
     """A command that is run inside a test silences libraries for its process: the next test hears them again."""
     levels = {name: logging.getLogger(name).level for name in SILENCED}
+    verbosity = os.environ.get("DIFFUSERS_VERBOSITY")
     yield
+    os.environ.pop("DIFFUSERS_VERBOSITY", None)
+    if verbosity is not None:
+        os.environ["DIFFUSERS_VERBOSITY"] = verbosity
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
     for name in ("diffusers", "transformers"):

@@ -200,6 +200,27 @@ sys.exit(f"loaded for the help: {{loaded}}" if loaded else 0)
     assert "usage: nextgpt" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("arguments", "heavy"),
+    [
+        (["doctor"], ("diffusers", "transformers.modeling_utils")),
+        (["info", "nano"], ("diffusers",)),
+    ],
+    ids=" ".join,
+)
+def test_a_report_loads_no_library_that_it_does_not_need(arguments: list[str], heavy: tuple[str, ...]) -> None:
+    program = f"""
+import sys
+from nextgpt.__main__ import main
+main({arguments!r})
+loaded = [name for name in {heavy!r} if name in sys.modules]
+sys.exit(f"loaded for the report: {{loaded}}" if loaded else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
 def test_the_rooms_load_the_heavy_libraries_only_where_they_are_used() -> None:
     heavy = ("diffusers", "gradio", "open_clip", "av", "soundfile", "torchaudio")
     program = f"""

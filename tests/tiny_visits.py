@@ -1,4 +1,4 @@
-"""What the tests of the page share: a visitor's hands and eyes in a real Chromium."""
+"""Helpers of the page's tests: what a visitor does and sees in a real Chromium."""
 
 import re
 from pathlib import Path

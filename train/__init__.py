@@ -1,1 +1,1 @@
-"""Training: the three stages, their data, and the cache of frozen features. Knows the assistant; nothing knows it."""
+"""Training: the three stages, their data, and the cache of frozen features."""

@@ -1,4 +1,4 @@
-"""Sample answers while training runs, so that a person can look instead of read. Changes nothing of the training."""
+"""A callback that writes sample answers while training runs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from nextgpt.decoders import Decoder, load_decoder
+from nextgpt.decoders import Decoder
 from nextgpt.events import Reply
 from nextgpt.hardware import is_out_of_memory
+from nextgpt.hub.loading import load_frozen_decoder
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
 from nextgpt.train.data.dataset import ChatCollator, ChatDataset
@@ -84,19 +85,19 @@ class SampleAnswers(TrainerCallback):
         kind = args.device.type
         with torch.random.fork_rng(devices=[] if kind == "cpu" else None, device_type=kind):
             for number, index in enumerate(self.chosen):
-                question, reply = self._answer(model, index)
+                example = self.dataset[index]
+                question, reply = self._answer(model, example)
                 files = reply.save(folder, f"answer-{number}")
-                asked = {"id": self.dataset[index]["id"], "prompt": question}
+                asked = {"id": example["id"], "prompt": question}
                 (folder / f"question-{number}.json").write_bytes(json_line(asked))
                 pictures = ", ".join(str(file) for file in files[:-1])
                 logger.info("step %d, %s → %r %s", step, question[-80:].strip(), reply.text, pictures)
                 self._to_board(number, question, reply, step)
 
-    def _answer(self, model: NextGPTForConditionalGeneration, index: int) -> tuple[str, Reply]:
-        example = self.dataset[index]
-        learned = np.flatnonzero((example["labels"] != IGNORED_LABEL).numpy())
-        turns = np.flatnonzero(np.diff(learned, prepend=-2) > 1)  # where an answer begins
-        prompt = example["input_ids"][: learned[turns[-1]]][None]  # [1, length]
+    def _answer(self, model: NextGPTForConditionalGeneration, example: dict[str, Any]) -> tuple[str, Reply]:
+        answered = np.flatnonzero((example["labels"] != IGNORED_LABEL).numpy())
+        turns = np.flatnonzero(np.diff(answered, prepend=-2) > 1)  # where an answer begins
+        prompt = example["input_ids"][: answered[turns[-1]]][None]  # [1, length]
         shown = example["inputs"][: int(model.get_placeholder_mask(prompt).sum())]
         features = torch.stack(self.collator.input_features(shown)).to(model.device) if shown else None
         prompt = prompt.to(model.device)
@@ -124,10 +125,8 @@ class SampleAnswers(TrainerCallback):
 
     def _decoder(self, model: NextGPTForConditionalGeneration, modality: str) -> Decoder:
         if modality not in self.decoders:
-            part, location = model.config.part(modality), model.config.location(modality)
-            self.decoders[modality] = model.decoders.get(modality) or load_decoder(
-                part.kind, location, revision=part.revision, device=model.device
-            )
+            known = model.decoders.get(modality)
+            self.decoders[modality] = known or load_frozen_decoder(model.config, modality, model.device)
         return self.decoders[modality]
 
     def _to_board(self, number: int, question: str, reply: Reply, step: int) -> None:

@@ -1,4 +1,4 @@
-"""The model card of a trained model, filled in from its run. Writes one file."""
+"""The model card of a trained model, filled in from its run."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ TITLES = {
 }
 
 
-def title(record: dict[str, Any]) -> str:
+def title(metadata: dict[str, Any]) -> str:
     """What a model is called: "nano, instruction-tuned on own and nano"."""
-    files = [Path(file).stem for file in record["data"]["files"]]
-    return f"{record['base_model']}, {TITLES[record['stage']]} on {listed(files)}"
+    files = [Path(file).stem for file in metadata["data"]["files"]]
+    return f"{metadata['base_model']}, {TITLES[metadata['stage']]} on {listed(files)}"
 
 
-def write_card(folder: str | Path, config: NextGPTConfig, record: dict[str, Any]) -> Path:
+def write_card(folder: str | Path, config: NextGPTConfig, metadata: dict[str, Any]) -> Path:
     """Writes `README.md`, as the Hub shows it.
 
     Args:
         config: of the model.
-        record: what `nextgpt.train.run_metadata` says of the run that made it.
+        metadata: of the run that made it, as `nextgpt.train.run_metadata` has them.
     """
-    settings, data, start = record["configuration"], record["data"], record["starts"][-1]
-    finished = record["finished"]
+    settings, data, start = metadata["configuration"], metadata["data"], metadata["starts"][-1]
+    finished = metadata["finished"]
     licenses = sorted({part.license for part in config.parts().values() if part.license})
     rows = [
-        ("stage", record["stage"]),
-        ("started from", f"{settings['model']} (fingerprint `{record['model_fingerprint'][:16]}`)"),
+        ("stage", metadata["stage"]),
+        ("started from", f"{settings['model']} (fingerprint `{metadata['model_fingerprint'][:16]}`)"),
         ("data", ", ".join(Path(file).name for file in data["files"])),
         ("data fingerprint", f"`{data['fingerprint'][:16]}`"),
         ("conversations", f"{data['conversations']:,} ({data['tokens']:,} tokens; {data['skipped']} bad ones skipped)"),
         ("steps", f"{finished['steps']:,} ({finished['epochs'] or 0:.2f} epochs)"),
         ("last loss", "–" if finished["loss"] is None else f"{finished['loss']:.4f}"),
-        ("seed", record["seed"]),
+        ("seed", metadata["seed"]),
         *((name, settings["arguments"][name]) for name in SHOWN_ARGUMENTS if name in settings["arguments"]),
         ("code", start["git_revision"] or f"nextgpt {start['versions']['nextgpt']}"),
         ("versions", ", ".join(f"{name} {start['versions'][name]}" for name in ("torch", "transformers", "peft"))),
@@ -71,7 +71,7 @@ def write_card(folder: str | Path, config: NextGPTConfig, record: dict[str, Any]
             "tags: [nextgpt, any-to-any, multimodal]",
             "---",
             "",
-            f"# {title(record)}",
+            f"# {title(metadata)}",
             "",
             f"A NExT-GPT: takes text, {', '.join(config.input_modalities)}; gives text, {', '.join(config.signal_tokens)}.",
             "This folder holds what was trained: projections, the signal tokens' rows, and LoRA. The frozen parts are",

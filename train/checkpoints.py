@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: written beside, then renamed. Knows folders and nothing of models.
+"""Checkpoints that are whole or absent: written beside, then renamed.
 
 A run's folder holds `checkpoint-<step>` folders. One that is being written, or being deleted, lies in `.unfinished`, so
 that a kill at any instant leaves every `checkpoint-*` whole.

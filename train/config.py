@@ -1,4 +1,4 @@
-"""One training run's settings: a YAML file, overridden on the command line. Knows names and types, trains nothing."""
+"""One training run's settings: a YAML file, overridden on the command line."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DEFAULT_ARGUMENTS = {
 
 
 class _BadSetting(UserInputError):
-    """A setting is not what it should be; whoever knows says where it was given."""
+    """A setting is not what it should be; the caller adds where it was given."""
 
     def __init__(self, key: str, value: Any, expected: str):
         super().__init__(f"{key} is {value!r}, expected {expected}")

@@ -1,4 +1,4 @@
-"""What a run's folder says of how it came to be: `run.json`. Trains nothing."""
+"""The metadata of a training run, `run.json` in its folder: settings, data, versions, hashes."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def run_identity(
     )
 
 
-def fingerprint_model(location: Path, config: NextGPTConfig, hashes: FileHashes) -> str:
+def fingerprint_model(config: NextGPTConfig, hashes: FileHashes) -> str:
     """A hash of what a model is when training starts: its trained tensors and its frozen parts."""
-    found = [hashes.fingerprint(str(location), None, (TRAINED_FILE, f"{LORA_FOLDER}/*.safetensors"))]
+    found = [hashes.fingerprint(str(config.base_folder), None, (TRAINED_FILE, f"{LORA_FOLDER}/*.safetensors"))]
     found += [
         hashes.fingerprint(config.location(name), part.revision, WEIGHT_FILES) for name, part in config.parts().items()
     ]
@@ -77,7 +77,7 @@ def write_start(
     resumed_from: str | None,
 ) -> None:
     """Writes the facts of a run as it starts; a run that is resumed keeps its earlier starts."""
-    earlier = read_record(folder).get("starts", []) if resumed_from else []
+    earlier = read_metadata(folder).get("starts", []) if resumed_from else []
     start = {
         "time": _now(),
         "resumed_from": resumed_from,
@@ -86,7 +86,7 @@ def write_start(
         "processes": arguments.world_size,
         "device": str(arguments.device),
     }
-    record = {
+    metadata = {
         "stage": stage,
         "base_model": base_model(config.model),
         "configuration": dataclasses.asdict(config),
@@ -101,7 +101,7 @@ def write_start(
         "seed": arguments.seed,
         "starts": [*earlier, start],
     }
-    write_record(folder, record)
+    write_metadata(folder, metadata)
     write_skipped(Path(folder) / SKIPPED_FILE, dataset.skipped)
 
 
@@ -110,20 +110,20 @@ def base_model(model: str) -> str:
     if model in preset_names() or not Path(model).is_dir():
         return model
     for folder in (Path(model), Path(model).parent):  # the model may be a checkpoint in a run's folder
-        if earlier := read_record(folder):
+        if earlier := read_metadata(folder):
             return earlier.get("base_model") or base_model(earlier["configuration"]["model"])
     return Path(model).resolve().name
 
 
-def finish_record(folder: str | Path, model: Path, state: Any) -> dict[str, Any]:
-    """The record of a run, with how it ended and the hashes of the trained weights in `model`."""
+def finished_metadata(folder: str | Path, model: Path, state: Any) -> dict[str, Any]:
+    """The metadata of a run, with how it ended and the hashes of the trained weights in `model`."""
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     finish = {"time": _now(), "steps": state.global_step, "epochs": state.epoch, "loss": losses[-1] if losses else None}
     hashes = {name: file_hash(model / name) for name in (TRAINED_FILE, ADAPTER_FILE) if (model / name).is_file()}
-    return read_record(folder) | {"finished": finish, "hashes": hashes}
+    return read_metadata(folder) | {"finished": finish, "hashes": hashes}
 
 
-def read_record(folder: str | Path) -> dict[str, Any]:
+def read_metadata(folder: str | Path) -> dict[str, Any]:
     """The facts of a run; empty where there are none."""
     file = Path(folder) / RUN_FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -154,11 +154,11 @@ def git_revision() -> str | None:
         return None
 
 
-def write_record(folder: str | Path, record: dict[str, Any]) -> None:
+def write_metadata(folder: str | Path, metadata: dict[str, Any]) -> None:
     """Writes the facts of a run, whole or not at all."""
     file = Path(folder) / RUN_FILE
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n"
+    text = json.dumps(metadata, indent=2, ensure_ascii=False, default=str) + "\n"
     with whole_file(file) as beside:
         beside.write_text(text, encoding="utf-8", errors="backslashreplace")
 

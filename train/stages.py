@@ -32,7 +32,7 @@ from nextgpt.train.data.dataset import ChatCollator, ChatDataset, Reader, Traini
 from nextgpt.train.data.features import gather_features
 from nextgpt.train.data.sampler import EpochSampler
 from nextgpt.train.data.store import SKIPPED_FILE
-from nextgpt.train.run_metadata import fingerprint_model, finish_record, run_identity, write_record, write_start
+from nextgpt.train.run_metadata import fingerprint_model, finished_metadata, run_identity, write_metadata, write_start
 from nextgpt.train.trainer import StageTrainer, TrainingStopped
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
     model.encoder = nn.Module()  # its features are there: the frozen encoder need not travel to the device
     model.train_only(trains)
     model.config.trained_groups = sorted({*(model.config.trained_groups or ()), *trains})
-    fingerprint = fingerprint_model(fetch_model(config.model), model.config, dataset.hashes)
+    fingerprint = fingerprint_model(model.config, dataset.hashes)
     identity = run_identity(stage, config, arguments, dataset, fingerprint)
     trainer = _trainer(stage, config, arguments, model, processor, dataset, features, identity)
     checkpoint = _checkpoint(config, identity, is_main=arguments.should_save)
@@ -103,9 +103,9 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
     if arguments.should_save:
         with written_whole(config.output_dir) as folder:
             trainer.save_model(str(folder))
-            record = finish_record(config.output_dir, folder, trainer.state)
-            write_card(folder, model.config, record)
-        write_record(config.output_dir, record)  # last: it says that all the rest is there
+            metadata = finished_metadata(config.output_dir, folder, trainer.state)
+            write_card(folder, model.config, metadata)
+        write_metadata(config.output_dir, metadata)  # last: it says that all the rest is there
     trainer.save_state()
     return Path(config.output_dir)
 

@@ -1,6 +1,6 @@
-"""transformers' `Trainer` with what these stages need: whole checkpoints, losses normalised over the step, plain words.
+"""transformers' `Trainer` with what these stages need: whole checkpoints, losses normalised over the step, clear errors.
 
-It knows batches and folders; which parts are trained, and on what, is the stages' business.
+Which parts are trained, and on what, `nextgpt.train.stages` decides.
 """
 
 from __future__ import annotations

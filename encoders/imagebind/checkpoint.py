@@ -36,7 +36,7 @@ def load_imagebind_checkpoint(
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
             f"{path} cannot be read as a checkpoint of weights only; expected a state dict saved by torch.save. "
-            f"Download it again. ({str(error).splitlines()[0]})"
+            f"Download it again. ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
         ) from error
     with torch.device("meta"):
         model = ImageBind(config or imagebind_huge_config())

@@ -1,4 +1,4 @@
-"""Every number of an ImageBind: tower sizes and preprocessing."""
+"""Configuration of ImageBind: tower sizes and preprocessing."""
 
 from typing import Any
 

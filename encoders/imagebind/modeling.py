@@ -1,4 +1,4 @@
-"""ImageBind: six transformer towers into one space. Knows tensors and weights; preprocessing is not its business.
+"""ImageBind: six transformer towers into one embedding space.
 
 The architecture follows Girdhar et al. 2023, "ImageBind: One Embedding Space To Bind Them All", section 3 and the
 reference implementation (github.com/facebookresearch/ImageBind). Parameter names are those of its checkpoints.

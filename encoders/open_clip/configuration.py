@@ -1,4 +1,4 @@
-"""Every number of an open_clip vision tower and of its preprocessing."""
+"""Configuration of an open_clip vision tower and of its preprocessing."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Any open_clip vision tower as the image encoder. Knows images only; the tower's own code is open_clip's."""
+"""Any open_clip vision tower as the image encoder. The tower's own code is open_clip's."""
 
 from dataclasses import asdict
 from typing import Any
@@ -82,7 +82,7 @@ def open_clip_config(source: str) -> OpenClipConfig:
     architecture, pretrained = _split(source)
     model_config = open_clip.get_model_config(architecture)
     if model_config is None:
-        raise ValueError(f"{source}: open_clip knows no {architecture!r}; expected a name of open_clip.list_models().")
+        raise ValueError(f"{source}: open_clip has no {architecture!r}; expected a name of open_clip.list_models().")
     vision_config = model_config["vision_cfg"]
     return OpenClipConfig(
         embed_dim=model_config["embed_dim"],

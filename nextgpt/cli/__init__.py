@@ -1,7 +1,7 @@
 """The command line: a small module a command. The work is done elsewhere.
 
-It is the one door that reaches up to `demo` and `train`, inside the functions of its commands. Every command imports what
-it needs when it runs, so that `--help` is quick.
+It alone imports `demo` and `train`, inside the functions of its commands. Every command imports what it needs when it runs,
+so that `--help` is quick.
 """
 
 from __future__ import annotations

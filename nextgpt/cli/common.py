@@ -61,7 +61,7 @@ def load_pipeline(options: argparse.Namespace) -> NextGPTPipeline:
     """The pipeline that the options name, said to be loading; libraries are silent unless `--debug`."""
     with status(f"loading {options.model} …"):
         if not options.debug:
-            quiet_libraries()
+            quiet_libraries(pipelines=True)
         if "out" in options:  # before anything is loaded
             from nextgpt.cli.terminal import check_folder
 

@@ -61,7 +61,7 @@ def climb(options: argparse.Namespace) -> None:
     whole = (root / "config.json").is_file() and any(rung.startswith("projections") for rung in rungs)
     options.model = str(root)
     if not options.debug:
-        quiet_libraries()
+        quiet_libraries(pipelines=True)
     pipeline = load_pipeline(options) if whole else None
     ladder = Ladder(root, 40 if options.quick else 120, options.split or "dev", pipeline=pipeline)
     scores = _told(len(rungs), (found for _, found in climb(ladder, rungs)))

@@ -5,6 +5,7 @@ what libraries say to programmers. Imports nothing heavy, so that the line can b
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import warnings
@@ -54,17 +55,24 @@ def status(text: str) -> Iterator[None]:
         line.clear()
 
 
-def quiet_libraries(bars: bool = False) -> None:
+def quiet_libraries(bars: bool = False, pipelines: bool = False) -> None:
     """Keeps the libraries' warnings and notes off the terminal; their errors stay.
 
     Args:
         bars: whether their progress bars stay.
+        pipelines: whether diffusers' pipelines are going to load, which have bars; else it need not be imported.
     """
-    import diffusers.utils.logging
     import transformers.utils.logging
 
+    libraries = [transformers]
+    if pipelines or "diffusers" in sys.modules:
+        import diffusers.utils.logging
+
+        libraries.append(diffusers)
+    else:
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # read when it is imported
     warnings.simplefilter("ignore")
-    for library in (diffusers, transformers):
+    for library in libraries:
         library.utils.logging.set_verbosity_error()
         if not bars:
             library.utils.logging.disable_progress_bar()

@@ -1,8 +1,4 @@
-"""Conversation in a terminal: prints an answer as it comes, saves its media, and leads a chat.
-
-It knows events, text streams and file names. What an answer holds is the pipeline's business, options are the command
-line's.
-"""
+"""Conversation in a terminal: prints an answer as it comes, saves its media, and leads a chat."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ from pathlib import Path
 from nextgpt.cli.status_line import StatusLine
 from nextgpt.errors import ConversationTooLong, NextGPTError, UserInputError
 from nextgpt.events import Event, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, not_made
-from nextgpt.media import guess_modality, load_media, shortened
+from nextgpt.media import load_any_media, shortened
 from nextgpt.modalities import MODALITIES
 from nextgpt.pipeline import NextGPTPipeline
 from nextgpt.text import whole_characters
@@ -150,9 +146,9 @@ class Chat:
         if not paths:
             raise UserInputError("/attach takes one file: /attach PATH")
         path = paths[0] if len(paths) == 1 else argument
-        modality = guess_modality(path)
+        modality, media = load_any_media(path)
         # What was read is kept, so that a file that goes away later does not break the conversation.
-        self.attached.append({"type": modality, modality: load_media(modality, path)})
+        self.attached.append({"type": modality, modality: media})
         self._say(f"attached {modality} {shortened(path)}; it goes with your next message")
 
     def run(self) -> None:

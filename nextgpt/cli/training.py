@@ -95,7 +95,7 @@ def convert_data(options: argparse.Namespace) -> None:
 
 
 def _add_nano(tools, debug) -> None:
-    summary = "write conversations such as nano learned from, to be mixed with yours so that it forgets nothing"
+    summary = "write conversations such as nano was trained on, to be mixed with yours so that it forgets nothing"
     parser = add_command(tools, "nano", nano_data, summary, debug)
     parser.add_argument("-o", "--out", type=Path, required=True, help="JSON-lines file to write; its media go beside it")
     parser.add_argument("--count", type=int, default=2000, help="conversations (default: %(default)s)")

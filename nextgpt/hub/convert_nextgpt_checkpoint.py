@@ -1,4 +1,4 @@
-"""Reads the checkpoints that the authors of NExT-GPT published into this model's own form. Needs no base weights.
+"""Reads the checkpoints that the authors of NExT-GPT published into this model's own form, without the base weights.
 
 Their first code (2023) kept one `pytorch_model.pt`: input projection, output projections, LoRA, and the whole embedding
 and head with the added tokens' rows behind the base vocabulary. Its base is Vicuna 7B v0 (LLaMA 1), whose weights differ
@@ -24,9 +24,9 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 
 from nextgpt.checkpoint import ADAPTER_FILE, LORA_FOLDER, TRAINED_FILE, TRAINED_GROUPS
 from nextgpt.configuration_nextgpt import NextGPTConfig
-from nextgpt.errors import ModelLoadError, UserInputError
+from nextgpt.errors import ModelLoadError, UserInputError, first_line
 from nextgpt.hub.download import SETTINGS
-from nextgpt.hub.parts import fetch_model, fetch_repository, first_line, is_repository_name
+from nextgpt.hub.parts import fetch_model, fetch_repository, is_repository_name
 from nextgpt.modalities import MODALITIES
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.processing_nextgpt import NextGPTProcessor
@@ -54,7 +54,7 @@ FIRST_CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ ' Human: ' + message['content'] + '\n### Assistant:' }}"
     "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + '\n###' }}"
-    "{% else %}{{ raise_exception('this model knows no system message') }}{% endif %}"
+    "{% else %}{{ raise_exception('this model takes no system message') }}{% endif %}"
     "{% endfor %}"
 )
 
@@ -67,8 +67,8 @@ class Unused(NamedTuple):
 
 
 @dataclass
-class ConversionReport:
-    """What became of every tensor.
+class CheckpointReport:
+    """The result of a conversion, tensor by tensor.
 
     Args:
         used: the original's key → this model's.
@@ -90,12 +90,12 @@ class ConversionReport:
 class IncompleteCheckpoint(UserInputError):
     """The original does not hold all that a checkpoint needs; `report` says what it holds."""
 
-    def __init__(self, message: str, report: ConversionReport):
+    def __init__(self, message: str, report: CheckpointReport):
         super().__init__(message)
         self.report = report
 
 
-def convert_checkpoint(source: str | Path, out: str | Path, *, language_model: str, model: str = "7b") -> ConversionReport:
+def convert_checkpoint(source: str | Path, out: str | Path, *, language_model: str, model: str = "7b") -> CheckpointReport:
     """Writes a checkpoint of the first code as a folder for `NextGPTForConditionalGeneration.from_pretrained`.
 
     Args:
@@ -151,7 +151,7 @@ def _after(key: str, prefixes: tuple[str, ...]) -> bool:
 
 def _second_code(file: Path, tensors: dict[str, Tensor], second: list[str]) -> IncompleteCheckpoint:
     why = "of the second code: trained on the states of 2n-1 positions, where this model has n"
-    report = ConversionReport(unused=[Unused(key, why if key in second else "of the second code") for key in tensors])
+    report = CheckpointReport(unused=[Unused(key, why if key in second else "of the second code") for key in tensors])
     return IncompleteCheckpoint(
         f"{file} is of the original's second code ({len(second)} projector tensors). There the signal tokens are separated "
         "by spaces, so that a run of n tokens takes 2n-1 positions, and its output projections learned from the states of "
@@ -181,9 +181,9 @@ def _config(model: str, language_model: str, tensors: dict[str, Tensor]) -> Next
     return config
 
 
-def _sort(file: Path, tensors: dict[str, Tensor], config: NextGPTConfig) -> tuple[dict[str, Tensor], ConversionReport]:
+def _sort(file: Path, tensors: dict[str, Tensor], config: NextGPTConfig) -> tuple[dict[str, Tensor], CheckpointReport]:
     """Gives every tensor its name here, if it has one."""
-    found, report = {}, ConversionReport()
+    found, report = {}, CheckpointReport()
     vocabulary = SignalVocabulary.create(config.signal_tokens, config.input_modalities, config.token_offset)
     for key, tensor in tensors.items():
         prefix = next((each for each in FIRST_PREFIXES if key.startswith(each)), None)
@@ -229,7 +229,7 @@ def _signal_ids(file: Path, rows: int, vocabulary: SignalVocabulary, config: Nex
     return [ids[name] for name in wanted]
 
 
-def _compare(file: Path, found: dict[str, Tensor], expected: dict[str, Tensor], report: ConversionReport) -> None:
+def _compare(file: Path, found: dict[str, Tensor], expected: dict[str, Tensor], report: CheckpointReport) -> None:
     """Nothing may be missing, left over or of another shape."""
     for key, name in list(report.used.items()):
         if name not in expected:

@@ -1,4 +1,4 @@
-"""Fetches the frozen parts of a model from the Hub, and says before how large they are. Loads nothing.
+"""Fetches the frozen parts of a model from the Hub, their sizes first.
 
 Files that are there already are not fetched again, a connection that breaks is taken up where it broke (a killed process
 begins its last file anew), and every file is compared with the hash that the Hub knows of it.
@@ -7,7 +7,6 @@ begins its last file anew), and every file is compared with the hash that the Hu
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import logging
 import os
 import time
@@ -48,11 +47,13 @@ class RemoteFile:
 
     def is_whole(self, file: Path) -> bool:
         """Whether `file` is this file."""
+        from huggingface_hub.utils.sha import git_hash
+
         if not file.is_file() or file.stat().st_size != self.size:
             return False
         if self.sha256:
             return file_hash(file) == self.sha256
-        return not self.blob or _git_hash(file.read_bytes()) == self.blob
+        return not self.blob or git_hash(file.read_bytes()) == self.blob
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,16 @@ def download(plan: PartDownload) -> Path:
 
     where = {"repo_id": plan.part.source, "revision": plan.part.revision}
     try:
+        # Not `HfApi.verify_repo_checksums`, which asks the Hub again and is silent while it reads tens of GB.
         folder = Path(snapshot_download(**where, allow_patterns=[_literal(file.path) for file in plan.files]))
-        for file in tqdm(plan.files, desc=f"Verifying {plan.part.source}", unit=" files"):
-            if not file.is_whole(folder / file.path):
-                logger.warning("%s is damaged: it is fetched again", folder / file.path)
-                hf_hub_download(**where, filename=file.path, force_download=True)
+        with tqdm(desc=f"Verifying {plan.part.source}", total=plan.size, unit="B", unit_scale=True) as bar:
+            for file in plan.files:
                 if not file.is_whole(folder / file.path):
-                    raise ModelLoadError(f"{folder / file.path} is not what the Hub says it is, twice: try again later")
+                    logger.warning("%s is damaged: it is fetched again", folder / file.path)
+                    hf_hub_download(**where, filename=file.path, force_download=True)
+                    if not file.is_whole(folder / file.path):
+                        raise ModelLoadError(f"{folder / file.path} is not what the Hub says it is, twice: try again later")
+                bar.update(file.size)
         _delete_leftovers(folder.parents[1])
     except hub_errors() as error:
         raise _unreachable(plan.part, error) from error
@@ -142,6 +146,7 @@ def _is_local(part: FrozenPart, config: NextGPTConfig) -> bool:
 
 
 def _files(name: str, part: FrozenPart) -> tuple[RemoteFile, ...]:
+    """Not `DiffusionPipeline.download`, which chooses while it fetches: here the sizes come first."""
     from huggingface_hub import HfApi
 
     try:
@@ -176,10 +181,6 @@ def _matches(file: RemoteFile, patterns: Iterable[str]) -> bool:
 
 def _literal(path: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in path)
-
-
-def _git_hash(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _unreachable(part: FrozenPart, error: Exception) -> ModelLoadError:

@@ -13,8 +13,8 @@ from nextgpt import encoders as encoder_room
 from nextgpt.checkpoint import TRAINED_FILE
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders import Decoder, load_decoder
-from nextgpt.errors import ModelLoadError, UserInputError
-from nextgpt.hub.parts import FrozenPart, first_line, is_repository_name
+from nextgpt.errors import ModelLoadError, UserInputError, first_line
+from nextgpt.hub.parts import FrozenPart, is_repository_name
 
 # What transformers' Auto classes and pipelines hand to every model's `from_pretrained`; none changes what is loaded here.
 AUTO_CLASS_KEYWORDS = (
@@ -82,7 +82,9 @@ def load_language_model(
     return _load_part("language_model", config, load)
 
 
-def load_frozen_decoder(config: NextGPTConfig, modality: str, device: torch.device, dtype: torch.dtype) -> Decoder:
+def load_frozen_decoder(
+    config: NextGPTConfig, modality: str, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Decoder:
     """A decoder that `config` names; its weights load on first use. Raises ModelLoadError."""
     part = config.part(modality)
     try:

@@ -1,11 +1,11 @@
-"""Where the frozen parts of a model are found: packaged presets, local folders, Hub repositories. Loads nothing itself."""
+"""Where the frozen parts of a model are found: packaged presets, local folders, Hub repositories."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nextgpt.errors import ModelLoadError
+from nextgpt.errors import ModelLoadError, first_line
 
 PRESET_PREFIX = "preset:"
 FILE_ENDINGS = (".bin", ".ckpt", ".json", ".pt", ".pth", ".safetensors")  # what is named so is a file, not a repository
@@ -105,12 +105,6 @@ def hub_reason(error: BaseException) -> str:
             return f"no connection: {first_line(cause)}"
         cause = cause.__cause__ or cause.__context__
     return first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
 
 
 @dataclass(frozen=True)

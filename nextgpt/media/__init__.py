@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nextgpt.errors import UserInputError
-from nextgpt.media.kinds import guess_modality, has_usual_suffix
+from nextgpt.errors import UserInputError, first_line
+from nextgpt.media.kinds import guess_modality, has_usual_suffix, kind_of
 from nextgpt.media.sources import open_source, shortened
 from nextgpt.modalities import MODALITIES, Modality
 
-__all__ = ["guess_modality", "has_usual_suffix", "load_media", "save_media", "shortened"]
+__all__ = ["guess_modality", "has_usual_suffix", "load_any_media", "load_media", "save_media", "shortened"]
 
 
 def load_media(modality: str, value: Any) -> Any:
@@ -38,6 +38,17 @@ def load_media(modality: str, value: Any) -> Any:
     return _read(lambda given, _: row.ready(given), row, value, f"the {modality} given")
 
 
+def load_any_media(value: str | os.PathLike | bytes) -> tuple[str, Any]:
+    """What a path, an address, a `data:` URI or bytes hold, and its kind as [`guess_modality`] has it; opened once.
+
+    Raises:
+        UserInputError: as `load_media`, or it is of no kind that is known.
+    """
+    with open_source(value) as (file, name):
+        row = MODALITIES[kind_of(file, name)]
+        return row.name, _read(row.read, row, file, name)
+
+
 def save_media(media: Any, path: str | os.PathLike) -> None:
     """Writes media as its path says: what modality has files with that suffix, writes it.
 
@@ -58,7 +69,7 @@ def _read(reader: Callable, row: Modality, source: Any, name: str) -> Any:
     except (UserInputError, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever they like on broken files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserInputError(
-            f"{name}: not a readable {row.name} ({reason}): check that the file is complete and really is {row.article}"
+            f"{name}: not a readable {row.name} ({first_line(error)}): check that the file is complete "
+            f"and really is {row.article}"
         ) from error

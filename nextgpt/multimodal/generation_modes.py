@@ -19,12 +19,11 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
 from nextgpt.decoders import Decoder
-from nextgpt.errors import ModelLoadError, UserInputError
+from nextgpt.errors import ModelLoadError, UserInputError, first_line
 from nextgpt.events import MAX_SEED
 from nextgpt.generation import SignalRun
 from nextgpt.hardware import resolve_dtype
 from nextgpt.hub.loading import load_frozen_decoder
-from nextgpt.hub.parts import first_line
 from nextgpt.signals import SignalVocabulary
 
 logger = logging.get_logger(__name__)

@@ -1,1 +1,1 @@
-"""What can be said of an installation, a model or a run without using it."""
+"""Reports on an installation, a model or a training run, without loading weights."""

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from packaging.requirements import Requirement
@@ -16,16 +16,16 @@ from safetensors import SafetensorError, safe_open
 
 from nextgpt import decoders as decoder_room
 from nextgpt.checkpoint import ADAPTER_FILE, TRAINED_FILE, TRAINED_GROUPS
-from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders.sources import check_components, read_json, shared_components
-from nextgpt.errors import NextGPTError
+from nextgpt.errors import NextGPTError, first_line
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.hub.fingerprints import WEIGHTS, changed_part, describe_change, file_hash
-from nextgpt.hub.parts import fetch_model, first_line
-from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
-from nextgpt.processing_nextgpt import NextGPTProcessor
+from nextgpt.hub.parts import fetch_model
 from nextgpt.report.info import RUN_FILE
 from nextgpt.signals import SignalVocabulary
+
+if TYPE_CHECKING:  # it takes seconds to import; a look at the environment does not need it
+    from nextgpt.configuration_nextgpt import NextGPTConfig
 
 CODECS = {"H.264 decoding": ("h264", "r"), "H.264 encoding": ("libx264", "w"), "AAC decoding": ("aac", "r")}
 SHOWN = 3  # names of tensors in one line
@@ -114,6 +114,9 @@ def _codecs() -> Iterator[Finding]:
 
 
 def _model(name: str) -> Iterator[Finding]:
+    from nextgpt.configuration_nextgpt import NextGPTConfig
+    from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
+
     try:
         folder = fetch_model(name)
         config = NextGPTConfig.from_pretrained(folder)
@@ -212,7 +215,7 @@ def _tensors(file: Path, expected: dict[str, tuple[int, ...]], what: str) -> Fin
 
 
 def _hashes(folder: Path) -> Iterator[Finding]:
-    """Against what the training run wrote down."""
+    """Compares the hashes of the trained weights with those in the run's metadata."""
     try:
         written = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["hashes"]
     except (OSError, ValueError, KeyError):
@@ -274,6 +277,8 @@ def _projection_shapes(folder: Path, modality: str) -> dict[str, tuple[int, int]
 
 def _tokens(config: NextGPTConfig, folder: Path) -> Finding:
     """The signal tokens stand in the tokenizer at the ids where the model looks for them."""
+    from nextgpt.processing_nextgpt import NextGPTProcessor
+
     works, processor = _attempt(lambda: NextGPTProcessor.from_pretrained(folder))
     if not works:
         return Finding(False, "signal tokens", str(processor))

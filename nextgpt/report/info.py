@@ -7,19 +7,22 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from nextgpt import __version__
 from nextgpt.checkpoint import ADAPTER_FILE, TRAINED_FILE
-from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.hub.parts import FrozenPart, fetch_model, preset_names, resolve_model
 
-RUN_FILE = "run.json"  # a training run's folder says in it how it came to be
-KNOWN_FILE = "known_world.json"  # a model that knows one closed world may list in it what that holds
+if TYPE_CHECKING:  # it takes seconds to import; a look at the environment does not need it
+    from nextgpt.configuration_nextgpt import NextGPTConfig
+
+RUN_FILE = "run.json"  # the metadata of a training run, in its folder
+KNOWN_FILE = "known_world.json"  # what a model of one closed world can do, where it lists that
 LIBRARIES = ("torch", "transformers", "diffusers", "peft", "gradio", "accelerate", "bitsandbytes")
 
 
@@ -42,6 +45,8 @@ def describe_model(name_or_path: str | os.PathLike) -> list[tuple[str, str]]:
     Raises:
         ModelLoadError: there is no such model.
     """
+    from nextgpt.configuration_nextgpt import NextGPTConfig
+
     location = fetch_model(name_or_path, patterns=["*.json"])
     config = NextGPTConfig.from_pretrained(location)
     rows = [("model", f"{name_or_path} ({location})")]
@@ -86,30 +91,30 @@ def known_world(model_folder_or_name: str | os.PathLike) -> dict[str, list[str]]
 
 
 def describe_run(folder: str | os.PathLike) -> list[tuple[str, str]]:
-    """How a training run's folder came to be, as (what, value); empty where it is none.
+    """The metadata of a training run, as (what, value); empty where the folder is none.
 
     Raises:
-        ModelLoadError: its record is damaged.
+        ModelLoadError: the metadata are damaged.
     """
     file = Path(folder) / RUN_FILE
     if not file.is_file():
         return []
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        data, settings, finished = record["data"], record["configuration"], record.get("finished")
-        rows = [("stage", record["stage"])]
-        for start in record["starts"]:
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+        data, settings, finished = metadata["data"], metadata["configuration"], metadata.get("finished")
+        rows = [("stage", metadata["stage"])]
+        for start in metadata["starts"]:
             code = start["git_revision"] or f"nextgpt {start['versions']['nextgpt']}, no git checkout"
             origin = f"from {start['resumed_from']}" if start["resumed_from"] else f"from {settings['model']}"
             rows.append(("started", f"{start['time']} {origin}, {start['processes']} × {start['device']}, {code}"))
-        versions = record["starts"][-1]["versions"]
+        versions = metadata["starts"][-1]["versions"]
         rows.append(("finished", f"{finished['time']} at step {finished['steps']}" if finished else "not yet"))
         rows.append(("versions", ", ".join(f"{name} {versions[name]}" for name in ("python", *LIBRARIES))))
         rows.append(("data", ", ".join(data["files"])))
         rows.append(("", f"{data['conversations']:,} conversations, {data['tokens']:,} tokens, {data['skipped']} skipped"))
         rows.append(("data fingerprint", data["fingerprint"]))
-        rows.append(("model fingerprint", record["model_fingerprint"]))
-        rows.append(("seed", str(record["seed"])))
+        rows.append(("model fingerprint", metadata["model_fingerprint"]))
+        rows.append(("seed", str(metadata["seed"])))
         arguments = settings.pop("arguments")
         rows += [(name, str(value)) for name, value in {**settings, **arguments}.items() if name not in ("model", "data")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,7 +1,7 @@
 """Counts a model's parameters part by part, from its configuration files alone.
 
 Every part is really instantiated, on torch's meta device: no weights are read, no memory is taken, no network is
-needed where the configuration files are local. It counts; how the table is printed is the command line's business.
+needed where the configuration files are local.
 """
 
 from __future__ import annotations

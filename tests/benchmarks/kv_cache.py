@@ -22,7 +22,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from nextgpt import NextGPTConfig, NextGPTPipeline  # noqa: E402
 from nextgpt.decoders import load_decoder  # noqa: E402
-from nextgpt.demo.answers import Answers  # noqa: E402
+from nextgpt.demo.answers import AnswerQueue  # noqa: E402
 from nextgpt.demo.conversations import Store  # noqa: E402
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration  # noqa: E402
 from nextgpt.processing_nextgpt import NextGPTProcessor  # noqa: E402
@@ -50,7 +50,7 @@ def wide_pipeline(folder: Path, hidden_size: int, layers: int) -> NextGPTPipelin
 def measure(pipeline: NextGPTPipeline) -> tuple[float, float, float]:
     """One conversation of the chat: seconds to the first token at turn 1, at turn 20, and at turn 20 with nothing kept."""
     store = Store(pipeline.new_session)
-    answers, conversation = Answers(pipeline, store), store.create()
+    answers, conversation = AnswerQueue(pipeline, store), store.create()
 
     def seconds() -> float:
         while conversation.busy:

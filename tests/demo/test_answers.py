@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nextgpt.demo.answers import SAME, STOPPED, Answers
+from nextgpt.demo.answers import SAME, STOPPED, AnswerQueue
 from nextgpt.demo.conversations import Store, Turn
 from nextgpt.errors import UserInputError
 from nextgpt.events import Finished, Reply, TextDelta
@@ -18,7 +18,7 @@ PICTURE = Path(__file__).parents[1] / "fixtures" / "parity" / "media" / "shapes.
 @pytest.fixture
 def answers(pipeline):
     store = Store(pipeline.new_session)
-    answers = Answers(pipeline, store, places=1)
+    answers = AnswerQueue(pipeline, store, places=1)
     yield answers
     answers.close()
     store.close()

@@ -1,4 +1,4 @@
-"""The chat as a program uses it, through `gradio_client`. It knows no browser."""
+"""The chat as a program uses it, through `gradio_client`."""
 
 import json
 import os

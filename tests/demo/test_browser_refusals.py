@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from nextgpt.events import Finished, Reply, TextDelta
 from tiny_visits import (
     FIXTURES,
@@ -25,6 +27,19 @@ def refusal(page):
 
 def attached(page):
     return page.locator("#message").get_by_role("button", name=re.compile("Remove|Delete"))
+
+
+def drop(page, place: str, *files: tuple[str, str, bytes]) -> None:
+    """Drops files of these names, types and contents on a place of the page."""
+    data = page.evaluate_handle(
+        """files => {
+            const data = new DataTransfer();
+            files.forEach(([name, type, bytes]) => data.items.add(new File([new Uint8Array(bytes)], name, {type})));
+            return data;
+        }""",
+        [[name, kind, list(content)] for name, kind, content in files],
+    )
+    page.dispatch_event(place, "drop", {"dataTransfer": data})
 
 
 def is_as_it_was(page, questions: int) -> None:
@@ -83,15 +98,46 @@ def test_a_refused_file_is_named_and_changes_nothing(page, tmp_path):
     is_as_it_was(page, questions=1)
 
 
-def test_a_file_of_another_kind_is_not_offered_and_not_attached(page, tmp_path):
+def test_a_file_of_another_kind_is_not_offered_and_refused_beside_the_box(page, tmp_path):
     ask(page, "hello")
-    (tmp_path / "notes.txt").write_text("no picture")
+    notes = tmp_path / "notes.txt"
+    notes.write_text("no picture")
     chooser = page.locator("#message input[type=file]")
     expect(chooser).to_have_attribute("accept", re.compile(r"image/\*.*video/\*"))
-    chooser.set_input_files(tmp_path / "notes.txt")
-    expect(page.get_by_text("Invalid file type: notes.txt")).to_be_visible()
+    chooser.set_input_files([notes, PICTURE])
+    expect(refusal(page)).to_have_text("notes.txt: not attached, for this model takes image, audio and video files")
+    expect(attached(page)).to_have_count(1)  # the picture
+    expect(page.get_by_text("Invalid file type")).to_have_count(0)
+    is_as_it_was(page, questions=1)
+    ask(page, "what is this?")
+    expect(refusal(page)).to_have_count(0)
+    chooser.set_input_files(notes)
+    expect(refusal(page)).to_contain_text("notes.txt")
     expect(attached(page)).to_have_count(0)
-    expect(words(page, "user")).to_be_visible()
+
+
+@pytest.mark.parametrize("place", ["#conversation", "#message [role=group]"])
+def test_a_dropped_file_of_another_kind_is_refused_beside_the_box(page, place):
+    ask(page, "hello")
+    drop(page, place, ("notes.txt", "text/plain", b"no picture"), ("shapes.png", "image/png", PICTURE.read_bytes()))
+    expect(refusal(page)).to_have_text("notes.txt: not attached, for this model takes image, audio and video files")
+    expect(attached(page)).to_have_count(1)
+    expect(page.get_by_text(re.compile("rejected|Invalid file"))).to_have_count(0)
+    is_as_it_was(page, questions=1)
+
+
+def test_a_long_text_does_not_become_a_file_when_it_is_pasted(page):
+    ask(page, "hello")
+    box(page).evaluate(
+        """(box, words) => {
+            const data = new DataTransfer();
+            data.setData('text', words);
+            box.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data, bubbles: true, cancelable: true}));
+        }""",
+        "long " * 4000,
+    )
+    expect(page.get_by_text("Invalid file type")).to_have_count(0)
+    expect(attached(page)).to_have_count(0)
 
 
 def test_a_refused_edit_leaves_the_old_words(page):
@@ -113,15 +159,7 @@ def test_an_option_that_the_decoder_refuses_leaves_the_conversation_usable(page)
 
 
 def test_a_file_dropped_beside_the_box_is_attached(page):
-    data = page.evaluate_handle(
-        """bytes => {
-            const data = new DataTransfer();
-            data.items.add(new File([new Uint8Array(bytes)], 'shapes.png', {type: 'image/png'}));
-            return data;
-        }""",
-        list(PICTURE.read_bytes()),
-    )
-    page.dispatch_event("#conversation", "drop", {"dataTransfer": data})
+    drop(page, "#conversation", ("shapes.png", "image/png", PICTURE.read_bytes()))
     expect(attached(page)).to_have_count(1)
     ask(page, "what is this?")
     assert value_shown(media(page, "user", "image"), "image") == 500

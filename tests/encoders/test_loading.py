@@ -134,15 +134,15 @@ def test_the_open_clip_tower_of_the_design_is_described_without_its_weights():
 
 
 def test_open_clip_sources_that_cannot_be_loaded_are_named():
-    with pytest.raises(ValueError, match="knows no 'ViT-Z'"):
+    with pytest.raises(ValueError, match="has no 'ViT-Z'"):
         encoder_config("open_clip:ViT-Z/tag")
     with pytest.raises(ValueError, match="open_clip:ViT-B-32/nonsense cannot be loaded"):
         load_encoder("open_clip:ViT-B-32/nonsense")
 
 
-def test_an_open_clip_tower_knows_images_only(open_clip_folder):
+def test_an_open_clip_tower_takes_images_only(open_clip_folder):
     encoder = load_encoder(f"open_clip:local-dir:{open_clip_folder}")
     with pytest.raises(ValueError, match="'audio'.*image only"):
         encoder.encode("audio", torch.zeros(1))
-    with pytest.raises(ValueError, match="knows image, not video"):
+    with pytest.raises(ValueError, match="takes image, not video"):
         encoder.preprocessor().video(np.zeros((1, 2, 2, 3), np.uint8), 4)

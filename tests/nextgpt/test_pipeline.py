@@ -163,6 +163,21 @@ def test_cancel_stops_and_leaves_the_callers_event_alone(pipe):
     assert not fresh.is_set()
 
 
+@pytest.mark.parametrize("moment", [TextDelta, MediaProgress])
+def test_a_session_goes_on_after_a_stop_as_if_it_knew_the_conversation_alone(pipe, moment):
+    session, cancel = pipe.new_session(), threading.Event()
+    for event in pipe.stream(ASK, session=session, require={"image": 1}, max_new_tokens=20, cancel=cancel, **STEPS):
+        if isinstance(event, moment):
+            cancel.set()
+    stopped = event.reply
+    assert not stopped.finished and not stopped.images
+    messages = [*ASK, stopped.message, {"role": "user", "content": "hi"}]
+    options = {"max_new_tokens": 16, "seed": 1, **STEPS}
+    after = pipe(messages, session=session, **options)
+    assert after.timings.cached_tokens > 0
+    assert after.token_ids == pipe(messages, **options).token_ids
+
+
 def test_an_abandoned_stream_stops(pipe):
     stream = pipe.stream(ASK, require={"image": 1}, max_new_tokens=20, image={"num_inference_steps": 900})
     for event in stream:

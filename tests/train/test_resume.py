@@ -1,4 +1,4 @@
-"""Nothing lost: killed runs end where straight ones do, bit for bit, and say how they came to be."""
+"""Nothing lost: killed runs end where straight ones do, bit for bit, and their metadata say so."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_checkpoint_appears_whole_in_place_of_an_older_one(tmp_path) -> None:
     assert not checkpoints(tmp_path)
 
 
-def test_a_run_says_how_it_came_to_be(world, tmp_path) -> None:
+def test_a_run_keeps_its_metadata(world, tmp_path) -> None:
     from nextgpt.__main__ import main
 
     folder = run_stage("instruct", config(world, "instruct", tmp_path / "run", max_steps=2, seed=3))
@@ -184,4 +184,5 @@ def test_a_real_failed_allocation_is_known_as_such() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**55)
     assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 18.00 GB, max allowed: 18.13 GB)"))
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))

@@ -1,4 +1,4 @@
-"""Computes the frozen features of a stage's data ahead of its training: `nextgpt data cache`. Trains nothing."""
+"""Computes the frozen features of a stage's data ahead of its training: `nextgpt data cache`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from nextgpt.train.data.dataset import ChatDataset, spawned
 from nextgpt.train.data.features import gather_features
 from nextgpt.train.stages import load_processor, open_dataset, read_config
 
+Opened = tuple[ChatDataset, NextGPTConfig, NextGPTProcessor]
+
 
 def cache_features(stage: str, config: str, overrides: Sequence[str] = (), *, processes: int = 1) -> Path:
     """Stores what the frozen parts say of the data of a stage. What is stored already is left as it is.
@@ -33,11 +35,12 @@ def cache_features(stage: str, config: str, overrides: Sequence[str] = (), *, pr
         NextGPTError: a setting, a data file, a media file or a model is not what it should be.
     """
     settings = read_config(stage, config, overrides)
-    _, model_config, _ = _open(stage, settings, retry=True)  # tokenized once, before the processes read it
-    shares = [(stage, settings, (part, processes)) for part in range(processes)]
+    opened = _open(stage, settings, retry=True)  # tokenized once, before the processes read it
     if processes == 1:
-        _cache_share(*shares[0])
+        _cache_features(settings, opened, (0, 1))
     else:
+        shares = [(stage, settings, (part, processes)) for part in range(processes)]
+        model_config = opened[1]
         encoders = [ENCODERS[model_config.encoder_config.model_type]]
         decoders = [DECODERS[model_config.part(modality).kind] for modality in model_config.decoders]
         with spawned(processes, encoders, decoders) as pool:
@@ -45,7 +48,7 @@ def cache_features(stage: str, config: str, overrides: Sequence[str] = (), *, pr
     return Path(settings.features)
 
 
-def _open(stage: str, config: TrainingConfig, *, retry: bool) -> tuple[ChatDataset, NextGPTConfig, NextGPTProcessor]:
+def _open(stage: str, config: TrainingConfig, *, retry: bool) -> Opened:
     location = fetch_model(config.model)
     model_config = NextGPTConfig.from_pretrained(location)
     processor = load_processor(location, model_config)
@@ -60,7 +63,11 @@ def _device(config: TrainingConfig, part: int) -> torch.device:
 
 
 def _cache_share(stage: str, config: TrainingConfig, share: tuple[int, int]) -> None:
-    dataset, model_config, processor = _open(stage, config, retry=False)
+    _cache_features(config, _open(stage, config, retry=False), share)
+
+
+def _cache_features(config: TrainingConfig, opened: Opened, share: tuple[int, int]) -> None:
+    dataset, model_config, processor = opened
     gather_features(
         dataset,
         model_config,

@@ -1,4 +1,4 @@
-"""Reads a data set as training would, everything in it, and reports what is wrong. Changes nothing."""
+"""Reads a whole data set, media included, as training would, and reports what is wrong with it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from transformers.utils.logging import tqdm
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import NextGPTError
@@ -21,7 +19,7 @@ from nextgpt.hub.parts import fetch_model
 from nextgpt.media import load_media
 from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.dataset import Reader, mapper
-from nextgpt.train.data.lines import Line, as_problem, read_lines
+from nextgpt.train.data.lines import Line, as_problem, count_lines, read_lines, with_progress
 from nextgpt.train.data.lines import check_files as check_existence
 from nextgpt.train.data.store import Example
 from nextgpt.train.data.turns import turn_problems
@@ -64,7 +62,9 @@ class DataReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, for JSON."""
-        return asdict(self) | {
+        return {
+            "conversations": self.conversations,
+            "media": self.media,
             "problems": [problem._asdict() for problem in self.problems],
             "lengths": {str(end or "longer"): self.lengths[end] for end in (*HISTOGRAM_ENDS, None)},
         }
@@ -84,8 +84,9 @@ class DataReport:
 
 
 class _Finding(NamedTuple):
-    """What one line gave."""
+    """The findings of one line."""
 
+    where: str
     problems: list[Problem]
     length: int | None
     media: int
@@ -110,7 +111,7 @@ class _Checker:
             return self._read(line, problems, note)
         except Exception as error:  # whatever a line holds, the others are checked too
             note("broken", str(as_problem(error)))
-            return _Finding(problems, None, 0, None)
+            return _Finding(line.where, problems, None, 0, None)
 
     def _read(self, line: Line, problems: list[Problem], note: Callable[[str, str], None]) -> _Finding:
         messages = line.messages()
@@ -129,18 +130,19 @@ class _Checker:
             for number, problem in turn_problems(messages):
                 if not (is_mute and problem == "an empty assistant turn"):  # said already
                     note("bad turns", f"message {number}: {problem}; mend it, or leave the line out")
-        return _Finding(problems, length, len(files), _content_hash(messages) if length is not None else None)
+        content = _content_hash(messages) if length is not None else None
+        return _Finding(line.where, problems, length, len(files), content)
 
     def _check_tokens(self, line: Line, note: Callable[[str, str], None]) -> int | None:
         example = self.reader(line)
         if not isinstance(example, Example):
             note("broken", example.reason)
             return None
-        length, learned = len(example.ids), sum(map(self._says_something, example.ids[example.learned].tolist()))
+        length, answered = len(example.ids), sum(map(self._says_something, example.ids[example.loss_mask].tolist()))
         if length > self.max_length:
             note("too long", f"{length} tokens, at most {self.max_length} are taken; shorten or split it")
-        if learned < self.min_length:
-            note("too short", f"the answers have {learned} tokens, fewer than {self.min_length}; lengthen or leave it out")
+        if answered < self.min_length:
+            note("too short", f"the answers have {answered} tokens, fewer than {self.min_length}; lengthen or leave it out")
         return length
 
     def _says_something(self, token: int) -> bool:
@@ -175,20 +177,18 @@ def check_files(
     limit = max_length or config.text_config.max_position_embeddings
     checker = _Checker(Reader(load_processor(location, config), on_bad_item="skip"), limit, min_length)
     report, first_seen = DataReport(), {}
-    total = sum(Path(file).stat().st_size for file in files)
     workers = os.cpu_count() if workers is None else workers
-    with mapper(workers, CHUNK) as each, tqdm(desc="Checking", total=total, unit="B", unit_scale=True) as bar:
-        for line, finding in zip(read_lines(files), each(checker, read_lines(files)), strict=True):
-            bar.update(len(line.content))
+    with mapper(workers, CHUNK) as each:
+        for finding in with_progress(each(checker, read_lines(files)), "Checking", total=count_lines(files)):
             report.conversations += 1
             report.media += finding.media
             report.problems += finding.problems
             if finding.length is not None:
                 report.lengths[next((end for end in HISTOGRAM_ENDS if finding.length <= end), None)] += 1
             if finding.content is not None:
-                earlier = first_seen.setdefault(finding.content, line.where)
-                if earlier != line.where:
-                    report.problems.append(Problem("duplicate", line.where, f"the same as {earlier}; leave one out"))
+                earlier = first_seen.setdefault(finding.content, finding.where)
+                if earlier != finding.where:
+                    report.problems.append(Problem("duplicate", finding.where, f"the same as {earlier}; leave one out"))
     return report
 
 

@@ -1,4 +1,4 @@
-"""Brings other projects' data to JSON lines of chat messages (see `nextgpt.train.data.dataset`). Reads no media.
+"""Brings other projects' data to JSON lines of chat messages (see `nextgpt.train.data.dataset`). Media files are not opened.
 
 A record becomes a conversation whole, or is left out with its reason. What is known, by its keys:
 
@@ -73,7 +73,7 @@ UNREAD_OF_TURN = {"weight", "loss"}  # 0 and false are refused
 
 @dataclass
 class ConversionReport:
-    """What became of the records.
+    """The result of a conversion, record by record.
 
     Args:
         conversations: that were written.
@@ -230,7 +230,7 @@ def _captions(record: dict, media: RecordMedia, task: str) -> list[dict]:
     return [message_of(Turn("user", [shown, f"Describe the {modality}."])), message_of(Turn("assistant", [caption]))]
 
 
-def _original(record: dict, media: RecordMedia, task: str) -> list[dict]:
+def _nextgpt(record: dict, media: RecordMedia, task: str) -> list[dict]:
     if "conversation" in record:
         return _conversation(record, _first_code(record, media), media)
     for modality in MODALITIES:
@@ -411,7 +411,7 @@ def _text(value: Any, name: str, or_none: bool = False) -> str:
 
 FORMATS: dict[str, Callable[[dict, RecordMedia, str], list[dict]]] = {
     "captions": _captions,
-    "nextgpt": _original,
+    "nextgpt": _nextgpt,
     "llava": _llava,
     "alpaca": _alpaca,
     "sharegpt": _llava,

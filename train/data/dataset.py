@@ -1,4 +1,4 @@
-"""From JSON-lines files of chat messages to batches of tensors. Reads no media: their frozen features come in ready.
+"""From JSON-lines files of chat messages to batches of tensors. Media come in as the cached features of the frozen encoders.
 
 One line is one conversation:
 
@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
-from transformers.utils.logging import tqdm
 
 from nextgpt.decoders import Decoder, register_decoder
 from nextgpt.encoders import Encoder, register_encoder
@@ -39,13 +38,13 @@ from nextgpt.modalities import MODALITIES, Modality, register_modality, register
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
 from nextgpt.text import check_characters
 from nextgpt.train.data.hashes import FileHashes
-from nextgpt.train.data.lines import Line, as_problem, check_files, read_lines
+from nextgpt.train.data.lines import Line, as_problem, check_files, count_lines, read_lines, with_progress
 from nextgpt.train.data.sampler import BLANK
 from nextgpt.train.data.store import Example, ExampleStore, Skipped
 
 logger = logging.getLogger(__name__)
 
-STORE_VERSION = "1"  # raised when the same files come to mean other examples
+STORE_VERSION = "2"  # raised when the same files come to mean other examples
 ON_BAD_ITEM = ("fail", "skip")
 NO_MEDIA = {"inputs": [], "outputs": []}
 CHUNK = 512  # conversations whose media are looked up at once
@@ -75,7 +74,7 @@ class FeatureRows(Protocol):
 
 @dataclass
 class TrainingFeatures:
-    """What the frozen parts say of a data set.
+    """The frozen parts' features of a data set.
 
     Args:
         inputs: input modality → embeddings `[embed_dim]` of media files, by path.
@@ -125,19 +124,19 @@ class Reader:
         encoded = self.processor(
             messages, add_generation_prompt=False, return_labels=True, load_media=False, max_length=self.max_length
         )
-        learned = (encoded["labels"][0] != IGNORED_LABEL).numpy()
+        loss_mask = (encoded["labels"][0] != IGNORED_LABEL).numpy()
         inputs = [_input_media(part) for part in _media_parts(messages, "user")]
         outputs = [_output_media(part) for part in _media_parts(messages, "assistant")]
-        self._check(learned, inputs, outputs)
+        self._check(loss_mask, inputs, outputs)
         record = {
             "id": line.where,
             "inputs": [(media.modality, str(media.path)) for media in inputs],
             "outputs": [(media.modality, media.caption, media.path and str(media.path)) for media in outputs],
         }
-        return Example(encoded["input_ids"][0].numpy(), learned, record, line.source)
+        return Example(encoded["input_ids"][0].numpy(), loss_mask, record, line.source)
 
-    def _check(self, learned: np.ndarray, inputs: list[InputMedia], outputs: list[OutputMedia]) -> None:
-        if not learned.any():
+    def _check(self, loss_mask: np.ndarray, inputs: list[InputMedia], outputs: list[OutputMedia]) -> None:
+        if not loss_mask.any():
             raise UserInputError("the assistant says nothing, so there is nothing to learn; add its answer")
         if self.needs and not {"input": inputs, "output": outputs}[self.needs]:
             speaker = {"input": "user", "output": "assistant"}[self.needs]
@@ -193,15 +192,9 @@ class ChatDataset(Dataset):
         if store.folder.is_dir() and not (retry and store.skipped):
             logger.info("tokenized conversations: %s", store.folder)
             return store
-        size = sum(Path(file).stat().st_size for file in files)
-        with tqdm(desc="Tokenizing", total=size, unit="B", unit_scale=True) as bar, mapper(workers) as each:
-
-            def lines() -> Iterator[Line]:
-                for line in read_lines(files):
-                    bar.update(len(line.content))
-                    yield line
-
-            return ExampleStore.write(store.folder, each(reader, lines()))
+        with mapper(workers) as each:
+            examples = with_progress(each(reader, read_lines(files)), "Tokenizing", total=count_lines(files))
+            return ExampleStore.write(store.folder, examples)
 
     def __len__(self) -> int:
         return len(self.store) if self._kept is None else len(self._kept)
@@ -218,7 +211,7 @@ class ChatDataset(Dataset):
         return {
             "id": example.record["id"],
             "input_ids": torch.from_numpy(example.ids.astype(np.int64)),
-            "labels": torch.from_numpy(np.where(example.learned, example.ids, IGNORED_LABEL).astype(np.int64)),
+            "labels": torch.from_numpy(np.where(example.loss_mask, example.ids, IGNORED_LABEL).astype(np.int64)),
             "inputs": inputs,
             "outputs": outputs,
         }
@@ -252,9 +245,9 @@ class ChatDataset(Dataset):
         for start in range(0, len(self), CHUNK):
             chunk = [self._stored(index) for index in range(start, min(start + CHUNK, len(self)))]
             media = {index: _media(self.store.record(index)) for index in chunk}
-            learned = {index: [*inputs, *(outputs if denoising else [])] for index, (inputs, outputs) in media.items()}
-            contents = self.hashes.of(each.path for row in learned.values() for each in row)
-            for index, row in learned.items():
+            used = {index: [*inputs, *(outputs if denoising else [])] for index, (inputs, outputs) in media.items()}
+            contents = self.hashes.of(each.path for row in used.values() for each in row)
+            for index, row in used.items():
                 digest.update(index.to_bytes(8) + b"".join(contents[each.path] for each in row))
         return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""Where the features of frozen parts are kept on disk, by the content of their items.
+"""The features of frozen parts on disk, by the content of their items.
 
 A cache folder holds one folder per frozen part and kind of feature, named by a hash of the part's files: another part
 never finds this one's features. In it are safetensors shards of `keys` (SHA-256 of an item's content) and `features`

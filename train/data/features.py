@@ -1,4 +1,4 @@
-"""What the frozen parts say of a data set, computed once and kept on disk (see `feature_cache`). Trains nothing."""
+"""The frozen parts' features of a data set, computed once and kept on disk (see `feature_cache`)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
-from nextgpt.decoders import Decoder, load_decoder
+from nextgpt.decoders import Decoder
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.hardware import is_out_of_memory
+from nextgpt.hub.loading import load_frozen_decoder
 from nextgpt.media import load_media
 from nextgpt.modalities import MODALITIES
 from nextgpt.processing_nextgpt import NextGPTProcessor
@@ -234,7 +235,7 @@ def gather_features(
         features.inputs[modality] = filled(_input_source(modality, encoder, processor, table, device, dtype))
     for modality in outputs:
         part, location = config.part(modality), config.location(modality)
-        decoder = load_decoder(part.kind, location, revision=part.revision, device=device)
+        decoder = load_frozen_decoder(config, modality, device)
         if decoders is not None:
             _check_trainable(decoder)
         identity = _identity(hashes, location, part.revision, decoder.files_of(decoder.text_encoder_files))
@@ -326,14 +327,14 @@ def _latent_source(decoder: Decoder, table: FeatureTable) -> FeatureSource:
 
 
 def _encoder_identity(hashes: FileHashes, config: NextGPTConfig, processor: NextGPTProcessor) -> dict[str, Any]:
-    """How media are prepared is part of what an embedding is, wherever that is written."""
+    """The identity of an encoder's embeddings: its weights and its preprocessing."""
     prepared = json.dumps(processor.encoder_config.to_dict(), sort_keys=True, default=str)
     part = _identity(hashes, config.location("encoder"), config.part("encoder").revision, ENCODER_FILES)
     return part | {"preparation": _sha256(prepared.encode()).hex()}
 
 
 def _identity(hashes: FileHashes, location: str, revision: str | None, patterns: Iterable[str]) -> dict[str, Any]:
-    """What a frozen part is."""
+    """The identity of a frozen part: its source and the content of its files."""
     return {"source": location, "revision": revision, "content": hashes.fingerprint(location, revision, patterns)}
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside, then renamed. Knows nothing of what is in them."""
+"""Files that are whole or absent: written beside, then renamed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which content a file has: SHA-256, remembered by path, size and time of change. Knows nothing of models."""
+"""SHA-256 of files, remembered by path, size and time of change."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class FileHashes:
         return found
 
     def fingerprint(self, location: str, revision: str | None, patterns: Iterable[str]) -> str:
-        """What a frozen part is: a hash of its files (those that match `patterns`), or of its repository and revision."""
+        """Identifies a frozen part: a hash of its files (those that match `patterns`), or of its repository and revision."""
         path, digest = Path(location), hashlib.sha256()
         if not path.exists():
             digest.update(f"{location}@{revision}".encode("utf-8", "backslashreplace"))

@@ -1,4 +1,4 @@
-"""The records of JSON files as people have them, each with its place in the file. Knows nothing of what they hold.
+"""The records of JSON files in any common layout, each with its place in the file.
 
 A file is a list of records, one record a line, one record (over several lines or not), or an object whose one list holds
 the records, as `{"data": [...]}`. A byte order mark may stand before it.

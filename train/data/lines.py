@@ -1,4 +1,4 @@
-"""The lines of JSON-lines files of chat messages, and the messages in them. Reads no media and knows no tokens."""
+"""The lines of JSON-lines files of chat messages, and the messages in them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from nextgpt.errors import NextGPTError, UserInputError
+from transformers.utils.logging import tqdm
+
+from nextgpt.errors import NextGPTError, UserInputError, first_line
 from nextgpt.hardware import is_out_of_memory
-from nextgpt.hub.parts import first_line
+
+T = TypeVar("T")
 
 
 def as_problem(error: Exception) -> NextGPTError:
@@ -59,6 +62,25 @@ def read_lines(files: Iterable[str | Path]) -> Iterator[Line]:
             for number, content in enumerate(lines, start=1):
                 if content.strip():
                     yield Line(source, f"{path}:{number}", str(path.parent), content)
+
+
+def count_lines(files: Iterable[str | Path]) -> int:
+    """How many lines `read_lines` gives."""
+    return sum(1 for _ in read_lines(files))
+
+
+def with_progress(results: Iterable[T], description: str, *, total: int) -> Iterator[T]:
+    """Hands on the results of conversations under a bar of how many there are.
+
+    Its clock begins with the first one: the processes that make them take seconds to start, and an estimate made of that
+    is of days.
+    """
+    with tqdm(desc=description, total=total, unit=" conversations") as bar:
+        for number, result in enumerate(results):
+            if number == 0:
+                bar.unpause()
+            yield result
+            bar.update()
 
 
 def check_files(files: Iterable[str | Path]) -> None:

@@ -1,4 +1,4 @@
-"""Where a record's media stand: puts them in the place of the `<image>`, `<audio>` and `<video>` in its turns.
+"""Puts a record's media in the places of the `<image>`, `<audio>` and `<video>` in its turns.
 
 A marker is a place only where the record names something to stand there; `<video>` in a text about HTML is text.
 """
@@ -35,7 +35,7 @@ class Marker:
 
 @dataclass
 class Turn:
-    """Who speaks, and texts, markers and ready parts in order."""
+    """A role, and texts, markers and ready parts in order."""
 
     role: str
     pieces: list[str | Marker | dict]

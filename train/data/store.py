@@ -1,6 +1,6 @@
 """Tokenized conversations on disk: written once, then read by memory map, so that memory does not grow with them.
 
-A store is a folder: `ids.bin` (int32) and `learned.bin` (bool) hold the tokens of all conversations one after the other,
+A store is a folder: `ids.bin` (int32) and `loss_mask.bin` (bool) hold the tokens of all conversations one after the other,
 `records.bin` the UTF-8 JSON of what else belongs to each, `index.bin` where each ends (int64 `[n, 3]`: tokens, bytes of
 its record, number of its file), `skipped.jsonl` the items that were left out.
 """
@@ -28,13 +28,13 @@ class Example(NamedTuple):
 
     Args:
         ids: int32 `[length]`.
-        learned: bool `[length]`, True on what the assistant wrote.
+        loss_mask: bool `[length]`, True on what the assistant wrote.
         record: what else belongs to it, as JSON has it.
         source: number of its file.
     """
 
     ids: np.ndarray
-    learned: np.ndarray
+    loss_mask: np.ndarray
     record: dict[str, Any]
     source: int
 
@@ -78,7 +78,7 @@ class ExampleStore:
 
     def __getitem__(self, index: int) -> Example:
         tokens = self._span(index, 0)
-        return Example(self._ids[tokens], self._learned[tokens], self.record(index), int(self._index[index, 2]))
+        return Example(self._ids[tokens], self._loss_mask[tokens], self.record(index), int(self._index[index, 2]))
 
     def record(self, index: int) -> dict[str, Any]:
         """What belongs to a conversation beside its tokens."""
@@ -112,8 +112,8 @@ class ExampleStore:
         return _mapped(self.folder / "ids.bin", np.int32)
 
     @cached_property
-    def _learned(self) -> np.ndarray:
-        return _mapped(self.folder / "learned.bin", np.bool_)
+    def _loss_mask(self) -> np.ndarray:
+        return _mapped(self.folder / "loss_mask.bin", np.bool_)
 
     @cached_property
     def _records(self) -> np.ndarray:
@@ -122,9 +122,9 @@ class ExampleStore:
 
 def _write(folder: Path, examples: Iterable[Example | Skipped]) -> None:
     tokens = record_bytes = 0
-    names = ("ids.bin", "learned.bin", "records.bin", "index.bin", SKIPPED_FILE)
+    names = ("ids.bin", "loss_mask.bin", "records.bin", "index.bin", SKIPPED_FILE)
     files = [(folder / name).open("wb") for name in names]
-    ids, learned, records, index, skipped = files
+    ids, loss_mask, records, index, skipped = files
     try:
         for example in examples:
             if isinstance(example, Skipped):
@@ -134,7 +134,7 @@ def _write(folder: Path, examples: Iterable[Example | Skipped]) -> None:
             tokens += len(example.ids)
             record_bytes += len(record)
             ids.write(example.ids.astype(np.int32).tobytes())
-            learned.write(example.learned.astype(np.bool_).tobytes())
+            loss_mask.write(example.loss_mask.astype(np.bool_).tobytes())
             records.write(record)
             index.write(np.array([tokens, record_bytes, example.source], np.int64).tobytes())
     finally:

@@ -1,4 +1,4 @@
-"""Whose turn it is: what a conversation's turns must look like to be learned from. One rule for converting and checking."""
+"""The order of turns that a training conversation must have; one rule for converting and checking."""
 
 from __future__ import annotations
 

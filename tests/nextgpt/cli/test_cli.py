@@ -1,6 +1,6 @@
 """The command line with a tiny random model: what it prints, saves and returns.
 
-It knows no words of an answer (random weights speak gibberish); errors are tested in test_bad_input.py.
+What an answer says is not tested (the weights are random); errors are tested in test_bad_input.py.
 """
 
 import io

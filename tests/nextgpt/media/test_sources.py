@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +102,32 @@ class Silent:
 
     def new_session(self):
         return object()
+
+
+class Counting(SimpleHTTPRequestHandler):
+    """Serves the test media and counts what is fetched."""
+
+    fetched = 0
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments, directory=MEDIA)
+
+    def do_GET(self):
+        type(self).fetched += 1
+        super().do_GET()
+
+    def log_message(self, *arguments):
+        """Says nothing."""
+
+
+def test_the_chat_fetches_an_address_once(tmp_path, capsys):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Counting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        chat = Chat(Silent(), tmp_path, {})
+        chat.attach(f"http://127.0.0.1:{server.server_port}/shapes.png")
+        server.shutdown()
+    assert Counting.fetched == 1
+    assert "attached image" in capsys.readouterr().out and chat.attached[0]["image"].size == (500, 340)
 
 
 def test_the_chat_takes_a_data_uri_and_names_it_shortly(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""What a model says that it knows: nano's list beside its world and in the README; lists that are absent or damaged."""
+"""The list of what a model knows: nano's beside its world and in the README; lists that are absent or damaged."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """The full-size model's parameters, counted on the meta device, against the table of the design.
 
-It knows the numbers of NExT-GPT (https://arxiv.org/abs/2309.05519) and of its published parts; no weights are needed.
+The numbers are those of NExT-GPT (https://arxiv.org/abs/2309.05519) and of its published parts; no weights are needed.
 """
 
 import pytest
