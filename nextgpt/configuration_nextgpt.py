@@ -14,13 +14,14 @@ from transformers import AutoConfig, PreTrainedConfig
 from nextgpt import __version__
 from nextgpt import decoders as decoder_room
 from nextgpt import encoders as encoder_room
+from nextgpt.adapters import read_settings, virtual_tokens
+from nextgpt.checkpoint import group_name
 from nextgpt.encoders.loading import ENCODERS
 from nextgpt.errors import ModelLoadError
 from nextgpt.hub.fingerprints import fingerprint
 from nextgpt.hub.parts import FrozenPart, first_line, resolve_model
 from nextgpt.signals import MODALITIES
 
-LORA_DEFAULTS = {"r": 32, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 PROJECTION_DEFAULTS = {"hidden_size": 512, "num_layers": 4, "num_heads": 4}
 SIGNAL_DEFAULTS = {"image": 4, "audio": 8, "video": 24}
 LOSS_DEFAULTS = {"text": 1.0, "conditioning": 1.0, "denoising": 1.0}
@@ -43,7 +44,9 @@ class NextGPTConfig(PreTrainedConfig):
             modalities that have a decoder.
         input_modalities: what may stand in a prompt; by default what the encoder takes.
         output_projection: size of the output projections' transformer.
-        lora: fields of peft's `LoraConfig`, or `False` for none.
+        adapter: of the LLM: a type of peft's and fields of its configuration, as `{"peft_type": "PREFIX_TUNING",
+            "num_virtual_tokens": 20}`, or `False` for none; by default LoRA. See `nextgpt.adapters`.
+        lora: the old spelling of `adapter`: fields of peft's `LoraConfig`, or `False`.
         loss_weights: weight of each part of the training loss, as `{"conditioning": 1.0, "conditioning/audio": 50.0}`; a
             modality's own weight stands for that of its kind, and that of one tensor of its conditioning
             (`conditioning/image/pooled_prompt_embeds`) for its modality's.
@@ -64,6 +67,7 @@ class NextGPTConfig(PreTrainedConfig):
         signal_tokens: dict[str, int] | None = None,
         input_modalities: list[str] | None = None,
         output_projection: dict | None = None,
+        adapter: dict | bool | None = None,
         lora: dict | bool | None = None,
         loss_weights: dict | None = None,
         token_offset: int | None = None,
@@ -80,8 +84,8 @@ class NextGPTConfig(PreTrainedConfig):
             raise ValueError(f"decoders for {sorted(unknown)}: the output modalities are {', '.join(MODALITIES)}")
         self.signal_tokens = signal_tokens or {m: SIGNAL_DEFAULTS[m] for m in MODALITIES if m in self.decoders}
         self.output_projection = PROJECTION_DEFAULTS | (output_projection or {})
-        self.lora = False if lora is False else LORA_DEFAULTS | (lora or {})
-        self.trained_groups = trained_groups
+        self.adapter = read_settings(adapter, lora)
+        self.trained_groups = [group_name(group) for group in trained_groups] if trained_groups else trained_groups
         self.loss_weights = LOSS_DEFAULTS | (loss_weights or {})
         self._name_or_path = str(kwargs.get("name_or_path", ""))  # relative paths are read from here on
         self._input_modalities = input_modalities
@@ -224,6 +228,12 @@ class NextGPTConfig(PreTrainedConfig):
             spec = decoder_room.conditioning_spec(part.kind, part.config_location(self.base_folder), part.revision)
             shapes[modality] = decoder_room.projected_shapes(spec)
         return shapes
+
+    @property
+    def max_positions(self) -> int | None:
+        """How many positions the LLM has for a conversation, beside its adapter's virtual tokens; None if it says none."""
+        positions = getattr(self.text_config, "max_position_embeddings", None)
+        return positions and positions - virtual_tokens(self.adapter)
 
     @property
     def input_modalities(self) -> list[str]:
