@@ -30,6 +30,14 @@ TESTED = {
     "LN_TUNING": "LN tuning",
     "PROMPT_TUNING": "prompt tuning",
     "PREFIX_TUNING": "prefix tuning",
+    "FOURIERFT": "FourierFT",
+    "HRA": "HRA",
+    "LOHA": "LoHa",
+    "LOKR": "LoKr",
+    "MISS": "MiSS",
+    "OFT": "OFT",
+    "RANDLORA": "RandLoRA",
+    "VERA": "VeRA",
 }
 REFUSED_FIELDS = {
     "alora_invocation_tokens": "it needs peft's own forward",
