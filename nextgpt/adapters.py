@@ -30,8 +30,6 @@ TESTED = {
     "LN_TUNING": "LN tuning",
     "PROMPT_TUNING": "prompt tuning",
     "PREFIX_TUNING": "prefix tuning",
-    "FOURIERFT": "FourierFT",
-    "HRA": "HRA",
     "LOHA": "LoHa",
     "LOKR": "LoKr",
     "MISS": "MiSS",
@@ -162,8 +160,10 @@ class Adapter:
         if base:
             language_model.name_or_path = language_model.config._name_or_path = base
         try:
-            with warnings.catch_warnings():  # peft asks for a property that transformers has renamed
+            with warnings.catch_warnings():
+                # peft asks for a property that transformers has renamed, and for the widths of norms, which have none.
                 warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+                warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
                 self.model = get_peft_model(language_model, configuration)
         except (ValueError, TypeError, AttributeError, KeyError, OSError) as error:
             raise UserInputError(f"adapter: {title(settings)} {describe(settings)}: {first_line(error)}") from error

@@ -103,9 +103,7 @@ class CheckpointMixin:
         """Loads a folder of peft into this model's adapter; every tensor must fit (`widened`: as for `load_trained`)."""
         file, own = Path(folder) / WEIGHTS, self.adapter.state()
         if not file.is_file():
-            raise ModelLoadError(
-                f"{folder} holds no {WEIGHTS}: copy the {title(self.config.adapter)} adapter's folder again"
-            )
+            raise ModelLoadError(f"{folder} holds no {WEIGHTS}: the {title(self.config.adapter)} folder is incomplete")
         tensors = _load_tensors(file)
         if widened:
             tensors = own | tensors
