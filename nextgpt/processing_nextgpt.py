@@ -23,8 +23,8 @@ from nextgpt.configuration_nextgpt import NextGPTConfig, encoder_config_from_dic
 from nextgpt.errors import ConversationTooLong, ModelLoadError, UserInputError
 from nextgpt.hub.parts import fetch_model, first_line
 from nextgpt.media import load_media
+from nextgpt.media.text import check_characters
 from nextgpt.signals import MODALITIES, SignalVocabulary
-from nextgpt.text import check_characters
 
 ROLES = ("system", "user", "assistant")
 IGNORED_LABEL = -100

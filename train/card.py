@@ -7,7 +7,7 @@ from typing import Any
 
 from nextgpt import adapters
 from nextgpt.configuration_nextgpt import NextGPTConfig
-from nextgpt.text import listed
+from nextgpt.media.text import listed
 
 CARD_FILE = "README.md"
 SHOWN_ARGUMENTS = (

@@ -235,6 +235,8 @@ def _outlived(values: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[t
     too_long = isinstance(steps, int) and isinstance(warm_up, int) and 0 < steps <= warm_up
     conditions = {
         "data_weights": ("data" in given, "the files that it weighs are given anew"),
+        "adapter": ("lora" in given, "its old spelling lora is given anew"),
+        "lora": ("adapter" in given, "adapter is given anew"),
         "max_steps": ("num_train_epochs" in given, "it would win over num_train_epochs"),
         "warmup_steps": (too_long, f"the whole run has {steps} steps"),
         "fp16": (given.get("bf16") is True, "bf16 is chosen instead"),

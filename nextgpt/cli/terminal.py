@@ -21,8 +21,8 @@ from nextgpt.cli.status_line import StatusLine
 from nextgpt.errors import ConversationTooLong, NextGPTError, UserInputError
 from nextgpt.events import SUFFIXES, Event, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, not_made, save_media
 from nextgpt.media import guess_modality, load_media, shortened
+from nextgpt.media.text import whole_characters
 from nextgpt.pipeline import NextGPTPipeline
-from nextgpt.text import whole_characters
 
 HELP = """\
 Write a message and press Enter. Files go with the next message:

@@ -314,6 +314,15 @@ def test_the_packaged_configurations_are_valid_and_overrides_win() -> None:
         assert (arguments.learning_rate, arguments.adam_beta2) == (3e-5, beta)
 
 
+def test_an_adapter_that_is_given_anew_replaces_the_files_whichever_way_it_is_spelled() -> None:
+    file = REPOSITORY / "train" / "configs" / "own" / "instruct.yaml"
+    assert "up_proj" in TrainingConfig.from_file(file).adapter_changes["target_modules"]
+    assert TrainingConfig.from_file(file, ["lora={r: 4}"]).adapter_changes == {"peft_type": "LORA", "r": 4}
+    assert TrainingConfig.from_file(file, ["adapter={peft_type: IA3}"]).adapter_changes == {"peft_type": "IA3"}
+    with pytest.raises(UserInputError, match="command line: lora is .*, expected nothing beside adapter"):
+        TrainingConfig.from_file(file, ["adapter={peft_type: IA3}", "lora={r: 4}"])
+
+
 PRESET = {
     **{"model": "nano", "data": ["a", "b", "c"], "output_dir": "out", "data_weights": [2, 1, 0.7], "max_steps": 1700},
     **{"warmup_steps": 100, "bf16": True, "lr_scheduler_type": "cosine_with_restarts", "learning_rate": 1e-3},

@@ -32,9 +32,9 @@ from torch.utils.data import Dataset, default_collate
 from transformers.utils.logging import tqdm
 
 from nextgpt.errors import UserInputError
+from nextgpt.media.text import check_characters
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
 from nextgpt.signals import MODALITIES
-from nextgpt.text import check_characters
 from nextgpt.train.data.hashes import FileHashes
 from nextgpt.train.data.lines import Line, as_problem, check_files, read_lines
 from nextgpt.train.data.sampler import BLANK
