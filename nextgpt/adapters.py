@@ -206,9 +206,9 @@ class Adapter:
     def with_virtual_tokens(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], int]:
         """A pass's inputs with the virtual tokens, and how many states of theirs come before the conversation's own."""
         count, mask, positions = self.virtual_tokens, inputs["attention_mask"], inputs["position_ids"]
+        if getattr(inputs["past_key_values"], "is_compileable", False):  # its length was counted without them
+            raise UserInputError(f"{title(self.settings)} needs a dynamic cache: leave cache_implementation='static' out")
         if mask is not None:
-            if mask.ndim != 2:
-                raise UserInputError(f"{title(self.settings)} needs a dynamic cache, not a static one")
             inputs = inputs | {"attention_mask": F.pad(mask, (count, 0), value=1)}
         if positions is not None:
             inputs = inputs | {"position_ids": positions + count}

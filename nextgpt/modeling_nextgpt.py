@@ -49,7 +49,7 @@ class NextGPTOutput(ModelOutput):
         losses: name → unweighted part: `text`, `conditioning/<modality>/<tensor>`, `denoising/<modality>`.
         logits: `[batch, kept positions, vocab_size]`; absent when `labels` are given (only labelled positions are
             computed then).
-        past_key_values: the LLM's cache.
+        past_key_values: the LLM's cache, an adapter's virtual tokens included; nothing else counts these.
     """
 
     loss: Tensor | None = None

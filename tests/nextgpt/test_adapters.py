@@ -226,6 +226,23 @@ def test_virtual_tokens_enter_once_and_are_counted_nowhere_else(virtual):
     assert model.config.max_positions == model.config.text_config.max_position_embeddings - 5
 
 
+def test_beams_chunks_lookups_and_a_cache_that_is_given_count_virtual_tokens_right(virtual):
+    model, processor = virtual
+    beams = {"num_beams": 3}
+    assert generated(virtual, PROMPTS, **beams) == [generated(virtual, [prompt], **beams)[0] for prompt in PROMPTS]
+    expected = generated(virtual, [TALK])
+    assert generated(virtual, [TALK], prefill_chunk_size=16) == expected
+    assert generated(virtual, [TALK], prompt_lookup_num_tokens=2) == expected
+    with pytest.raises(UserInputError, match="needs a dynamic cache: leave cache_implementation='static' out"):
+        generated(virtual, [TALK], cache_implementation="static")
+    inputs = processor(ASK)
+    options = {"image_values": inputs["image_values"], "max_new_tokens": 6, "do_sample": False}
+    first = model.generate(**inputs | options, return_dict_in_generate=True)
+    more = torch.cat([first.sequences, processor(TALK)["input_ids"]], dim=1)
+    fresh = model.generate(more, **options)
+    assert torch.equal(model.generate(more, past_key_values=first.past_key_values, **options), fresh)
+
+
 def test_virtual_tokens_and_columns_that_are_shared_give_the_gradients_of_single_rows(virtual):
     model, processor = virtual
     model.train_only(["adapter", "input_projection"])
