@@ -17,7 +17,7 @@ from nextgpt import encoders as encoder_room
 from nextgpt.adapters import read_settings, virtual_tokens
 from nextgpt.checkpoint import group_name
 from nextgpt.encoders.loading import ENCODERS
-from nextgpt.errors import ModelLoadError
+from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.hub.fingerprints import fingerprint
 from nextgpt.hub.parts import FrozenPart, first_line, resolve_model
 from nextgpt.signals import MODALITIES
@@ -109,6 +109,10 @@ class NextGPTConfig(PreTrainedConfig):
                 f"{location} describes a {values.get('model_type', 'model without config.json')!r}, "
                 f"expected {cls.model_type!r}: name a saved NExT-GPT"
             )
+        try:
+            read_settings(values.get("adapter"), values.get("lora"))
+        except UserInputError as error:
+            raise ModelLoadError(f"{location}/config.json: {error}") from None
         return values | {"name_or_path": location}, kwargs  # relative paths start from there
 
     def save_pretrained(

@@ -291,8 +291,10 @@ def test_any_other_type_is_refused_by_name_when_the_configuration_is_read(parts,
     parts.save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"adapter": {"peft_type": peft_type}}))
-    with pytest.raises(UserInputError, match=rf"'{peft_type}' does not work here; these do: LORA .*, IA3, .*PREFIX_TUNING"):
+    told = rf"config.json: adapter: peft_type '{peft_type}' does not work here; these do: LORA .*, IA3, .*PREFIX_TUNING"
+    with pytest.raises(ModelLoadError, match=told) as caught:
         NextGPTConfig.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
