@@ -75,6 +75,7 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
     _check_order(config, arguments.train_sampling_strategy)
     set_seed(arguments.seed)
     model, processor = load_for_training(config)
+    _check_precision(model, trains, config)
     with arguments.main_process_first(desc="data and frozen features"):
         first = arguments.local_process_index == 0
         dataset = open_dataset(stage, config, model.config, processor, retry=first)
@@ -124,6 +125,16 @@ def trained_groups(stage: str, config: TrainingConfig) -> tuple[str, ...]:
     if not named or any(group not in groups for group in named):
         raise UserInputError(f"trains is {chosen!r}, expected a list of some of {', '.join(groups)}, which {stage} trains")
     return tuple(group for group in groups if group in named)
+
+
+def _check_precision(model: NextGPTModel, trains: Sequence[str], config: TrainingConfig) -> None:
+    """LN tuning trains copies of the LLM's own layers, in its dtype: small steps beside large weights would be lost."""
+    parameters = (parameter for group in trains for parameter in model.group_parameters(group).values())
+    if any(parameter.dtype != torch.float32 for parameter in parameters):
+        raise UserInputError(
+            f"dtype is {config.dtype}, in which the {title(model.config.adapter)} adapter would be trained too: give "
+            "dtype=float32 (bf16=true computes in half precision all the same)"
+        )
 
 
 def _check_order(config: TrainingConfig, strategy: str) -> None:

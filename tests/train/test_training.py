@@ -108,6 +108,13 @@ def test_a_run_can_give_an_untrained_model_another_adapter_and_go_on_from_it(wor
         load_for_training(config_for(world, "instruct", tmp_path / "4", model=str(third), adapter={"peft_type": "IA3"}))
 
 
+def test_an_adapter_that_would_be_trained_in_half_precision_is_refused(world, tmp_path) -> None:
+    changes = {"adapter": {"peft_type": "LN_TUNING"}, "dtype": "bfloat16", "max_steps": 1}
+    with pytest.raises(UserInputError, match="dtype is bfloat16, in which the LN tuning adapter .*give dtype=float32"):
+        run_stage("instruct", config_for(world, "instruct", tmp_path / "1", **changes))
+    run_stage("instruct", config_for(world, "instruct", tmp_path / "2", **changes | {"dtype": "float32"}))
+
+
 def test_a_part_can_have_a_learning_rate_of_its_own(world, tmp_path) -> None:
     before = run_stage("instruct", config_for(world, "instruct", tmp_path / "1", max_steps=1))
     changes = {"model": str(before), "max_steps": 1, "learning_rate": 1e-6, "weight_decay": 0.0}
