@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.utils import PeftType
-from PIL import Image
+from PIL import Image, ImageChops
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -178,9 +178,13 @@ def test_peft_alone_loads_it_on_the_plain_language_model(adapted, saved):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+def joined(adapted) -> NextGPTPipeline:
+    decoder = load_decoder("stable-diffusion", adapted[0].config.location("image"))
+    return NextGPTPipeline(*adapted, {"image": decoder})
+
+
 def test_a_session_and_a_stream_answer_the_same(adapted):
-    model, processor = adapted
-    pipe = NextGPTPipeline(model, processor, {"image": load_decoder("stable-diffusion", model.config.location("image"))})
+    pipe = joined(adapted)
     options, session, messages = {"max_new_tokens": 8, "output_modalities": ("text",)}, pipe.new_session(), list(ASK)
     for turn in range(2):
         expected = pipe(messages, **options)
@@ -224,6 +228,20 @@ def test_virtual_tokens_enter_once_and_are_counted_nowhere_else(virtual):
     assert answer.past_key_values.get_seq_length() == fed + 5
     assert model(**inputs).logits.shape[1] == length
     assert model.config.max_positions == model.config.text_config.max_position_embeddings - 5
+
+
+def test_a_session_keeps_virtual_tokens_and_the_media_of_its_answers(virtual):
+    pipe = joined(virtual)
+    options = {"max_new_tokens": 12, "require": {"image": 1}, "image": {"num_inference_steps": 1}}
+    session = pipe.new_session()
+    *_, first = pipe.stream(ASK, session=session, **options)
+    assert session.cache.get_seq_length() == len(session.token_ids) + 5
+    more = [*ASK, first.reply.message, {"role": "user", "content": "again"}]
+    *_, second = pipe.stream(more, session=session, **options)
+    assert second.reply.timings.cached_tokens == first.reply.timings.prompt_tokens
+    expected = pipe(more, **options)
+    assert second.reply.token_ids == expected.token_ids
+    assert ImageChops.difference(second.reply.images[0], expected.images[0]).getextrema() == ((0, 0),) * 3
 
 
 def test_beams_chunks_lookups_and_a_cache_that_is_given_count_virtual_tokens_right(virtual):
