@@ -232,7 +232,7 @@ def test_virtual_tokens_enter_once_and_are_counted_nowhere_else(virtual):
 
 def test_a_session_keeps_virtual_tokens_and_the_media_of_its_answers(virtual):
     pipe = joined(virtual)
-    options = {"max_new_tokens": 12, "require": {"image": 1}, "image": {"num_inference_steps": 1}}
+    options = {"max_new_tokens": 12, "require": {"image": 1}, "image": {"num_inference_steps": 1}, "seed": 1}
     session = pipe.new_session()
     *_, first = pipe.stream(ASK, session=session, **options)
     assert session.cache.get_seq_length() == len(session.token_ids) + 5
@@ -241,7 +241,8 @@ def test_a_session_keeps_virtual_tokens_and_the_media_of_its_answers(virtual):
     assert second.reply.timings.cached_tokens == first.reply.timings.prompt_tokens
     expected = pipe(more, **options)
     assert second.reply.token_ids == expected.token_ids
-    assert ImageChops.difference(second.reply.images[0], expected.images[0]).getextrema() == ((0, 0),) * 3
+    difference = ImageChops.difference(second.reply.images[0], expected.images[0])
+    assert max(high for _, high in difference.getextrema()) <= 2
 
 
 def test_beams_chunks_lookups_and_a_cache_that_is_given_count_virtual_tokens_right(virtual):
