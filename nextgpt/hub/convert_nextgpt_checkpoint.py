@@ -198,7 +198,7 @@ def _sort(file: Path, tensors: dict[str, Tensor], config: NextGPTConfig) -> tupl
             report.unused.append(
                 Unused(key, f"its rows for the base vocabulary and {', '.join(BRACKETS)}: the base keeps its own")
             )
-        elif key.startswith(LLM_PREFIX) and "lora_" in key:
+        elif key.startswith(LLM_PREFIX) and "lora_" in key:  # as peft named it in the original
             name = key.removeprefix(LLM_PREFIX).replace(".default.", ".")
         else:
             report.unused.append(Unused(key, "this model takes it from the frozen parts"))
