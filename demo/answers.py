@@ -27,8 +27,8 @@ from nextgpt.demo.conversations import (
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, not_made
 from nextgpt.media import guess_modality
+from nextgpt.media.text import whole_characters
 from nextgpt.pipeline import NextGPTPipeline
-from nextgpt.text import whole_characters
 
 logger = logging.getLogger(__name__)
 

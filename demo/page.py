@@ -23,8 +23,8 @@ from nextgpt.demo.options import Panel
 from nextgpt.demo.view import Shown, happened, shown, title
 from nextgpt.demo.welcome import EXAMPLES, abilities, as_cards, known_as_html, read_examples, shown_name
 from nextgpt.errors import NextGPTError, UserInputError
+from nextgpt.media.text import listed
 from nextgpt.modalities import MODALITIES
-from nextgpt.text import listed
 
 KEEP_UPLOADS = 3600  # seconds in Gradio's own folder, of what is never sent; the rest goes with its conversation
 POLL = 0.1  # seconds between two looks at an answer under way

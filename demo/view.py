@@ -10,8 +10,8 @@ from textwrap import shorten
 from urllib.parse import quote
 
 from nextgpt.demo.conversations import Conversation, Pending, Turn, media_of
+from nextgpt.media.text import listed
 from nextgpt.modalities import MODALITIES
-from nextgpt.text import listed
 
 FILE_ADDRESS = "gradio_api/file="  # below the page's own address, wherever that is
 # A click on a picture or a clip opens it large, over the page (HTML's own popover).

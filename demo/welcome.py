@@ -8,8 +8,8 @@ from html import escape
 from pathlib import Path
 
 from nextgpt.media import guess_modality
+from nextgpt.media.text import listed
 from nextgpt.pipeline import NextGPTPipeline
-from nextgpt.text import listed
 
 EXAMPLES = Path(__file__).parent / "examples"
 

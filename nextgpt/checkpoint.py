@@ -1,24 +1,46 @@
-"""What a checkpoint holds: the trained tensors and the LoRA folder, nothing else; read and written in full or refused."""
+"""What of a model is trained, and the checkpoint that holds it and nothing else; read and written in full or refused."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from nextgpt.adapters import WEIGHTS, folder_name, title
 from nextgpt.errors import ModelLoadError, first_line
 
 TRAINED_FILE = "model.safetensors"
-LORA_FOLDER = "lora"
-ADAPTER_FILE = f"{LORA_FOLDER}/adapter_model.safetensors"  # as peft names it
-TRAINED_GROUPS = ("input_projection", "output_projections", "signal_rows", "lora")
+TRAINED_GROUPS = ("input_projection", "output_projections", "signal_rows", "adapter")
+OLD_SPELLINGS = {"lora": "adapter"}  # of a trained group
+
+
+def group_name(name: str) -> str:
+    """A trained group's name, whichever way it is spelled."""
+    return OLD_SPELLINGS.get(name, name)
 
 
 class CheckpointMixin:
-    """Saves and loads what of a model was trained."""
+    """Says what of a model is trained, saves and loads it."""
+
+    def group_parameters(self, group: str) -> dict[str, nn.Parameter]:
+        """The parameters of one of `TRAINED_GROUPS`, by their names within it."""
+        if group_name(group) == "adapter":
+            return self.adapter.parameters() if self.adapter else {}
+        return dict(getattr(self, group).named_parameters())
+
+    def train_only(self, groups: Iterable[str]) -> None:
+        """Leaves gradients on for these groups alone: `input_projection`, `output_projections`, `signal_rows`, `adapter`."""
+        groups = {group_name(group) for group in groups}
+        if unknown := groups - set(TRAINED_GROUPS):
+            raise ValueError(f"cannot train {sorted(unknown)}: the trained groups are {', '.join(TRAINED_GROUPS)}")
+        self.requires_grad_(False)
+        for group in groups:
+            for parameter in self.group_parameters(group).values():
+                parameter.requires_grad_(True)
 
     def save_pretrained(
         self,
@@ -27,7 +49,7 @@ class CheckpointMixin:
         destination: str | os.PathLike | None = None,
         **unused,
     ) -> None:
-        """Writes what was trained and nothing else: `config.json`, `model.safetensors` and the LoRA folder.
+        """Writes what was trained and nothing else: `config.json`, `model.safetensors` and the adapter's folder.
 
         Args:
             destination: the folder's place once it is finished, where it is written elsewhere first.
@@ -40,75 +62,65 @@ class CheckpointMixin:
         self.generation_config.save_pretrained(folder)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.trained_state().items()}
         save_file(tensors, folder / TRAINED_FILE, metadata={"format": "pt"})
-        if self.config.lora:
-            self.language_model.save_pretrained(folder / LORA_FOLDER, save_embedding_layers=False)
+        if self.adapter:
+            self.adapter.save(folder / folder_name(self.config.adapter))
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The trained tensors that are not LoRA's, by name."""
+        """The trained tensors that are not the adapter's, by name."""
         return {
             f"{group}.{name}": tensor
             for group in ("input_projection", "output_projections", "signal_rows")
             for name, tensor in getattr(self, group).state_dict().items()
         }
 
-    def lora_state(self) -> dict[str, Tensor]:
-        """LoRA's tensors by the names that peft saves them under."""
-        return {
-            name.replace(".default.", "."): parameter
-            for name, parameter in self.language_model.named_parameters()
-            if "lora_" in name
-        }
-
-    def load_trained(self, folder: str | os.PathLike, *, widened: bool = False) -> None:
-        """Loads what a checkpoint holds, the trained tensors and the LoRA folder, into a model that has its frozen parts.
+    def load_trained(self, folder: str | os.PathLike, *, adapter: bool = True, widened: bool = False) -> None:
+        """Loads what a checkpoint holds, the trained tensors and the adapter, into a model that has its frozen parts.
 
         Args:
-            widened: this model's LoRA may have layers that the checkpoint lacks; they stay as they are, without effect.
+            adapter: whether to load the adapter; else it stays as it is.
+            widened: this model's adapter may have layers that the checkpoint lacks; they stay as they are, without effect.
 
         Raises:
             ModelLoadError: a file is missing, damaged or does not fit.
         """
         file = Path(folder) / TRAINED_FILE
         self.load_trained_state(_load_tensors(file), source=str(file))
-        if self.config.lora:
-            self.load_lora(Path(folder) / LORA_FOLDER, widened=widened)
+        if self.adapter and adapter:
+            self._load_adapter(Path(folder) / folder_name(self.config.adapter), widened=widened)
 
     def load_trained_state(self, tensors: dict[str, Tensor], source: str = "checkpoint") -> None:
         """Copies the trained tensors in; nothing may be missing, left over or of another shape."""
         own = self.trained_state()
-        problems = [f"{name} is missing" for name in own if name not in tensors]
-        problems += [f"{name} is not part of this model" for name in tensors if name not in own]
-        problems += [
-            f"{name} has shape {list(tensors[name].shape)}, this model needs {list(own[name].shape)}"
-            for name in own
-            if name in tensors and tensors[name].shape != own[name].shape
-        ]
-        if problems:
-            more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        if problems := _misfits(own, tensors):
             raise ModelLoadError(
-                f"{source} does not fit the configuration: {'; '.join(problems[:3])}{more}. "
-                "Load it with the configuration it was trained with"
+                f"{source} does not fit the configuration: {problems}. Load it with the configuration it was trained with"
             )
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
-    def load_lora(self, folder: str | os.PathLike, *, widened: bool = False) -> None:
-        """Loads a LoRA folder into this model's adapter; every key must fit (`widened`: as for `load_trained`)."""
-        from peft import set_peft_model_state_dict
-
-        file = Path(folder) / "adapter_model.safetensors"
+    def _load_adapter(self, folder: str | os.PathLike, *, widened: bool = False) -> None:
+        """Loads a folder of peft into this model's adapter; every tensor must fit (`widened`: as for `load_trained`)."""
+        file, own = Path(folder) / WEIGHTS, self.adapter.state()
         if not file.is_file():
-            raise ModelLoadError(f"{folder} holds no adapter_model.safetensors: the LoRA folder is incomplete")
-        try:
-            result = set_peft_model_state_dict(self.language_model, _load_tensors(file))
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise ModelLoadError(f"{file} does not fit the language model: {reason}") from None
-        missing = [key for key in result.missing_keys if "lora_" in key and not widened]
-        if missing or result.unexpected_keys:
-            raise ModelLoadError(
-                f"{file} does not fit the language model: missing {missing[:3]}, unexpected {result.unexpected_keys[:3]}"
-            )
+            raise ModelLoadError(f"{folder} holds no {WEIGHTS}: the {title(self.config.adapter)} folder is incomplete")
+        tensors = _load_tensors(file)
+        if widened:
+            tensors = own | tensors
+        if problems := _misfits(own, tensors):
+            raise ModelLoadError(f"{file} does not fit the language model: {problems}")
+        self.adapter.load_state(tensors)
+
+
+def _misfits(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
+    """What is missing of a model's own tensors, left over or of another shape, in words; empty where all fits."""
+    problems = [f"{name} is missing" for name in own if name not in tensors]
+    problems += [f"{name} is not part of this model" for name in tensors if name not in own]
+    problems += [
+        f"{name} has shape {list(tensors[name].shape)}, this model needs {list(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    return "; ".join(problems[:3]) + (f" (and {len(problems) - 3} more)" if len(problems) > 3 else "")
 
 
 def _load_tensors(file: Path) -> dict[str, Tensor]:

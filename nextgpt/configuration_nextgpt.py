@@ -14,6 +14,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from nextgpt import __version__
 from nextgpt import decoders as decoder_room
 from nextgpt import encoders as encoder_room
+from nextgpt.adapters import read_settings, virtual_tokens
+from nextgpt.checkpoint import group_name
 from nextgpt.encoders.loading import ENCODERS
 from nextgpt.errors import ModelLoadError, UserInputError, first_line
 from nextgpt.hub.fingerprints import fingerprint
@@ -21,7 +23,6 @@ from nextgpt.hub.parts import FrozenPart, resolve_model
 from nextgpt.modalities import MODALITIES, check_known
 from nextgpt.multimodal.registration import know_presets
 
-LORA_DEFAULTS = {"r": 32, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 PROJECTION_DEFAULTS = {"hidden_size": 512, "num_layers": 4, "num_heads": 4}
 LOSS_DEFAULTS = {"text": 1.0, "conditioning": 1.0, "denoising": 1.0}
 
@@ -47,7 +48,9 @@ class NextGPTConfig(PreTrainedConfig):
             image, 8 for a sound, 24 for a video) for the modalities that have a decoder.
         input_modalities: what may stand in a prompt; by default what the encoder takes.
         output_projection: size of the output projections' transformer.
-        lora: fields of peft's `LoraConfig`, or `False` for none.
+        adapter: of the LLM: a type of peft's and fields of its configuration, as `{"peft_type": "PREFIX_TUNING",
+            "num_virtual_tokens": 20}`, or `False` for none; by default LoRA. See `nextgpt.adapters`.
+        lora: the old spelling of `adapter`: fields of peft's `LoraConfig`, or `False`.
         loss_weights: weight of each part of the training loss, as `{"conditioning": 1.0, "conditioning/audio": 50.0}`; a
             modality's own weight stands for that of its kind, and that of one tensor of its conditioning
             (`conditioning/image/pooled_prompt_embeds`) for its modality's.
@@ -68,6 +71,7 @@ class NextGPTConfig(PreTrainedConfig):
         signal_tokens: dict[str, int] | None = None,
         input_modalities: list[str] | None = None,
         output_projection: dict | None = None,
+        adapter: dict | bool | None = None,
         lora: dict | bool | None = None,
         loss_weights: dict | None = None,
         token_offset: int | None = None,
@@ -82,8 +86,8 @@ class NextGPTConfig(PreTrainedConfig):
         check_known(self.decoders, "decoders for")
         self.signal_tokens = signal_tokens or {m: row.signal_tokens for m, row in MODALITIES.items() if m in self.decoders}
         self.output_projection = PROJECTION_DEFAULTS | (output_projection or {})
-        self.lora = False if lora is False else LORA_DEFAULTS | (lora or {})
-        self.trained_groups = trained_groups
+        self.adapter = read_settings(adapter, lora)
+        self.trained_groups = [group_name(group) for group in trained_groups] if trained_groups else trained_groups
         self.loss_weights = LOSS_DEFAULTS | (loss_weights or {})
         self._name_or_path = str(kwargs.get("name_or_path", ""))  # relative paths are read from here on
         self._input_modalities = input_modalities
@@ -107,6 +111,10 @@ class NextGPTConfig(PreTrainedConfig):
                 f"{location} describes a {values.get('model_type', 'model without config.json')!r}, "
                 f"expected {cls.model_type!r}: name a saved NExT-GPT"
             )
+        try:
+            read_settings(values.get("adapter"), values.get("lora"))
+        except UserInputError as error:
+            raise ModelLoadError(f"{location}/config.json: {error}") from None
         return values | {"name_or_path": location}, kwargs  # relative paths start from there
 
     def save_pretrained(
@@ -235,6 +243,12 @@ class NextGPTConfig(PreTrainedConfig):
                 raise UserInputError(f"the {modality} decoder: {error}") from error
             shapes[modality] = decoder_room.projected_shapes(spec)
         return shapes
+
+    @property
+    def max_positions(self) -> int | None:
+        """How many positions the LLM has for a conversation, beside its adapter's virtual tokens; None if it says none."""
+        positions = getattr(self.text_config, "max_position_embeddings", None)
+        return positions and positions - virtual_tokens(self.adapter)
 
     @property
     def input_modalities(self) -> list[str]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import Cache, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from nextgpt.adapters import virtual_tokens
 from nextgpt.errors import ContractError, NextGPTError
 from nextgpt.modalities import take_values
 
@@ -185,9 +186,14 @@ class InterleavedGenerationMixin:
         media_features: Tensor | None = None,
         signal_recorder: Callable | None = None,
         is_first_iteration: bool = False,
+        next_sequence_length: int | None = None,
         **kwargs,
     ) -> dict:
         """Media features and the recorder belong to the first pass of a segment; a cached prefix needs no features."""
+        if is_first_iteration and next_sequence_length is not None:
+            # `generate` takes off what the cache holds, and with it an adapter's virtual tokens, which are no input ids.
+            next_sequence_length += virtual_tokens(self.config.adapter)
+        kwargs["next_sequence_length"] = next_sequence_length
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if is_first_iteration:
             inputs["signal_recorder"] = signal_recorder

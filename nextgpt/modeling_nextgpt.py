@@ -1,4 +1,4 @@
-"""The NExT-GPT model: frozen encoder → input projection → LLM (+ LoRA) → signal states → output projections.
+"""The NExT-GPT model: frozen encoder → input projection → LLM (+ adapter) → signal states → output projections.
 
 Messages and files are the processor's, diffusion is the decoders'; sampling is `GenerationMixin`'s, through `generation`.
 """
@@ -6,8 +6,7 @@ Messages and files are the processor's, diffusion is the decoders'; sampling is 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +25,8 @@ from transformers.modeling_outputs import ModelOutput
 
 from nextgpt import decoders as decoder_room
 from nextgpt import encoders as encoder_room
-from nextgpt.checkpoint import TRAINED_FILE, TRAINED_GROUPS, CheckpointMixin
+from nextgpt.adapters import Adapter, Pass, run
+from nextgpt.checkpoint import TRAINED_FILE, CheckpointMixin
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, UserInputError, first_line
 from nextgpt.generation import InterleavedGenerationMixin
@@ -49,7 +49,7 @@ class NextGPTOutput(ModelOutput):
         losses: name → unweighted part: `text`, `conditioning/<modality>/<tensor>`, `denoising/<modality>`.
         logits: `[batch, kept positions, vocab_size]`; absent when `labels` are given (only labelled positions are
             computed then).
-        past_key_values: the LLM's cache.
+        past_key_values: the LLM's cache, an adapter's virtual tokens included; nothing else counts these.
     """
 
     loss: Tensor | None = None
@@ -88,7 +88,9 @@ class NextGPTForConditionalGeneration(
             language_model = AutoModelForCausalLM.from_config(config.text_config)
         for frozen in (self.encoder, language_model):
             frozen.requires_grad_(False).eval()
-        self.language_model = _add_lora(language_model, config)
+        base = config.part("language_model").source if config.language_model else None
+        self.adapter = Adapter(language_model, config.adapter, base) if config.adapter else None
+        self.language_model = self.adapter.model if self.adapter else language_model
 
         hidden_size = config.text_config.hidden_size
         self.input_projection = nn.Linear(self.encoder.embed_dim, hidden_size)
@@ -186,17 +188,6 @@ class NextGPTForConditionalGeneration(
 
     # ------------------------------------------------------------------ what is trained
 
-    def train_only(self, groups: Iterable[str]) -> None:
-        """Leaves gradients on for these groups alone: `input_projection`, `output_projections`, `signal_rows`, `lora`."""
-        groups = set(groups)
-        if unknown := groups - set(TRAINED_GROUPS):
-            raise ValueError(f"cannot train {sorted(unknown)}: the trained groups are {', '.join(TRAINED_GROUPS)}")
-        self.requires_grad_(False)
-        for name in groups - {"lora"}:
-            getattr(self, name).requires_grad_(True)
-        for name, parameter in self.language_model.named_parameters():
-            parameter.requires_grad_("lora" in groups and "lora_" in name)
-
     def train(self, mode: bool = True) -> NextGPTForConditionalGeneration:
         """Frozen means frozen: the encoder stays in evaluation mode."""
         super().train(mode)
@@ -206,8 +197,8 @@ class NextGPTForConditionalGeneration(
     # ------------------------------------------------------------------ embedding
 
     def get_base_model(self) -> PreTrainedModel:
-        """The LLM itself, LoRA layers included, without peft's wrapper."""
-        return self.language_model.get_base_model() if self.config.lora else self.language_model
+        """The LLM itself, the adapter's layers included, without peft's wrapper."""
+        return self.language_model.get_base_model() if self.adapter else self.language_model
 
     def get_decoder(self, *args, **kwargs) -> nn.Module:
         return self.get_base_model().get_decoder()
@@ -312,14 +303,13 @@ class NextGPTForConditionalGeneration(
         if labels is not None and past_key_values is None and position_ids is None:
             hidden_states = self._learn_from(input_ids, attention_mask, embeddings)
         else:
-            outputs = self.get_decoder()(
-                inputs_embeds=embeddings,
-                attention_mask=attention_mask,
+            hidden_states, past_key_values = self._run(
+                embeddings,
+                attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
+                cache=past_key_values,
                 use_cache=use_cache if labels is None else False,
             )
-            hidden_states, past_key_values = outputs.last_hidden_state, outputs.past_key_values
         if signal_recorder is not None:
             signal_recorder(hidden_states, embeddings)
 
@@ -343,15 +333,18 @@ class NextGPTForConditionalGeneration(
             past_key_values=past_key_values,
         )
 
+    def _run(self, *args, **kwargs) -> Pass:
+        return run(self.get_base_model(), self.adapter, *args, **kwargs)
+
     def _learn_from(self, input_ids: Tensor, attention_mask: Tensor | None, embeddings: Tensor) -> Tensor:
         """Last hidden states `[batch, length, hidden]` of whole conversations, padded on the right.
 
         Columns that are the same in all rows, as the system prompt is, go through the LLM once for all; columns that no
         gradient has to pass go through it without a graph.
         """
-        decoder, (count, length) = self.get_decoder(), input_ids.shape
+        count, length = input_ids.shape
         if getattr(self.get_base_model(), "is_activation_checkpointing", False):  # it keeps no cache
-            return decoder(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False).last_hidden_state
+            return self._run(embeddings, attention_mask, use_cache=False).hidden_states
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         free = self._columns_without_gradient(input_ids)
         shared = self._shared_columns(input_ids, mask)
@@ -360,16 +353,13 @@ class NextGPTForConditionalGeneration(
             if end <= start:
                 continue
             with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-                outputs = decoder(
-                    inputs_embeds=embeddings[:rows, start:end],
-                    attention_mask=mask[:rows, :end],
-                    past_key_values=cache,
-                    use_cache=end < length,
+                found, cache = self._run(
+                    embeddings[:rows, start:end], mask[:rows, :end], cache=cache, use_cache=end < length
                 )
-            cache, start = outputs.past_key_values, end
+            start = end
             if cache is not None and rows < count:
                 cache.batch_repeat_interleave(count)
-            states.append(outputs.last_hidden_state.expand(count, -1, -1))
+            states.append(found.expand(count, -1, -1))
         return torch.cat(states, dim=1)
 
     def _shared_columns(self, input_ids: Tensor, mask: Tensor) -> int:
@@ -420,19 +410,6 @@ def _first_column(mask: Tensor) -> int:
     """The first column of `[batch, length]` with something true in it, or the length."""
     columns = mask.any(0).nonzero()
     return int(columns[0]) if len(columns) else mask.shape[1]
-
-
-def _add_lora(language_model: PreTrainedModel, config: NextGPTConfig) -> nn.Module:
-    if not config.lora:
-        return language_model
-    from peft import LoraConfig, get_peft_model
-
-    # peft writes the base's name into the adapter's own configuration: as ours does, not the folder where it was found.
-    if config.language_model:
-        language_model.name_or_path = language_model.config._name_or_path = config.part("language_model").source
-    with warnings.catch_warnings():  # peft asks for a property that transformers has renamed
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        return get_peft_model(language_model, LoraConfig(task_type="CAUSAL_LM", **config.lora))
 
 
 NextGPTModel = NextGPTForConditionalGeneration  # its first name, which programs may import

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import torch
 from transformers import BatchFeature
 
+from nextgpt.adapters import virtual_tokens
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders import Decoder, GenerationCancelled
 from nextgpt.errors import UserInputError
@@ -109,8 +110,8 @@ class NextGPTPipeline:
             quantization_config=read_quantization(quantization, dtype),
         )
         if device_map is None and quantization is None:
-            if config.lora:
-                model.language_model.merge_adapter()
+            if model.adapter:
+                model.adapter.merge()
             model.to(device)
         else:
             device = model.get_input_embeddings().weight.device
@@ -125,8 +126,8 @@ class NextGPTPipeline:
 
     @property
     def position_limit(self) -> int | None:
-        """How many positions the LLM has, where it says so."""
-        return getattr(self.model.config.text_config, "max_position_embeddings", None)
+        """How many positions the LLM has for a conversation, where it says so."""
+        return self.model.config.max_positions
 
     @property
     def input_modalities(self) -> tuple[str, ...]:
@@ -146,7 +147,7 @@ class NextGPTPipeline:
 
     def new_session(self) -> Session:
         """A session for one conversation: its KV cache is reused from turn to turn."""
-        return Session()
+        return Session(virtual_tokens=virtual_tokens(self.model.config.adapter))
 
     # ------------------------------------------------------------------ answering
 

@@ -23,10 +23,10 @@ from nextgpt.configuration_nextgpt import NextGPTConfig, encoder_config_from_dic
 from nextgpt.errors import ConversationTooLong, ModelLoadError, NextGPTError, UserInputError, first_line
 from nextgpt.hub.parts import fetch_model
 from nextgpt.media import load_media
+from nextgpt.media.text import check_characters
 from nextgpt.modalities import MODALITIES
 from nextgpt.multimodal.chat_template import ChatTemplateMixin, openai_part, short
 from nextgpt.signals import SignalVocabulary
-from nextgpt.text import check_characters
 
 IGNORED_LABEL = -100
 PROCESSOR_FILE = "processor_config.json"

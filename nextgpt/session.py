@@ -14,11 +14,16 @@ from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 
 @dataclass
 class Session:
-    """Keeps the KV cache of one conversation between turns. Make one with `pipeline.new_session()`."""
+    """Keeps the KV cache of one conversation between turns. Make one with `pipeline.new_session()`.
+
+    Args:
+        virtual_tokens: of the model's adapter; they stand in the cache before the conversation, and stay.
+    """
 
     cache: DynamicCache | None = None
     token_ids: list[int] = field(default_factory=list)
     media_keys: dict[int, str] = field(default_factory=dict)
+    virtual_tokens: int = 0
 
     def reuse(self, token_ids: list[int], media_keys: dict[int, str]) -> int:
         """Crops the cache to what a new prompt has in common with it, and returns that length.
@@ -33,7 +38,7 @@ class Session:
             limit = min(len(self.token_ids), len(token_ids) - 1)
             same = (token_ids[i] == self.token_ids[i] and media_keys.get(i) == self.media_keys.get(i) for i in range(limit))
             common = next((i for i, equal in enumerate(same) if not equal), limit)
-            if surplus := self.cache.get_seq_length() - common:
+            if surplus := self._cached() - common:
                 self.cache.crop(-surplus)
         self.media_keys = media_keys
         return common
@@ -41,7 +46,11 @@ class Session:
     def remember(self, token_ids: list[int], cache: DynamicCache) -> None:
         """Keeps a finished turn: its prompt and answer, as far as the cache has seen them."""
         self.cache = cache
-        self.token_ids = token_ids[: cache.get_seq_length()]
+        self.token_ids = token_ids[: self._cached()]
+
+    def _cached(self) -> int:
+        """How many tokens of the conversation the cache holds."""
+        return max(self.cache.get_seq_length() - self.virtual_tokens, 0)
 
     def forget(self) -> None:
         """Starts afresh, after an answer that broke off."""

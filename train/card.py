@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nextgpt import adapters
 from nextgpt.configuration_nextgpt import NextGPTConfig
-from nextgpt.text import listed
+from nextgpt.media.text import listed
 
 CARD_FILE = "README.md"
 SHOWN_ARGUMENTS = (
@@ -63,6 +64,7 @@ def write_card(folder: str | Path, config: NextGPTConfig, metadata: dict[str, An
         f"| {name.replace('_', ' ')} | {' @ '.join(filter(None, (part.source, part.revision)))} | {part.license or '–'} |"
         for name, part in config.parts().items()
     ]
+    adapter = f", and {adapters.title(config.adapter)} ({adapters.describe(config.adapter)})" if config.adapter else ""
     text = "\n".join(
         [
             "---",
@@ -74,8 +76,8 @@ def write_card(folder: str | Path, config: NextGPTConfig, metadata: dict[str, An
             f"# {title(metadata)}",
             "",
             f"A NExT-GPT: takes text, {', '.join(config.input_modalities)}; gives text, {', '.join(config.signal_tokens)}.",
-            "This folder holds what was trained: projections, the signal tokens' rows, and LoRA. The frozen parts are",
-            "fetched from where the table names them.",
+            f"This folder holds what was trained: projections, the signal tokens' rows{adapter}.",
+            "The frozen parts are fetched from where the table names them.",
             "",
             "    from nextgpt import NextGPTPipeline",
             "",

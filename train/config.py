@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 import yaml
-from peft import LoraConfig
 from transformers import TrainingArguments
 
-from nextgpt.checkpoint import TRAINED_GROUPS
+from nextgpt.adapters import check_settings
+from nextgpt.checkpoint import TRAINED_GROUPS, group_name
 from nextgpt.configuration_nextgpt import loss_parts, without_tensor
 from nextgpt.errors import UserInputError
 from nextgpt.train.data.dataset import ON_BAD_ITEM
@@ -70,9 +70,11 @@ class TrainingConfig:
         dtype: of the frozen weights; the trained ones are always fp32.
         loss_weights: weight of each part of the loss: `text`, `conditioning`, `denoising`, or of one modality's part
             (`conditioning/audio`), or of one tensor's (`conditioning/image/pooled_prompt_embeds`).
-        trains: only these of what the stage trains: `lora`, `input_projection`, `output_projections`, `signal_rows`.
-        lora: fields of peft's `LoraConfig` that replace the model's own, such as more `target_modules`. Layers that are new
-            to it start without effect.
+        trains: only these of what the stage trains: `adapter`, `input_projection`, `output_projections`, `signal_rows`.
+        adapter: fields of peft's configuration that replace those of the model's adapter, such as more `target_modules`:
+            layers that are new to it start without effect. With another `peft_type` a model whose adapter is not trained
+            yet gets a new one.
+        lora: the old spelling of `adapter`, for a `LoraConfig`; and of `adapter` in `trains` and `learning_rates`.
         learning_rates: of single trained parts, where `learning_rate` does not suit them: `input_projection: 2.0e-2`.
         denoising: add the decoders' own denoising loss; the assistant's media then need a `path` beside the `caption`.
         resume: `auto` goes on from the last checkpoint in `output_dir`, if there is one; a folder names one; `false`
@@ -95,6 +97,7 @@ class TrainingConfig:
     dtype: str = "float32"
     loss_weights: dict[str, float] = field(default_factory=dict)
     trains: list[str] | None = None
+    adapter: dict[str, Any] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
     learning_rates: dict[str, float] = field(default_factory=dict)
     denoising: bool = False
@@ -119,12 +122,25 @@ class TrainingConfig:
             raise _BadSetting("on_bad_item", self.on_bad_item, f"one of {', '.join(ON_BAD_ITEM)}")
         if self.data_weights is not None:
             self._check_weights()
-        if not isinstance(self.lora, dict):
-            raise _BadSetting("lora", self.lora, "fields of peft's LoraConfig, as {target_modules: [q_proj, up_proj]}")
-        _refuse_unknown(self.lora, {each.name for each in dataclasses.fields(LoraConfig)}, "lora: ")
+        self._check_adapter()
         # Which tensors a decoder has is known with the model (`NextGPTConfig.check_loss_weights`).
         self.loss_weights = self._numbers("loss_weights", loss_parts(), without_tensor)
-        self.learning_rates = self._numbers("learning_rates", TRAINED_GROUPS)
+        self.learning_rates = self._numbers("learning_rates", TRAINED_GROUPS, group_name)
+
+    @property
+    def adapter_changes(self) -> dict[str, Any]:
+        """What `adapter`, or `lora`, changes of the model's adapter."""
+        return {"peft_type": "LORA"} | self.lora if self.lora else self.adapter
+
+    def _check_adapter(self) -> None:
+        for name in ("adapter", "lora"):
+            if not isinstance(getattr(self, name), dict):
+                expected = "fields of peft's configuration, as {target_modules: [q_proj, up_proj]}"
+                raise _BadSetting(name, getattr(self, name), expected)
+        if self.adapter and self.lora:
+            raise _BadSetting("lora", self.lora, "nothing beside adapter, whose old spelling it is")
+        if "peft_type" in self.adapter_changes:  # else it is the model's
+            check_settings(self.adapter_changes)
 
     def _numbers(self, name: str, known: Iterable[str], known_as: Callable[[str], str] = str) -> dict[str, float]:
         """A setting that gives a number for each of some parts; `known_as` gives a part's name among the known ones."""
@@ -219,6 +235,8 @@ def _outlived(values: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[t
     too_long = isinstance(steps, int) and isinstance(warm_up, int) and 0 < steps <= warm_up
     conditions = {
         "data_weights": ("data" in given, "the files that it weighs are given anew"),
+        "adapter": ("lora" in given, "its old spelling lora is given anew"),
+        "lora": ("adapter" in given, "adapter is given anew"),
         "max_steps": ("num_train_epochs" in given, "it would win over num_train_epochs"),
         "warmup_steps": (too_long, f"the whole run has {steps} steps"),
         "fp16": (given.get("bf16") is True, "bf16 is chosen instead"),

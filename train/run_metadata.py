@@ -13,7 +13,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from nextgpt.checkpoint import ADAPTER_FILE, LORA_FOLDER, TRAINED_FILE
+from nextgpt.adapters import folder_name, weights_file
+from nextgpt.checkpoint import TRAINED_FILE
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.hub.fingerprints import file_hash
 from nextgpt.hub.parts import preset_names
@@ -28,6 +29,7 @@ OF_THE_OPTIMIZER = (
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "max_grad_norm", "bf16", "fp16"),
 )
+CHOICES = ("trains", "adapter", "lora", "learning_rates")  # left out of an identity where nothing was chosen
 WEIGHT_FILES = ("*.json", "*.model", "*.safetensors", "*.bin", "*.pth", "*/*.json", "*/*.safetensors")
 
 
@@ -36,7 +38,7 @@ def run_identity(
 ) -> dict[str, Any]:
     """What two runs must share to go through the same sequence of steps: the identity that checkpoints carry."""
     step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    chosen = {name: getattr(config, name) for name in ("trains", "lora", "learning_rates") if getattr(config, name)}
+    chosen = {name: getattr(config, name) for name in CHOICES if getattr(config, name)}
     return (
         chosen
         | {
@@ -60,7 +62,8 @@ def run_identity(
 
 def fingerprint_model(config: NextGPTConfig, hashes: FileHashes) -> str:
     """A hash of what a model is when training starts: its trained tensors and its frozen parts."""
-    found = [hashes.fingerprint(str(config.base_folder), None, (TRAINED_FILE, f"{LORA_FOLDER}/*.safetensors"))]
+    own = [TRAINED_FILE] + ([f"{folder_name(config.adapter)}/*.safetensors"] if config.adapter else [])
+    found = [hashes.fingerprint(str(config.base_folder), None, own)]
     found += [
         hashes.fingerprint(config.location(name), part.revision, WEIGHT_FILES) for name, part in config.parts().items()
     ]
@@ -115,11 +118,12 @@ def base_model(model: str) -> str:
     return Path(model).resolve().name
 
 
-def finished_metadata(folder: str | Path, model: Path, state: Any) -> dict[str, Any]:
+def finished_metadata(folder: str | Path, model: Path, config: NextGPTConfig, state: Any) -> dict[str, Any]:
     """The metadata of a run, with how it ended and the hashes of the trained weights in `model`."""
+    files = [TRAINED_FILE] + ([weights_file(config.adapter)] if config.adapter else [])
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     finish = {"time": _now(), "steps": state.global_step, "epochs": state.epoch, "loss": losses[-1] if losses else None}
-    hashes = {name: file_hash(model / name) for name in (TRAINED_FILE, ADAPTER_FILE) if (model / name).is_file()}
+    hashes = {name: file_hash(model / name) for name in files if (model / name).is_file()}
     return read_metadata(folder) | {"finished": finish, "hashes": hashes}
 
 

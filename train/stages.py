@@ -17,8 +17,9 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from nextgpt.checkpoint import TRAINED_FILE
-from nextgpt.configuration_nextgpt import LORA_DEFAULTS, NextGPTConfig
+from nextgpt.adapters import check_settings, read_settings, title, weights_file
+from nextgpt.checkpoint import TRAINED_FILE, group_name
+from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.hardware import is_out_of_memory, training_attention
 from nextgpt.hub.parts import fetch_model
@@ -51,7 +52,7 @@ class Stage(NamedTuple):
 STAGES = {
     "align_encoders": Stage(("input_projection",), needs="input"),
     "align_decoders": Stage(("output_projections", "signal_rows"), needs="output"),
-    "instruct": Stage(("input_projection", "output_projections", "signal_rows", "lora"), needs=None),
+    "instruct": Stage(("input_projection", "output_projections", "signal_rows", "adapter"), needs=None),
 }
 
 
@@ -74,6 +75,7 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
     _check_order(config, arguments.train_sampling_strategy)
     set_seed(arguments.seed)
     model, processor = load_for_training(config)
+    _check_precision(model, trains, config)
     with arguments.main_process_first(desc="data and frozen features"):
         first = arguments.local_process_index == 0
         dataset = open_dataset(stage, config, model.config, processor, retry=first)
@@ -103,7 +105,7 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
     if arguments.should_save:
         with written_whole(config.output_dir) as folder:
             trainer.save_model(str(folder))
-            metadata = finished_metadata(config.output_dir, folder, trainer.state)
+            metadata = finished_metadata(config.output_dir, folder, model.config, trainer.state)
             write_card(folder, model.config, metadata)
         write_metadata(config.output_dir, metadata)  # last: it says that all the rest is there
     trainer.save_state()
@@ -119,9 +121,20 @@ def trained_groups(stage: str, config: TrainingConfig) -> tuple[str, ...]:
     groups, chosen = STAGES[stage].trains, config.trains
     if chosen is None:
         return groups
-    if not isinstance(chosen, list) or not chosen or set(chosen) - set(groups):
+    named = [group_name(group) for group in chosen] if isinstance(chosen, list) else []
+    if not named or any(group not in groups for group in named):
         raise UserInputError(f"trains is {chosen!r}, expected a list of some of {', '.join(groups)}, which {stage} trains")
-    return tuple(group for group in groups if group in chosen)
+    return tuple(group for group in groups if group in named)
+
+
+def _check_precision(model: NextGPTForConditionalGeneration, trains: Sequence[str], config: TrainingConfig) -> None:
+    """LN tuning trains copies of the LLM's own layers, in its dtype: small steps beside large weights would be lost."""
+    parameters = (parameter for group in trains for parameter in model.group_parameters(group).values())
+    if any(parameter.dtype != torch.float32 for parameter in parameters):
+        raise UserInputError(
+            f"dtype is {config.dtype}, in which the {title(model.config.adapter)} adapter would be trained too: give "
+            "dtype=float32 (bf16=true computes in half precision all the same)"
+        )
 
 
 def _check_order(config: TrainingConfig, strategy: str) -> None:
@@ -137,7 +150,7 @@ def open_dataset(
     """The conversations that a stage learns from; `retry` as for `ChatDataset`."""
     reader = Reader(
         processor,
-        max_length=config.max_length or model_config.text_config.max_position_embeddings,
+        max_length=config.max_length or model_config.max_positions,
         needs=STAGES[stage].needs,
         needs_output_files=config.denoising,
         on_bad_item=config.on_bad_item,
@@ -234,15 +247,37 @@ def load_for_training(config: TrainingConfig) -> tuple[NextGPTForConditionalGene
         model_config.check_loss_weights()
     except ValueError as error:
         raise UserInputError(str(error)) from None
-    if config.lora:
-        model_config.lora = (model_config.lora or LORA_DEFAULTS) | config.lora
+    keeps_adapter = _change_adapter(model_config, config.adapter_changes, location)
     model = NextGPTForConditionalGeneration.from_parts(model_config, dtype=getattr(torch, config.dtype))
     if (location / TRAINED_FILE).is_file():
-        model.load_trained(location, widened=bool(config.lora))
+        model.load_trained(location, adapter=keeps_adapter, widened=bool(config.adapter_changes))
     else:
         logger.info("%s holds no %s: the trained parts start afresh", location, TRAINED_FILE)
     model.get_base_model().config.use_cache = False  # nothing is generated here
     return model, load_processor(location, model_config)
+
+
+def _change_adapter(model_config: NextGPTConfig, changes: dict[str, Any], location: Path) -> bool:
+    """Changes a model's adapter as a run asks; whether it is still of the type that the model in `location` has.
+
+    Raises:
+        UserInputError: a setting is not peft's, or another type would drop what the model's adapter has learned.
+    """
+    old = model_config.adapter
+    if not changes:
+        return True
+    if old and changes.get("peft_type", old["peft_type"]) == old["peft_type"]:
+        check_settings(old | changes)
+        model_config.adapter = old | changes
+        return True
+    is_trained = model_config.trained_groups is None or "adapter" in model_config.trained_groups
+    if old and is_trained and (location / weights_file(old)).is_file():
+        raise UserInputError(
+            f"adapter has peft_type {changes['peft_type']}, and {location} a trained {title(old)} adapter, which would be "
+            "lost: start from a model whose adapter is not trained yet"
+        )
+    model_config.adapter = read_settings(changes)
+    return False
 
 
 def load_processor(location: Path, model_config: NextGPTConfig) -> NextGPTProcessor:

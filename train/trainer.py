@@ -75,8 +75,7 @@ class StageTrainer(Trainer):
         """As the `Trainer` makes it, with groups of their own for parts that have their own learning rate."""
         optimizer = super().create_optimizer(*args, **kwargs)
         for part, rate in self.learning_rates.items():
-            start = "lora_" if part == "lora" else f"{part}."
-            own = {id(each) for name, each in self.model.named_parameters() if start in name}
+            own = {id(each) for each in self.model.group_parameters(part).values()}
             for group in list(optimizer.param_groups):
                 moved = [each for each in group["params"] if id(each) in own]
                 if moved:

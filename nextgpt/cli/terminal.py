@@ -17,9 +17,9 @@ from nextgpt.cli.status_line import StatusLine
 from nextgpt.errors import ConversationTooLong, NextGPTError, UserInputError
 from nextgpt.events import Event, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, not_made
 from nextgpt.media import load_any_media, shortened
+from nextgpt.media.text import whole_characters
 from nextgpt.modalities import MODALITIES
 from nextgpt.pipeline import NextGPTPipeline
-from nextgpt.text import whole_characters
 
 HELP = """\
 Write a message and press Enter. Files go with the next message:

@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from nextgpt.checkpoint import ADAPTER_FILE, LORA_FOLDER, TRAINED_FILE, TRAINED_GROUPS
+from nextgpt.adapters import folder_name, peft_configuration, read_settings, weights_file
+from nextgpt.checkpoint import TRAINED_FILE, TRAINED_GROUPS
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, UserInputError, first_line
 from nextgpt.hub.download import SETTINGS
@@ -124,7 +125,7 @@ def convert_checkpoint(source: str | Path, out: str | Path, *, language_model: s
     config = _config(model, language_model, tensors)
     with torch.device("meta"):
         empty = NextGPTForConditionalGeneration(config)
-    expected, lora = empty.trained_state(), empty.lora_state()
+    expected, lora = empty.trained_state(), empty.adapter.state()
     found, report = _sort(file, tensors, config)
     _compare(file, found, expected | lora, report)
     _save(Path(out), config, language_model, {name: found[name] for name in expected}, {name: found[name] for name in lora})
@@ -174,9 +175,11 @@ def _config(model: str, language_model: str, tensors: dict[str, Tensor]) -> Next
             f"{V0_POSITIONS} positions), this one has {positions}, as Vicuna v1.5 (Llama 2). Its LoRA and projections mean "
             "nothing there. Name a folder of Vicuna 7B v0 with --language-model"
         )
+    if not config.adapter or config.adapter["peft_type"] != "LORA":
+        config.adapter = read_settings({"peft_type": "LORA"})
     ranks = {tensor.shape[0] for key, tensor in tensors.items() if "lora_A" in key}
-    if config.lora and len(ranks) == 1:
-        config.lora = config.lora | {"r": ranks.pop()}
+    if len(ranks) == 1:
+        config.adapter = config.adapter | {"r": ranks.pop()}
     config.trained_groups = list(TRAINED_GROUPS)
     return config
 
@@ -196,7 +199,7 @@ def _sort(file: Path, tensors: dict[str, Tensor], config: NextGPTConfig) -> tupl
             report.unused.append(
                 Unused(key, f"its rows for the base vocabulary and {', '.join(BRACKETS)}: the base keeps its own")
             )
-        elif key.startswith(LLM_PREFIX) and "lora_" in key:
+        elif key.startswith(LLM_PREFIX) and "lora_" in key:  # as peft named it in the original
             name = key.removeprefix(LLM_PREFIX).replace(".default.", ".")
         else:
             report.unused.append(Unused(key, "this model takes it from the frozen parts"))
@@ -260,8 +263,6 @@ def _tokenizer(language_model: str) -> PreTrainedTokenizerBase:
 
 
 def _save(out: Path, config: NextGPTConfig, base: str, trained: dict[str, Tensor], lora: dict[str, Tensor]) -> None:
-    from peft import LoraConfig
-
     tokenizer = _tokenizer(base)
     ends = [tokenizer.eos_token_id, tokenizer.get_vocab().get(STOP)]
     processor = NextGPTProcessor(
@@ -279,8 +280,7 @@ def _save(out: Path, config: NextGPTConfig, base: str, trained: dict[str, Tensor
     eos = [token for token in ends if token is not None]
     GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=eos).save_pretrained(out)
     save_file(trained, out / TRAINED_FILE, metadata={"format": "pt"})
-    if lora:
-        (out / LORA_FOLDER).mkdir(exist_ok=True)
-        save_file(lora, out / ADAPTER_FILE, metadata={"format": "pt"})
-        adapter = LoraConfig(task_type="CAUSAL_LM", base_model_name_or_path=base, inference_mode=True, **config.lora)
-        adapter.save_pretrained(out / LORA_FOLDER)
+    adapter = peft_configuration(config.adapter)
+    adapter.base_model_name_or_path, adapter.inference_mode = base, True
+    adapter.save_pretrained(out / folder_name(config.adapter))
+    save_file(lora, out / weights_file(config.adapter), metadata={"format": "pt"})

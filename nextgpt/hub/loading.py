@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from nextgpt import encoders as encoder_room
+from nextgpt.adapters import folder_name
 from nextgpt.checkpoint import TRAINED_FILE
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders import Decoder, load_decoder
@@ -64,7 +65,7 @@ def load_frozen_encoder(config: NextGPTConfig, dtype: torch.dtype | str) -> nn.M
 def load_language_model(
     config: NextGPTConfig, dtype: torch.dtype | str, device_map: str | dict | None, quantization_config: object | None
 ) -> PreTrainedModel:
-    """The LLM that `config` names, without LoRA.
+    """The LLM that `config` names, without its adapter.
 
     Raises:
         ModelLoadError: it is missing or unreadable.
@@ -114,7 +115,8 @@ def check_parts(config: NextGPTConfig, location: str, name: str) -> None:
         if not part.is_available(config.base_folder)
     ]
     if not os.path.isfile(os.path.join(location, TRAINED_FILE)):
-        missing.append(f"the trained weights ({TRAINED_FILE} and lora/): train them, or put them into {location}")
+        files = f"{TRAINED_FILE} and {folder_name(config.adapter)}/" if config.adapter else TRAINED_FILE
+        missing.append(f"the trained weights ({files}): train them, or put them into {location}")
     if missing:
         listed = "\n  - ".join(missing)
         raise ModelLoadError(

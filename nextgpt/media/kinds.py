@@ -11,8 +11,8 @@ from PIL import Image, UnidentifiedImageError
 from nextgpt.errors import UserInputError
 from nextgpt.media.limits import CONTAINERS, MAX_PIXELS
 from nextgpt.media.sources import open_source
+from nextgpt.media.text import listed
 from nextgpt.modalities import MODALITIES
-from nextgpt.text import listed
 
 # Pillow also opens formats that are no pictures (MPEG, HDF5) or programs (EPS). HEIF is there once a plug-in brings it.
 PICTURES = ("PNG", "JPEG", "MPO", "JPEG2000", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "ICO", "PPM", "QOI", "HEIF")

@@ -14,8 +14,8 @@ from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
 
 from nextgpt.errors import UserInputError
+from nextgpt.media.text import listed
 from nextgpt.modalities import MODALITIES
-from nextgpt.text import listed
 
 MAX_DOWNLOAD_BYTES = 200_000_000  # of an address or a data: URI
 LONGEST_NAME = 240  # of a file in a message, in characters

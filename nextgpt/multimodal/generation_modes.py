@@ -170,12 +170,12 @@ class _WholeRuns(LogitsProcessor):
         self.inner = [token for run in runs for token in run[1:]]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores = scores.clone()
-        scores[:, self.inner] = -torch.inf
+        scores, width = scores.clone(), scores.shape[1]  # lookups in the prompt score the LLM's own tokens alone
+        scores[:, [token for token in self.inner if token < width]] = -torch.inf
         for row, last in zip(scores, input_ids[:, -1].tolist(), strict=True):
             if last in self.following:
                 row.fill_(-torch.inf)
-                row[self.following[last]] = 0.0
+                row[self.following[last] :][:1] = 0.0
         return scores
 
 

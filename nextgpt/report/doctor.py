@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 from safetensors import SafetensorError, safe_open
 
 from nextgpt import decoders as decoder_room
-from nextgpt.checkpoint import ADAPTER_FILE, TRAINED_FILE, TRAINED_GROUPS
+from nextgpt.adapters import title, weights_file
+from nextgpt.checkpoint import TRAINED_FILE, TRAINED_GROUPS
 from nextgpt.decoders.sources import check_components, read_json, shared_components
 from nextgpt.errors import NextGPTError, first_line
 from nextgpt.hardware import resolve_device, resolve_dtype
@@ -133,10 +134,12 @@ def _model(name: str) -> Iterator[Finding]:
         return
     trained = {name: tuple(tensor.shape) for name, tensor in empty.trained_state().items()}
     yield _tensors(folder / TRAINED_FILE, trained, "trained tensors")
-    if config.lora:
-        lora = {name: tuple(tensor.shape) for name, tensor in empty.lora_state().items()}
-        yield _tensors(folder / ADAPTER_FILE, lora, "LoRA tensors")
-    yield from _hashes(folder)
+    files = [TRAINED_FILE]
+    if empty.adapter:
+        files.append(weights_file(config.adapter))
+        adapter = {name: tuple(tensor.shape) for name, tensor in empty.adapter.state().items()}
+        yield _tensors(folder / files[-1], adapter, f"{title(config.adapter)} tensors")
+    yield from _hashes(folder, files)
     yield from _conditioning(config, folder)
     yield _tokens(config, folder)
     yield _rows(config, folder)
@@ -214,13 +217,13 @@ def _tensors(file: Path, expected: dict[str, tuple[int, ...]], what: str) -> Fin
     return Finding(True, what, f"all {len(expected)} in {file.name}")
 
 
-def _hashes(folder: Path) -> Iterator[Finding]:
+def _hashes(folder: Path, files: list[str]) -> Iterator[Finding]:
     """Compares the hashes of the trained weights with those in the run's metadata."""
     try:
         written = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["hashes"]
     except (OSError, ValueError, KeyError):
         written = {}
-    for name in (TRAINED_FILE, ADAPTER_FILE):
+    for name in files:
         if not (folder / name).is_file():
             continue
         found = file_hash(folder / name)

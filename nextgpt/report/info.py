@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from nextgpt import __version__
-from nextgpt.checkpoint import ADAPTER_FILE, TRAINED_FILE
+from nextgpt.adapters import describe, title, weights_file
+from nextgpt.checkpoint import TRAINED_FILE
 from nextgpt.errors import ModelLoadError
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.hub.parts import FrozenPart, fetch_model, preset_names, resolve_model
@@ -51,7 +52,8 @@ def describe_model(name_or_path: str | os.PathLike) -> list[tuple[str, str]]:
     config = NextGPTConfig.from_pretrained(location)
     rows = [("model", f"{name_or_path} ({location})")]
     rows += [(_part_name(config, name), _describe_part(part, config)) for name, part in config.parts().items()]
-    rows.append(("trained", _describe_trained(location)))
+    rows.append(("adapter", f"{title(config.adapter)}, {describe(config.adapter)}" if config.adapter else "none"))
+    rows.append(("trained", _describe_trained(location, config)))
     rows.append(("takes", ", ".join(["text", *config.input_modalities])))
     rows.append(("gives", ", ".join(["text", *(f"{m} ({n} signal tokens)" for m, n in config.signal_tokens.items())])))
     return rows
@@ -139,8 +141,9 @@ def _describe_part(part: FrozenPart, config: NextGPTConfig) -> str:
     return f"{part.source} ({present})" + (f", {part.license}" if part.license else "")
 
 
-def _describe_trained(folder: Path) -> str:
-    files = [file for file in (folder / TRAINED_FILE, folder / ADAPTER_FILE) if file.is_file()]
+def _describe_trained(folder: Path, config: NextGPTConfig) -> str:
+    names = [TRAINED_FILE, weights_file(config.adapter)] if config.adapter else [TRAINED_FILE]
+    files = [folder / name for name in names if (folder / name).is_file()]
     if not files:
         return "no trained weights here"
     tensors = parameters = 0

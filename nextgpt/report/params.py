@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nextgpt.adapters import describe, title
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders import DECODERS, describe_shapes
 from nextgpt.decoders.sources import local_folder, part_class, read_json, shared_components
@@ -108,7 +109,7 @@ def count_parameters(name_or_path: str | os.PathLike) -> ParameterTable:
 
 def _model_counts(model: NextGPTForConditionalGeneration) -> list[PartCount]:
     config, hidden_size = model.config, model.config.text_config.hidden_size
-    base, lora = _split_lora(model)
+    adapter = model.group_parameters("adapter").values()
     counts = [
         _frozen(config, "encoder", "encoder", _towers(model.encoder)),
         _trained(
@@ -116,10 +117,10 @@ def _model_counts(model: NextGPTForConditionalGeneration) -> list[PartCount]:
             f"Linear {model.encoder.embed_dim} → {hidden_size}, shared by {', '.join(config.input_modalities)}",
             model.input_projection.parameters(),
         ),
-        _frozen(config, "language_model", "LLM", base),
+        _frozen(config, "language_model", "LLM", _language_model(model, adapter={id(parameter) for parameter in adapter})),
     ]
-    if config.lora:
-        counts.append(_trained("LoRA", f"r={config.lora['r']} on {', '.join(config.lora['target_modules'])}", lora))
+    if config.adapter:
+        counts.append(_trained(title(config.adapter), describe(config.adapter), adapter))
     rows = f"embedding and head rows of {model.vocabulary.num_signals} signal tokens"
     counts.append(_trained("signal rows", rows, model.signal_rows.parameters()))
     for modality, projection in model.output_projections.items():
@@ -185,16 +186,14 @@ def _towers(encoder: nn.Module) -> dict[str, int]:
     return dict(sizes)
 
 
-def _split_lora(model: NextGPTForConditionalGeneration) -> tuple[dict[str, int], list[Tensor]]:
-    """The LLM's own parameters, by what they are, and LoRA's."""
-    own = {id(model.get_input_embeddings().weight): "embedding", id(model.get_output_embeddings().weight): "head"}
-    sizes, lora = Counter(), []
-    for name, parameter in model.language_model.named_parameters():
-        if "lora_" in name:
-            lora.append(parameter)
-        else:
-            sizes[own.get(id(parameter), "layers")] += parameter.numel()
-    return dict(sizes), lora
+def _language_model(model: NextGPTForConditionalGeneration, adapter: set[int]) -> dict[str, int]:
+    """The LLM's own parameters, by what they are, without the adapter's."""
+    ends = {id(model.get_input_embeddings().weight): "embedding", id(model.get_output_embeddings().weight): "head"}
+    sizes = Counter()
+    for parameter in model.language_model.parameters():
+        if id(parameter) not in adapter:
+            sizes[ends.get(id(parameter), "layers")] += parameter.numel()
+    return dict(sizes)
 
 
 def _size(parameters: Iterable[Tensor]) -> int:

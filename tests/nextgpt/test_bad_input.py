@@ -204,7 +204,7 @@ def truncate(name: str):
 
 BAD_MODELS = [
     (edit_config(signal_tokens={"image": 5}), r"signal_rows\.input has shape \[4, 32\], this model needs \[5, 32\]"),
-    (edit_config(lora={"r": 8, "lora_alpha": 8}), "does not fit the language model"),
+    (edit_config(adapter={"peft_type": "LORA", "r": 8}), "does not fit the language model"),
     (edit_config(encoder={"kind": "imagebind", "source": "/nowhere"}), "encoder: no folder /nowhere"),
     (edit_config(decoders={"image": {"kind": "magic", "source": "/nowhere"}}), "magic|/nowhere"),
     (edit_config(model_type="llama"), "llama"),

@@ -15,7 +15,7 @@ from nextgpt.__main__ import main
 from nextgpt.cli.terminal import Chat
 from nextgpt.errors import ModelLoadError, NextGPTError, UserInputError
 from nextgpt.events import Finished, Reply, TextDelta
-from nextgpt.text import whole_characters
+from nextgpt.media.text import whole_characters
 
 HALF = "hi \ud83d"
 BYTES = os.fsdecode(b"caf\xe9")  # as an argument of a Latin-1 terminal comes in

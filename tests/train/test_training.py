@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import Trainer
 
 from nextgpt.decoders import StableDiffusionDecoder
@@ -46,7 +47,7 @@ def test_a_stage_learns_changes_its_own_parts_alone_and_saves_only_those(stage, 
     assert log[0]["loss"] == pytest.approx(sum(log[0][f"loss/{part}"] for part in parts), rel=1e-4)
 
     assert {name for name in before if not name.startswith("encoder.")} == after.keys()
-    groups = [group.replace("lora", "lora_") for group in STAGES[stage].trains]
+    groups = [group.replace("adapter", "lora_") for group in STAGES[stage].trains]
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     assert not [name for name in changed if not any(group in name for group in groups)]
     assert all(any(group in name for name in changed) for group in groups)
@@ -67,7 +68,7 @@ def test_a_run_can_leave_some_of_a_stages_parts_as_they_are(world, tmp_path) -> 
     after = checkpoint_tensors(run_stage("instruct", config_for(world, "instruct", tmp_path / "2", **changes)))
     changed = {name for name, tensor in checkpoint_tensors(before).items() if not torch.equal(tensor, after[name])}
     assert {"lora" if "lora" in name else name.split(".")[0] for name in changed} == {"lora", "input_projection"}
-    for wrong in (["lora"], [], "input_projection"):  # the first stage has no LoRA
+    for wrong in (["adapter"], ["lora"], [], "input_projection"):  # the first stage trains no adapter
         with pytest.raises(UserInputError, match="trains is .*expected a list of some of input_projection, which align_enc"):
             run_stage("align_encoders", config_for(world, "align_encoders", tmp_path / "3", trains=wrong))
 
@@ -84,8 +85,34 @@ def test_a_run_can_widen_the_adapter_which_then_starts_as_it_was(world, tmp_path
     second = run_stage("instruct", config_for(world, "instruct", tmp_path / "2", **changes))
     reloaded = NextGPTForConditionalGeneration.from_pretrained(second).state_dict()
     assert any("up_proj.lora_B" in name and tensor.any() for name, tensor in reloaded.items())
-    with pytest.raises(UserInputError, match="lora: unknown key 'target_module'; did you mean 'target_modules'"):
-        config_for(world, "instruct", tmp_path / "3", lora={"target_module": ["up_proj"]})
+    for name, given in (("lora", {}), ("adapter", {"peft_type": "LORA"})):
+        with pytest.raises(UserInputError, match="adapter: unknown key 'target_module' of LORA; did you mean 'target_modul"):
+            config_for(world, "instruct", tmp_path / "3", **{name: given | {"target_module": ["up_proj"]}})
+
+
+def test_a_run_can_give_an_untrained_model_another_adapter_and_go_on_from_it(world, tmp_path) -> None:
+    first = run_stage("align_encoders", config_for(world, "align_encoders", tmp_path / "1", max_steps=1))
+    changes = {"trains": ["adapter"], "learning_rates": {"adapter": 3e-2}, "learning_rate": 0.0}
+    asked = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3}
+    config = config_for(world, "instruct", tmp_path / "2", model=str(first), adapter=asked, max_steps=3, **changes)
+    second = run_stage("instruct", config)
+    assert log_of(second)[-1]["loss/text"] < log_of(second)[0]["loss/text"]
+    assert "and prefix tuning (3 virtual tokens)" in (second / "README.md").read_text()
+    start = load_file(second / "prefix_tuning" / "adapter_model.safetensors")["prompt_embeddings"]
+    changes |= {"model": str(second), "max_steps": 1}
+    third = run_stage("instruct", config_for(world, "instruct", tmp_path / "3", **changes))
+    moved = load_file(third / "prefix_tuning" / "adapter_model.safetensors")["prompt_embeddings"] - start
+    assert moved.abs().max().item() == pytest.approx(3e-2, rel=0.1)  # Adam's first step is the rate
+    assert NextGPTForConditionalGeneration.from_pretrained(third).config.trained_groups == ["adapter", "input_projection"]
+    with pytest.raises(UserInputError, match="adapter has peft_type IA3, and .*/3 a trained prefix tuning adapter, which"):
+        load_for_training(config_for(world, "instruct", tmp_path / "4", model=str(third), adapter={"peft_type": "IA3"}))
+
+
+def test_an_adapter_that_would_be_trained_in_half_precision_is_refused(world, tmp_path) -> None:
+    changes = {"adapter": {"peft_type": "LN_TUNING"}, "dtype": "bfloat16", "max_steps": 1}
+    with pytest.raises(UserInputError, match="dtype is bfloat16, in which the LN tuning adapter .*give dtype=float32"):
+        run_stage("instruct", config_for(world, "instruct", tmp_path / "1", **changes))
+    run_stage("instruct", config_for(world, "instruct", tmp_path / "2", **changes | {"dtype": "float32"}))
 
 
 def test_a_part_can_have_a_learning_rate_of_its_own(world, tmp_path) -> None:
@@ -292,6 +319,15 @@ def test_the_packaged_configurations_are_valid_and_overrides_win() -> None:
         arguments = TrainingConfig.from_file(file, ["learning_rate=3e-5", "bf16=false"]).training_arguments()
         beta = 0.99 if file.parent.name == "own" else 0.95
         assert (arguments.learning_rate, arguments.adam_beta2) == (3e-5, beta)
+
+
+def test_an_adapter_that_is_given_anew_replaces_the_files_whichever_way_it_is_spelled() -> None:
+    file = REPOSITORY / "train" / "configs" / "own" / "instruct.yaml"
+    assert "up_proj" in TrainingConfig.from_file(file).adapter_changes["target_modules"]
+    assert TrainingConfig.from_file(file, ["lora={r: 4}"]).adapter_changes == {"peft_type": "LORA", "r": 4}
+    assert TrainingConfig.from_file(file, ["adapter={peft_type: IA3}"]).adapter_changes == {"peft_type": "IA3"}
+    with pytest.raises(UserInputError, match="command line: lora is .*, expected nothing beside adapter"):
+        TrainingConfig.from_file(file, ["adapter={peft_type: IA3}", "lora={r: 4}"])
 
 
 PRESET = {

@@ -174,7 +174,7 @@ def check_files(
     check_existence(files)
     location = fetch_model(model)
     config = NextGPTConfig.from_pretrained(location)
-    limit = max_length or config.text_config.max_position_embeddings
+    limit = max_length or config.max_positions
     checker = _Checker(Reader(load_processor(location, config), on_bad_item="skip"), limit, min_length)
     report, first_seen = DataReport(), {}
     workers = os.cpu_count() if workers is None else workers

@@ -29,8 +29,8 @@ from typing import Any
 from transformers.utils.logging import tqdm
 
 from nextgpt.errors import UserInputError
+from nextgpt.media.text import broken_character, listed
 from nextgpt.modalities import MODALITIES
-from nextgpt.text import broken_character, listed
 from nextgpt.train.data.files import json_line, whole_file
 from nextgpt.train.data.json_records import Record, describe, read_records
 from nextgpt.train.data.markers import Marker, RecordMedia, Turn, Unusable, as_list, message_of, split_markers, texts_of

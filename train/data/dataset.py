@@ -34,9 +34,9 @@ from torch.utils.data import Dataset, default_collate
 from nextgpt.decoders import Decoder, register_decoder
 from nextgpt.encoders import Encoder, register_encoder
 from nextgpt.errors import UserInputError
+from nextgpt.media.text import check_characters
 from nextgpt.modalities import MODALITIES, Modality, register_modality, registered_modalities
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
-from nextgpt.text import check_characters
 from nextgpt.train.data.hashes import FileHashes
 from nextgpt.train.data.lines import Line, as_problem, check_files, count_lines, read_lines, with_progress
 from nextgpt.train.data.sampler import BLANK

@@ -73,7 +73,7 @@ def new_config(
         },
         input_modalities=list(takes),
         output_projection={"hidden_size": 128, "num_layers": 2, "num_heads": 4},
-        lora={"r": 16, "lora_alpha": 32},
+        adapter={"peft_type": "LORA", "r": 16, "lora_alpha": 32},
         # What conditions sounds has length 1, spread over its numbers; those of the other text states are near 1 each.
         loss_weights={"conditioning/audio": 50.0},
     )

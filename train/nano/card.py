@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nextgpt.hub.fingerprints import file_hash
 from nextgpt.hub.parts import preset_folder
-from nextgpt.text import listed
+from nextgpt.media.text import listed
 from nextgpt.train.nano.evaluation.evaluate import Score, table
 from nextgpt.train.nano.models.loop import LOG_FILE
 from nextgpt.train.nano.world.clips import FPS, FRAMES, ClipWorld

@@ -89,7 +89,7 @@ def test_the_first_codes_checkpoint_becomes_a_model_that_loads(base, original, t
     assert torch.equal(model.signal_rows.input, torch.cat([image, audio, video]))
     lora = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.default.weight"
     assert torch.equal(model.language_model.get_parameter(lora), original[f"llama_model.{lora}"])
-    assert set(model.config.trained_groups) == {"input_projection", "output_projections", "signal_rows", "lora"}
+    assert set(model.config.trained_groups) == {"input_projection", "output_projections", "signal_rows", "adapter"}
 
     processor = NextGPTProcessor.from_pretrained(tmp_path / "out")
     messages = [

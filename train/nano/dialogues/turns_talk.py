@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 
-from nextgpt.text import listed
+from nextgpt.media.text import listed
 from nextgpt.train.nano.dialogues.phrasings import Phrasing, fill, roughen
 from nextgpt.train.nano.dialogues.turns import Offer, Setting, Turn, choose
 from nextgpt.train.nano.dialogues.turns_clips import ClipTurns
