@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from nextgpt.__main__ import main
+from nextgpt.modeling_nextgpt import NextGPTModel
 from nextgpt.train.config import TrainingConfig
 from nextgpt.train.stages import read_config, run_stage
 from nextgpt.train.trainer import ProgressBar
@@ -21,7 +22,6 @@ SAMPLING = {"sample_steps": 2, "sample_count": 3, "max_steps": 4, "report_to": "
 def drawing_model(monkeypatch):
     """Lets the answers of an untrained model hold a picture, in few diffusion steps."""
     from nextgpt.decoders import StableDiffusionDecoder
-    from nextgpt.modeling_nextgpt import NextGPTModel
 
     generate, answer = StableDiffusionDecoder.generate, NextGPTModel.generate_interleaved
     monkeypatch.setattr(
