@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from nextgpt.__main__ import main
-from nextgpt.train import callbacks as watch
+from nextgpt.modeling_nextgpt import NextGPTModel
 from nextgpt.train.config import TrainingConfig
 from nextgpt.train.stages import read_config, run_stage
 from nextgpt.train.trainer import ProgressBar
@@ -64,8 +64,8 @@ def test_a_run_shorter_than_its_pauses_shows_answers_and_its_loss(world, tmp_pat
 
 def test_sample_answers_change_nothing_of_the_training(world, tmp_path, drawing_model) -> None:
     plain = run_stage("instruct", config_for(world, "instruct", tmp_path / "1", max_steps=4))
-    watched = run_stage("instruct", config_for(world, "instruct", tmp_path / "2", **SAMPLING))
-    found = checkpoint_tensors(watched)
+    sampled = run_stage("instruct", config_for(world, "instruct", tmp_path / "2", **SAMPLING))
+    found = checkpoint_tensors(sampled)
     for name, tensor in checkpoint_tensors(plain).items():
         assert torch.equal(tensor, found[name]), name
 
@@ -75,10 +75,10 @@ def test_the_first_stage_shows_words_only_and_goes_on_without_memory_for_samples
     assert len(list(folder.glob("samples/step-4/answer-*.json"))) == 3
     assert not list(folder.rglob("*.png"))
 
-    def exhausted(*arguments):
+    def exhausted(*arguments, **options):
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
-    monkeypatch.setattr(watch.SampleAnswers, "_answer", exhausted)
+    monkeypatch.setattr(NextGPTModel, "generate_interleaved", exhausted)
     assert run_stage("align_encoders", config_for(world, "align_encoders", tmp_path / "2", **SAMPLING)).is_dir()
 
 
