@@ -15,6 +15,7 @@ import signal
 import struct
 import subprocess
 import termios
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -143,6 +144,11 @@ class Terminal:
                 self._read(0)
             elif writable:
                 typed = typed[os.write(self._end, typed[:256]) :]
+
+    def interrupt_prompt(self) -> None:
+        """Types Ctrl-C at a prompt. Python misses a signal in the instant between the prompt and its wait for input."""
+        time.sleep(1)
+        self.type("\x03")
 
     def prompt(self) -> None:
         """Waits until the chat asks for the next message."""

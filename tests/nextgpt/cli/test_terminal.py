@@ -171,9 +171,9 @@ def test_ctrl_c_stops_an_answer_then_the_chat_at_the_prompt(terminal) -> None:
     session.prompt()
     assert session.shown.endswith("(stopped)\n>") and "Here is a large cat" in session.shown
     assert "step" not in session.shown
-    session.type("\x03")
+    session.interrupt_prompt()
     session.prompt()
-    session.type("\x03")
+    session.interrupt_prompt()
     assert session.finish() == 130
     assert session.shown.splitlines()[-1] in (">", ">^C"), "no traceback"
 
