@@ -36,7 +36,7 @@ def test_what_a_rung_may_lose_follows_from_the_rung_below(shipped):
 def test_pictures_sounds_and_clips_come_back_as_they_went(shipped):
     for modality in ("image", "audio", "video"):
         true = [shipped.bench.render(medium) for medium in shipped.true_media[modality][:2]]
-        again = reconstruct(shipped.decoder(modality), true)
+        again = reconstruct(true, shipped.autoencoder(modality), shipped.vocoder() if modality == "audio" else None)
         assert [type(medium) for medium in again] == [type(medium) for medium in true]
         if modality == "audio":
             assert [len(sound.array) for sound in again] == [len(sound.array) for sound in true]

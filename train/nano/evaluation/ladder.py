@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from nextgpt import NextGPTPipeline
 from nextgpt.decoders import DECODERS, Audio, Decoder, Video
 from nextgpt.decoders.sources import read_json
+from nextgpt.decoders.vocoder import GriffinLimVocoder
 from nextgpt.encoders import load_encoder, preprocessor_for
 from nextgpt.errors import UserInputError
 from nextgpt.events import Media
@@ -31,6 +32,8 @@ from nextgpt.train.nano.evaluation.classifiers import FOLDERS
 from nextgpt.train.nano.evaluation.reconstruct import reconstruct
 from nextgpt.train.nano.evaluation.rows import CROSSING_BAR, MADE_BARS, NAMED_BARS, media_to_text, text_to_media
 from nextgpt.train.nano.evaluation.scores import Score
+from nextgpt.train.nano.models.autoencoder import load as load_autoencoder
+from nextgpt.train.nano.models.decoder import KINDS, VOCODER
 from nextgpt.train.nano.world.things import CAPTION, PARTS, Medium, Sound
 
 CLASSIFIER_BARS = {"image": 0.985, "audio": 0.97, "video": 0.985}
@@ -97,6 +100,18 @@ class Ladder:
             self.decoders[modality] = kind(str(folder))
         return self.decoders[modality]
 
+    def autoencoder(self, modality: str) -> nn.Module:
+        """The decoder's; where there is no decoder yet, the one that it will get."""
+        if (self.root / assemble.DECODERS[modality][1]).is_dir():
+            return self.decoder(modality).pipeline.vae
+        return load_autoencoder(self.part(KINDS[modality].parts[0]), torch.device("cpu"))
+
+    def vocoder(self) -> nn.Module:
+        """The sound decoder's; where there is no decoder yet, the one that it will get."""
+        if (self.root / assemble.DECODERS["audio"][1]).is_dir():
+            return self.decoder("audio").pipeline.vocoder
+        return GriffinLimVocoder(VOCODER)
+
     @cached_property
     def true_media(self) -> dict[str, list[Medium]]:
         """By modality, media of the split that the folder can render; effects, which are in every split, are left out."""
@@ -154,7 +169,7 @@ def classifier(ladder: Ladder, modality: str) -> list[Score]:
 def there_and_back(ladder: Ladder, modality: str) -> list[Score]:
     """True media through the decoder's autoencoder, and for sounds the vocoder, without any denoising."""
     true = [ladder.bench.render(medium) for medium in ladder.true_media[modality]]
-    again = reconstruct(ladder.decoder(modality), true)
+    again = reconstruct(true, ladder.autoencoder(modality), ladder.vocoder() if modality == "audio" else None)
     bars = ladder.below(f"classifier-{modality}", THERE_AND_BACK, SMALL_THERE_AND_BACK)
     scores = ladder.read(f"there and back, {modality}", modality, again, bars)
     if modality != "image":
@@ -169,7 +184,7 @@ def there_and_back(ladder: Ladder, modality: str) -> list[Score]:
 def vocoder(ladder: Ladder) -> list[Score]:
     """The vocoder on the spectrograms of true sounds."""
     true = [ladder.bench.render(medium) for medium in ladder.true_media["audio"]]
-    again = reconstruct(ladder.decoder("audio"), true, autoencoder=False)
+    again = reconstruct(true, None, ladder.vocoder())
     return ladder.read("vocoder", "audio", again, ladder.below("classifier-audio", THERE_AND_BACK))
 
 

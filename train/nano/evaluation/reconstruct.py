@@ -11,28 +11,29 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextgpt.decoders import Audio, Decoder, Video
+from nextgpt.decoders import Audio, Video
 from nextgpt.decoders.audioldm import log_mel_spectrogram
+from nextgpt.decoders.latents import scale_factor
 from nextgpt.events import Media
 
 BATCH = 16
 
 
 @torch.no_grad()
-def reconstruct(decoder: Decoder, media: Sequence[Media], autoencoder: bool = True) -> list[Media]:
-    """Media through the decoder's autoencoder and back; sounds through its vocoder too.
+def reconstruct(media: Sequence[Media], autoencoder: nn.Module | None, vocoder: nn.Module | None = None) -> list[Media]:
+    """Media through an autoencoder and back; sounds through a vocoder too.
 
     Args:
         media: pictures, sounds or clips, all of one kind and of the size that the decoder makes.
-        autoencoder: without it sounds go through the vocoder alone.
+        autoencoder: None for sounds that go through the vocoder alone.
     """
     again: list[Media] = []
     for start in range(0, len(media), BATCH):
         some = media[start : start + BATCH]
         if isinstance(some[0], Audio):
-            again += _sounds(decoder.pipeline, some, autoencoder)
+            again += _sounds(some, autoencoder, vocoder)
         else:
-            again += [_clip_or_picture(decoder.pipeline.vae, medium) for medium in some]
+            again += [_clip_or_picture(autoencoder, medium) for medium in some]
     return again
 
 
@@ -44,16 +45,16 @@ def _clip_or_picture(vae: nn.Module, medium: Media) -> Media:
     return Video(pixels, medium.fps) if isinstance(medium, Video) else Image.fromarray(pixels[0])
 
 
-def _sounds(pipeline: object, sounds: Sequence[Audio], autoencoder: bool) -> list[Audio]:
-    vocoder, config = pipeline.vocoder, pipeline.vocoder.config
+def _sounds(sounds: Sequence[Audio], autoencoder: nn.Module | None, vocoder: nn.Module) -> list[Audio]:
+    config = vocoder.config
     hop = math.prod(config.upsample_rates)
     waveforms = torch.stack([torch.from_numpy(np.asarray(sound.array, np.float32)) for sound in sounds])
-    factor = pipeline.vae_scale_factor if autoencoder else 1
+    factor = scale_factor(autoencoder.config) if autoencoder is not None else 1
     frames = math.ceil(math.ceil(waveforms.shape[1] / hop) / factor) * factor
     padded = F.pad(waveforms, (0, frames * hop - waveforms.shape[1]))
     mels = log_mel_spectrogram(padded, config.sampling_rate, hop, config.model_in_dim)[:, :frames]
-    if autoencoder:
-        mels = _through(pipeline.vae, mels[:, None])[:, 0]
+    if autoencoder is not None:
+        mels = _through(autoencoder, mels[:, None])[:, 0]
     again = vocoder(mels.to(vocoder.device, vocoder.dtype)).float().cpu()[:, : waveforms.shape[1]]
     return [Audio(waveform.numpy(), config.sampling_rate) for waveform in again]
 

@@ -77,7 +77,7 @@ def vocoder_alone(bench: Bench) -> list[Score]:
     sounds = _true_media(bench, "audio")
     sounds = random.Random(bench.seed).sample(sounds, min(len(sounds), bench.count))
     true = [bench.render(sound) for sound in sounds]
-    again = reconstruct(bench.pipeline.decoders["audio"], true, autoencoder=False)
+    again = reconstruct(true, None, bench.pipeline.decoders["audio"].pipeline.vocoder)
     heard = bench.look("audio", again)
     samples = [
         Sample("vocoder alone", sound.caption, parts_of(sound), reading, "", [before, after])
