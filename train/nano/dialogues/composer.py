@@ -3,14 +3,13 @@
 ``python -m nextgpt.train.nano.dialogues.composer --world runs/nano/world --out runs/nano/data`` writes four kinds of JSON
 lines (each with a ``_dev`` twin from the development split; held-out combinations are in none), one conversation a line:
 
-- ``text``: words only, for the language model's pretraining. A picture that the user shows stands as
-  ``(picture: a small cat, flat style, red background)``, a sound as ``(sound: a low trumpet, rising scale)``, a clip as
-  ``(clip: a banana, spinning)``, and what the assistant makes is only announced. Since each announcement holds the
-  caption, the language model learns to turn free speech into captions here.
+- ``text``: for the language model's pretraining. Media are their captions alone, on both sides:
+  ``{"type": "image", "caption": "a small cat, flat style, red background"}``; `something else` is from outside the world.
 - ``align_encoders``: a medium → its caption. ``align_decoders``: a caption or plain request → the medium.
-- ``instruct``: conversations like those of ``text`` with real media: ``{"type": "image", "path": ...}`` (``audio``,
-  ``video``), relative to the file, in the user's messages, ``{"type": "image", "caption": ...}`` in the assistant's.
+- ``instruct``: conversations like those of ``text`` with real media: the user's have ``"path"`` (relative to the file)
+  instead of the caption.
 
+A conversation whose answers may hold some kinds only begins with a system message that says so (`answer_only`).
 Every line also names the ``intents`` of its turns, for measuring. The same seed gives the same files, byte for byte.
 """
 
@@ -19,18 +18,21 @@ import itertools
 import json
 import logging
 import random
+import zlib
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from nextgpt.signals import MODALITIES
+from nextgpt.signals import MODALITIES, answer_only
 from nextgpt.train.nano.dialogues.phrasings import PHRASINGS, load_phrasings, roughen
+from nextgpt.train.nano.dialogues.replies import Replies
+from nextgpt.train.nano.dialogues.scenarios import Scenario, load_scenarios
 from nextgpt.train.nano.dialogues.turns import (
-    OUTSIDE_ANSWER,
     Made,
     MediaTurns,
     NoSuchMedium,
+    Part,
     Setting,
     Shown,
     Turn,
@@ -40,6 +42,7 @@ from nextgpt.train.nano.dialogues.turns import (
 from nextgpt.train.nano.dialogues.turns_clips import ClipTurns
 from nextgpt.train.nano.dialogues.turns_crossings import CrossingTurns
 from nextgpt.train.nano.dialogues.turns_pictures import PictureTurns
+from nextgpt.train.nano.dialogues.turns_scenarios import ScenarioTurns
 from nextgpt.train.nano.dialogues.turns_sounds import SoundTurns
 from nextgpt.train.nano.dialogues.turns_talk import TalkTurns
 from nextgpt.train.nano.world.clips import ClipWorld
@@ -51,7 +54,6 @@ from nextgpt.train.nano.world.things import (
     MOTIONS,
     PICTURE_VALUES,
     SOUND_VALUES,
-    WORDS,
     Clip,
     Concept,
     Instrument,
@@ -74,7 +76,17 @@ FRESH = {
     "audio": {"ask_for": 34, "ask_for_two": 3, "show": 22, "show_outside": 3},
     "video": {"ask_for": 24, "show": 15, "show_outside": 2},
 }
-TALK, CROSSINGS, MIXTURES = 18, 50, 16
+TALK, CROSSINGS, MIXTURES = 18, 50, 22
+# How often a conversation begins with a scenario, and about what; as often another turn of one follows.
+SCENARIO_SHARE = 0.6
+ABOUT = {"mixture": 22, "correction": 15, "change": 11, "crossing": 16, "new subject": 6, "plain": 16}
+ABOUT |= {"refusal": 8, "limited": 4, "abilities": 3}
+LIMITED = 0.04  # of the other conversations allow some kinds of answer only
+DEV_WORDINGS = 50  # one in so many scenarios is kept for the development split
+SYSTEM_PROMPT = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
 
 
 class Composer:
@@ -82,9 +94,10 @@ class Composer:
 
     Args:
         setting: what they are made of.
+        scenarios: written conversations.
     """
 
-    def __init__(self, setting: Setting):
+    def __init__(self, setting: Setting, scenarios: Collection[Scenario] = ()):
         self.setting = setting
         self.pictures, self.sounds = PictureTurns(setting), SoundTurns(setting)
         self.clips = ClipTurns(setting, self.pictures)
@@ -98,17 +111,32 @@ class Composer:
         self.fresh[self.talk.talk] = TALK * len(self.of)
         if self.crossings.crossings:
             self.fresh |= {self.crossings.show: CROSSINGS, self.crossings.mix: MIXTURES}
+        self.scenarios = ScenarioTurns(self, list(scenarios)) if scenarios else None
 
     def conversation(self, rng: random.Random) -> list[Turn]:
         """One to four turns."""
         turns: list[Turn] = []
-        length = rng.choices((1, 2, 3, 4), (40, 35, 17, 8))[0]
+        length = rng.choices((1, 2, 3, 4), (45, 33, 15, 7))[0]
         while len(turns) < length:
             try:
-                turns.append(self._next_turn(rng, turns[-1]) if turns else self._first_turn(rng))
+                turns += self._next_turns(rng, turns[-1], 4 - len(turns)) if turns else self._first_turns(rng)
             except NoSuchMedium:  # the split has no such combination: let the user want something else
                 continue
+        if self.scenarios and turns[0].only is None and rng.random() < LIMITED:
+            return self._limited(rng, turns)
         return turns
+
+    def _limited(self, rng: random.Random, turns: list[Turn]) -> list[Turn]:
+        """The same where only some kinds of answer are allowed, up to the first answer that is not."""
+        kinds = [kind for kind in self.setting.media if rng.random() < 0.5] or [rng.choice(self.setting.media)]
+        only = ("text", *(kind for kind in self.setting.media if kind not in kinds))
+        for number, turn in enumerate(turns):
+            made = dict.fromkeys(modality_of(part.medium) for part in turn.assistant if isinstance(part, Made))
+            if off := [kind for kind in made if kind not in only]:
+                answer: list[Part] = [self.setting.replies.off(off, rng)]
+                turns = [*turns[:number], turn._replace(assistant=answer, medium=None, offer=None)]
+                break
+        return [turns[0]._replace(only=only), *turns[1:]]
 
     def turn(self, kind: str, rng: random.Random, medium: Medium | None = None) -> Turn:
         """One turn of a kind, to measure with.
@@ -143,60 +171,67 @@ class Composer:
             except NoSuchMedium:
                 continue
 
-    def _first_turn(self, rng: random.Random) -> Turn:
+    def _first_turns(self, rng: random.Random) -> list[Turn]:
+        if self.scenarios and rng.random() < SCENARIO_SHARE:
+            return self.scenarios.some(choose(rng, ABOUT), rng)
         if rng.random() < 0.02:
-            return self._any(rng).ask_without(rng)
+            return [self._any(rng).ask_without(rng)]
+        return [choose(rng, self.fresh)(rng)]
+
+    def _fresh(self, rng: random.Random) -> Turn:
+        """A wish that has nothing to do with what was before."""
+        if self.scenarios and rng.random() < SCENARIO_SHARE:
+            about = choose(rng, {about: ABOUT[about] for about in ("mixture", "crossing", "plain", "refusal", "abilities")})
+            return self.scenarios.some(about, rng, most=1)[0]
         return choose(rng, self.fresh)(rng)
 
     def _any(self, rng: random.Random) -> MediaTurns:
         return self.pictures if len(self.of) == 1 else rng.choice(list(self.of.values()))
 
-    def _next_turn(self, rng: random.Random, last: Turn) -> Turn:
+    def _next_turns(self, rng: random.Random, last: Turn, most: int) -> list[Turn]:
         if last.offer and rng.random() < 0.7:
-            return self.talk.answer_offer(rng, last.offer)
+            return [self.talk.answer_offer(rng, last.offer)]
         if last.medium is None:
-            return choose(rng, self.fresh)(rng) if rng.random() < 0.7 else self.talk.talk(rng)
+            return [self._fresh(rng) if rng.random() < 0.7 else self.talk.talk(rng)]
         turns = self.of[modality_of(last.medium)]
         draw = rng.random()
         if draw < 0.5:
-            return turns.change(rng, last.medium)
-        if draw < 0.7:
-            return turns.ask(rng, last.medium)
-        if draw < 0.8:  # the medium stays on the table while people chat
-            return self.talk.talk(rng)._replace(medium=last.medium, offer=None)
-        if draw < 0.9 and self.crossings.kinds_from(last.medium):
-            return self.crossings.cross(rng, last.medium)
-        return choose(rng, self.fresh)(rng)
+            return [turns.change(rng, last.medium)]
+        if draw < 0.65:
+            return [turns.ask(rng, last.medium)]
+        if draw < 0.75:  # the medium stays on the table while people chat
+            return [self.talk.talk(rng)._replace(medium=last.medium, offer=None)]
+        if draw < 0.85 and self.crossings.kinds_from(last.medium):
+            return [self.crossings.cross(rng, last.medium)]
+        if self.scenarios and draw > 0.95 and most > 1:
+            return self.scenarios.some("new subject", rng, most)
+        return [self._fresh(rng)]
 
 
 # -- lines ------------------------------------------------------------------------------------------------------
 
 
-def text_line(setting: Setting, turns: list[Turn]) -> dict:
-    """The conversation in words only."""
-    messages = []
-    for turn in turns:
-        user = [part if isinstance(part, str) else _in_words(setting, part) for part in turn.user]
-        assistant = [part for part in turn.assistant if isinstance(part, str)]
-        messages += [_message("user", [_text(" ".join(user))]), _message("assistant", [_text(" ".join(assistant))])]
-    return {"messages": messages, "intents": [turn.intent for turn in turns]}
+def text_line(turns: list[Turn]) -> dict:
+    """The conversation with the captions of its media."""
+    return _line(turns, lambda shown: {"caption": shown.medium.caption if shown.medium else OUTSIDE_CAPTION})
 
 
 def media_line(turns: list[Turn]) -> dict:
-    """The conversation with its media."""
-    messages = []
+    """The conversation with the media that the user shows, and the captions of those that are made."""
+    return _line(turns, lambda shown: {"path": shown.path})
+
+
+def _line(turns: list[Turn], show: Callable[[Shown], dict]) -> dict:
+    only = turns[0].only
+    messages = [] if only is None else [_message("system", [_text(f"{SYSTEM_PROMPT} {answer_only(only)}")])]
     for turn in turns:
-        user = [_text(part) if isinstance(part, str) else {"type": part.modality, "path": part.path} for part in turn.user]
+        user = [_text(part) if isinstance(part, str) else {"type": part.modality, **show(part)} for part in turn.user]
         assistant = [
             _text(part) if isinstance(part, str) else {"type": modality_of(part.medium), "caption": part.medium.caption}
             for part in turn.assistant
         ]
         messages += [_message("user", user), _message("assistant", assistant)]
     return {"messages": messages, "intents": [turn.intent for turn in turns]}
-
-
-def _in_words(setting: Setting, shown: Shown) -> str:
-    return f"({WORDS[shown.modality]}: {setting.spoken(shown.medium) if shown.medium else OUTSIDE_CAPTION})"
 
 
 def _text(text: str) -> dict:
@@ -245,10 +280,10 @@ def align_encoders_line(composer: Composer, media: dict[str, list[Medium]], inde
     intent = composer.of[modality].describing
     text = roughen(rng.choice(setting.phrasings[intent]).text, rng)
     if number % 12 == 11 and (shown := setting.outside_shown(rng, modality)).path:
-        answer = OUTSIDE_ANSWER
+        answer = setting.unknown(modality, rng)
     else:
         medium = media[modality][number % len(media[modality])]
-        shown, answer = setting.shown(rng, medium), setting.this_is(medium)
+        shown, answer = setting.shown(rng, medium), setting.described(medium, rng)
     return media_line([Turn(intent, with_shown(rng, [shown], text), [answer])])
 
 
@@ -261,12 +296,12 @@ def align_decoders_line(composer: Composer, media: dict[str, list[Medium]], inde
     text = rng.choice((spoken, ASKING[modality].format(spoken), ""))
     if not text:
         text = roughen(composer.of[modality].request_for(rng, medium), rng, slips=0)
-    return media_line([Turn(ASKED[modality], [text], [setting.here_is(medium), Made(medium)])])
+    return media_line([setting.make(ASKED[modality], rng, text, medium)])
 
 
 ASKED = {"image": "draw", "audio": "play", "video": "film"}
 LINES: dict[str, Callable[[Composer, dict[str, list[Medium]], int, random.Random], dict]] = {
-    "text": lambda composer, media, index, rng: text_line(composer.setting, composer.conversation(rng)),
+    "text": lambda composer, media, index, rng: text_line(composer.conversation(rng)),
     "align_encoders": align_encoders_line,
     "align_decoders": align_decoders_line,
     "instruct": lambda composer, media, index, rng: media_line(composer.conversation(rng)),
@@ -293,13 +328,17 @@ def load_composer(
     outside_paths: list[str] | None = None,
     phrasings: Path = PHRASINGS,
     media: Collection[str] = MODALITIES,
+    natural: bool | None = None,
 ) -> Composer:
     """A composer over a built world and the data beside this file. What lies outside the world is split by its name too.
 
     Args:
         outside_paths: files from outside the world, relative to the data folder.
         media: the modalities that are talked about.
+        natural: answers are said in natural English and scenarios are played; by default where phrasings are those that
+            are learned from. Otherwise answers are captions, as the first nano model said them.
     """
+    natural = phrasings == PHRASINGS if natural is None else natural
     concepts, clips = load_concepts(world), ClipWorld(World(world)) if "video" in media else None
     instruments = load_instruments(world, concepts) if "audio" in media else {}
     concepts = {name: _without_names_of_other_sounds(concept, instruments) for name, concept in concepts.items()}
@@ -329,8 +368,19 @@ def load_composer(
             filmed=clips.names if clips else [],
             takes=SoundWorld(world).takes if "audio" in media else [],
             looks=clips.looks if clips else [],
-        )
+            replies=Replies(concepts, instruments) if natural else None,
+        ),
+        _scenarios_of(split) if natural and set(media) == set(MODALITIES) else (),
     )
+
+
+def _scenarios_of(split: str) -> list[Scenario]:
+    """One in `DEV_WORDINGS` scenarios, by its words, is met in the development split alone."""
+    return [
+        scenario
+        for scenario in load_scenarios()
+        if (zlib.crc32(scenario.text.encode()) % DEV_WORDINGS == 0) == (split == "dev")
+    ]
 
 
 def _without_names_of_other_sounds(concept: Concept, instruments: dict[str, Instrument]) -> Concept:
