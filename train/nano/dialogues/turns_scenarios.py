@@ -8,7 +8,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from nextgpt.train.nano.dialogues.phrasings import fill, roughen
-from nextgpt.train.nano.dialogues.replies import ASKING_BACK, CHATTING, GREETING, NO, YES, parts_of
+from nextgpt.train.nano.dialogues.replies import ASKING_BACK, CHATTING, GREETING, NO, WONDERING, YES, parts_of
 from nextgpt.train.nano.dialogues.scenarios import Filled, Filler, NothingHeld, Scenario, Wanted
 from nextgpt.train.nano.dialogues.turns import Made, NoSuchMedium, Part, Shown, Turn, changed_parts
 from nextgpt.train.nano.world.things import (
@@ -155,13 +155,17 @@ class ScenarioTurns:
             found = [(part, next(m for m in reversed(known) if part in parts_of(m))) for part in told["tells"]]
             return " ".join(self.replies.tell(part, medium, rng) for part, medium in found)
         if "yes" in told:
+            if not known:
+                return rng.choice(("Yes, I can.", "Yes.", "Sure, yes.") if told["yes"] else ("No, I can't.", "No, sorry."))
             return self._yes_or_no(told["yes"], turn, filled, known[-1], rng)
         text = " ".join(part for part in user if isinstance(part, str))
         if "refuses" in told:
             return self.composer.talk.cannot(rng, text, filled.chosen.get("thing", "that"))
         if "abilities" in told:
             return rng.choice(self.abilities)
-        return rng.choice(ASKING_BACK if "asks" in told else GREETING if _GREETS.search(text) else CHATTING)
+        if "asks" in told:
+            return rng.choice(ASKING_BACK)
+        return rng.choice(WONDERING if "?" in str(turn["user"]) else GREETING if _GREETS.search(text) else CHATTING)
 
     def _known(self, name: str, known: list[Medium]) -> Medium:
         """The medium that shows or plays what is named."""
