@@ -10,7 +10,7 @@ lines (each with a ``_dev`` twin from the development split; held-out combinatio
   instead of the caption.
 
 A conversation whose answers may hold some kinds only begins with a system message that says so (`answer_only`).
-Every line also names the ``intents`` of its turns, for measuring. The same seed gives the same files, byte for byte.
+Every line also names the ``intents`` of its turns, for measuring, and of a scenario what the last answer's words must say. The same seed gives the same files, byte for byte.
 """
 
 import argparse
@@ -226,12 +226,15 @@ def _line(turns: list[Turn], show: Callable[[Shown], dict]) -> dict:
     messages = [] if only is None else [_message("system", [_text(f"{SYSTEM_PROMPT} {answer_only(only)}")])]
     for turn in turns:
         user = [_text(part) if isinstance(part, str) else {"type": part.modality, **show(part)} for part in turn.user]
-        assistant = [
-            _text(part) if isinstance(part, str) else {"type": modality_of(part.medium), "caption": part.medium.caption}
-            for part in turn.assistant
-        ]
+        assistant: list[dict] = []
+        for part in turn.assistant:
+            if isinstance(part, str):
+                assistant.append(_text(f" {part}" if assistant else part))
+            else:
+                assistant.append({"type": modality_of(part.medium), "caption": part.medium.caption})
         messages += [_message("user", user), _message("assistant", assistant)]
-    return {"messages": messages, "intents": [turn.intent for turn in turns]}
+    line = {"messages": messages, "intents": [turn.intent for turn in turns]}
+    return line | ({"checks": turns[-1].checks} if turns[-1].checks else {})
 
 
 def _text(text: str) -> dict:

@@ -35,7 +35,7 @@ MAIN = {modality: parts[0] for modality, parts in PARTS.items()}
 TOLD_BY = {part: modality for modality, parts in PARTS.items() for part in parts[1:]} | {"instrument": "audio"}
 NO = ("No.", "No, not quite.", "Nope.", "No, sorry.", "Not really, no.", "No, it isn't.")
 YES = ("Yes.", "Yes, it is.", "Yes, exactly.", "That's right.", "Yes, you're right.", "Correct.")
-TWO = ("{}. And then {}.", "First {}, then {}.", "{} and {}.", "I have {} first, then {}.", "One is {}, the other is {}.")
+TWO = ("{}. And then {}.", "First {}, then {}.", "{} and {}.", "{} first, then {}.", "One is {}, the other is {}.")
 ASKING_BACK = (
     *("What would you like instead?", "What should I change?", "How would you like it?", "Tell me what it should be."),
     *("Sorry about that. What would be right?", "What should it look like, then?", "Which one would you like?"),
@@ -167,7 +167,8 @@ class Replies:
     def confirm(self, medium: Medium, rng: random.Random, part: str = "") -> str:
         """Yes, it is so; `part`: what was asked, by default the main thing."""
         if part not in ("", MAIN[modality_of(medium)]):
-            return rng.choice(YES) if rng.random() < 0.5 else f"Yes. {self.tell(part, medium, rng)}"
+            told = self.tell(part, medium, rng)
+            return rng.choice(YES) if rng.random() < 0.5 or told.startswith("Not") else f"Yes. {told}"
         return self._say("yes_right", medium, rng, {MAIN[modality_of(medium)]})
 
     def deny(self, medium: Medium, rng: random.Random, part: str = "", asked: str = "") -> str:

@@ -91,6 +91,7 @@ class Turn(NamedTuple):
     medium: Medium | None = None
     offer: Offer | None = None
     only: tuple[str, ...] | None = None  # of a first turn: the kinds of answer that are allowed
+    checks: tuple[dict[str, Any], ...] = ()  # what the words of the answer must say, see `scenarios`
 
 
 @dataclass

@@ -77,7 +77,8 @@ class ScenarioTurns:
             known += made
             on_table = known[-1] if len(made) == 1 or (known and not made) else None
             intent = f"scenario {scenario.about}"
-            turns.append(Turn(intent, user, assistant, on_table, only=None if number else scenario.only))
+            checks = tuple(part.told for part in wanted if part.kind == "text")
+            turns.append(Turn(intent, user, assistant, on_table, None, None if number else scenario.only, checks))
         return turns
 
     def _shown_or_said(self, part: dict, rng: random.Random) -> Part:
