@@ -111,7 +111,7 @@ def tokenizer_texts(file: Path, names: Iterable[str], limit: int) -> Iterator[st
     for name in names:
         yield from (f" {name}",) * 50
         yield from (f" {name.upper()}",) * 12
-        yield from (f"{name.capitalize()}",) * 6
+        yield from (name.capitalize(), f" {name.capitalize()}") * 8
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(islice(lines, limit)):
             for message in read_messages(line):

@@ -46,7 +46,11 @@ CHATTING = (
     *("Good to hear.", "I'm glad.", "Anytime!", "With pleasure.", "Okay!", "Nice. What's next?", "Thanks, what else?"),
 )
 WONDERING = (
-    *("I wouldn't know, but thanks for asking!", "Good question! I'm only a small program.", "Hard to say for a program like me!"),
+    *(
+        "I wouldn't know, but thanks for asking!",
+        "Good question! I'm only a small program.",
+        "Hard to say for a program like me!",
+    ),
     *("I'm fine, thank you!", "I like it here, thanks.", "I think so!", "Who knows? I'm just a little program."),
 )
 GREETING = (
