@@ -10,7 +10,8 @@ lines (each with a ``_dev`` twin from the development split; held-out combinatio
   instead of the caption.
 
 A conversation whose answers may hold some kinds only begins with a system message that says so (`answer_only`).
-Every line also names the ``intents`` of its turns, for measuring, and of a scenario what the last answer's words must say. The same seed gives the same files, byte for byte.
+Every line also names the ``intents`` of its turns, for measuring, and of a scenario what the last answer's words must say.
+The same seed gives the same files, byte for byte.
 """
 
 import argparse
@@ -122,19 +123,22 @@ class Composer:
                 turns += self._next_turns(rng, turns[-1], 4 - len(turns)) if turns else self._first_turns(rng)
             except NoSuchMedium:  # the split has no such combination: let the user want something else
                 continue
-        if self.scenarios and turns[0].only is None and rng.random() < LIMITED:
-            return self._limited(rng, turns)
-        return turns
+        only = turns[0].only
+        if self.scenarios and only is None and rng.random() < LIMITED:
+            kinds = [kind for kind in self.setting.media if rng.random() < 0.5] or [rng.choice(self.setting.media)]
+            only = ("text", *(kind for kind in self.setting.media if kind not in kinds))
+        return turns if only is None else self._limited(rng, turns, only)
 
-    def _limited(self, rng: random.Random, turns: list[Turn]) -> list[Turn]:
+    def _limited(self, rng: random.Random, turns: list[Turn], only: tuple[str, ...]) -> list[Turn]:
         """The same where only some kinds of answer are allowed, up to the first answer that is not."""
-        kinds = [kind for kind in self.setting.media if rng.random() < 0.5] or [rng.choice(self.setting.media)]
-        only = ("text", *(kind for kind in self.setting.media if kind not in kinds))
         for number, turn in enumerate(turns):
             made = dict.fromkeys(modality_of(part.medium) for part in turn.assistant if isinstance(part, Made))
             if off := [kind for kind in made if kind not in only]:
                 answer: list[Part] = [self.setting.replies.off(off, rng)]
-                turns = [*turns[:number], turn._replace(assistant=answer, medium=None, offer=None)]
+                turns = [
+                    *turns[:number],
+                    turn._replace(assistant=answer, medium=None, offer=None, checks=({"refuses": True},)),
+                ]
                 break
         return [turns[0]._replace(only=only), *turns[1:]]
 

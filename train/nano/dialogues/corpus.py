@@ -2,8 +2,8 @@
 
 A medium that the user shows is its caption, spelled out or as one *soft* position that holds the sum of its words. A medium
 that the assistant makes is spelled out in half of the conversations; in the others it is a run of as many positions
-as it will have signal tokens: a token for its kind (`<picture>`, where later `[IMG0]` stands), which the model has to predict,
-then `<mask>` tokens (`[IMG1]` …). Each position of a run has to hold the words of the caption (`run_targets`).
+as it will have signal tokens: a token for its kind (`<picture>`, where later `[IMG0]` stands), which the model has to
+predict, then `<mask>` tokens (`[IMG1]` …). Each position of a run has to hold the words of the caption (`run_targets`).
 """
 
 import json
@@ -61,16 +61,18 @@ _CAPTIONS = {
 
 def caption_parts(modality: str, caption: str) -> dict[str, str]:
     """What a caption tells, in the order of `RUN_PARTS`: "a small cat, flat style, red background" → concept: cat, …"""
-    words = re.sub(r"^the sound of ", "", re.sub(r"^(?:an?|the) (?!sound of)", "", caption))
-    match = re.fullmatch(_CAPTIONS[modality], words)
+    match = re.fullmatch(_CAPTIONS[modality], _bare(caption))
     told = match.groupdict() if match else {}
     return {part: told[part] for part in RUN_PARTS[modality] if told.get(part)}
 
 
 def spelled(modality: str, caption: str) -> str:
     """A medium in words: "(picture: small cat, flat style, red background)"."""
-    words = re.sub(r"^the sound of ", "", re.sub(r"^(?:an?|the) (?!sound of)", "", caption))
-    return f"({WORDS[modality]}: {words})"
+    return f"({WORDS[modality]}: {_bare(caption)})"
+
+
+def _bare(caption: str) -> str:
+    return re.sub(r"^(?:the sound of )?(?:(?:an?|the) )?", "", caption)
 
 
 # -- tokenizer --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Measures a language model in words alone: the right kinds of answer, the right content, as the answers' parser reads it."""
+"""Measures a language model in words alone: right kinds of answer, right content as the answers' parser reads it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Makes the nano language model: a tokenizer and a small Llama trained on the words-only dialogues; knows no pixel.
 
-``python -m nextgpt.train.nano.models.language_model --data runs/nano/data --out runs/nano/language_model --minutes 4`` reads
-``text.jsonl`` (see ``dialogues/composer.py``), trains a byte-level BPE tokenizer and the model from scratch, and measures both
-on ``text_dev.jsonl``. It goes on from its last checkpoint when started again.
+``python -m nextgpt.train.nano.models.language_model --data runs/nano/data --out runs/nano/language_model --minutes 4``
+reads ``text.jsonl`` (see ``dialogues/composer.py``), trains a byte-level BPE tokenizer and the model from scratch, and
+measures both on ``text_dev.jsonl``. It goes on from its last checkpoint when started again.
 
 In pretraining the model also learns what the later stages need: to *read one embedding in place of a medium* (the sum of
 the embeddings of its caption's words, with noise and with other things' words mixed in, as a linear projection of a medium's
@@ -43,7 +43,7 @@ SOFT_NOISE = 1.5  # at most, in units of the embedding table's own standard devi
 MASK_NOISE = 0.2  # likewise, on the positions of a run
 INTERFERING, INTERFERENCE = 6, 0.35  # other words mixed into a soft position; how much of each at most
 UNKNOWN = 1.2  # how much of each where nothing of the world is shown
-RUN_WEIGHT = 4.0  # of the loss on all words of a run together; a word of the answer counts 1
+RUN_WEIGHT = 8.0  # of the loss on all words of a run together; a word of the answer counts 1
 TEXT_FILE, DEV_FILE = "text.jsonl", "text_dev.jsonl"
 
 
@@ -69,9 +69,9 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def hidden_states(network: LlamaModel, hidden: Tensor) -> Tensor:
-    """What `network` makes of embeddings [batch, length, hidden], padded on the right: its own forward pass with less copying.
+    """What `network` makes of embeddings [batch, length, hidden], padded on the right: its own pass with less copying.
 
-    Three products a layer less, no cache; under autocast the sums between layers are bfloat16 too.
+    Two products a layer less, no cache; under autocast the sums between layers are bfloat16 too.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
@@ -129,14 +129,14 @@ class RMSNorm(torch.autograd.Function):
 
 
 class WordLosses(torch.autograd.Function):
-    """Cross-entropy of the words that states `[states, hidden]` predict through a table `[tokens, hidden]`; float32 `[states]`.
+    """Cross-entropy of the words that states `[states, hidden]` predict through a table `[tokens, hidden]`.
 
     The probabilities stand in the states' own precision, once, instead of four times in float32.
     """
 
     @staticmethod
     def forward(context, states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-        """Losses for `targets`, int64 `[states]`."""
+        """Losses for `targets`, int64 `[states]`; float32 `[states]`."""
         table = table.to(states.dtype)
         shares = (states @ table.T).softmax(-1)
         context.save_for_backward(states, table, targets, shares)
