@@ -27,7 +27,7 @@ from nextgpt.train.nano.dialogues.phrasings import (
 from nextgpt.train.nano.dialogues.scenarios import ABOUT, Scenario, load_scenarios, parts_of_user
 from nextgpt.train.nano.dialogues.turns import DERIVED, Made, NoSuchMedium, Shown
 from nextgpt.train.nano.evaluation.answers import AnswerParser
-from nextgpt.train.nano.models.language_measure import Reader
+from nextgpt.train.nano.evaluation.words import Reader
 from nextgpt.train.nano.world.pictures import CONCEPTS
 from nextgpt.train.nano.world.sounds import load_sounds
 from nextgpt.train.nano.world.things import Clip, Picture, Sound, modality_of, path_of

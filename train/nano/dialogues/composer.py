@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 
 from nextgpt.signals import MODALITIES, answer_only
+from nextgpt.train.nano.dialogues.outside import things_outside, without_names_of_other_sounds
 from nextgpt.train.nano.dialogues.phrasings import PHRASINGS, load_phrasings, roughen
 from nextgpt.train.nano.dialogues.replies import Replies
 from nextgpt.train.nano.dialogues.scenarios import Scenario, load_scenarios
@@ -48,20 +49,16 @@ from nextgpt.train.nano.dialogues.turns_sounds import SoundTurns
 from nextgpt.train.nano.dialogues.turns_talk import TalkTurns
 from nextgpt.train.nano.world.clips import ClipWorld
 from nextgpt.train.nano.world.media_files import outside_files, write_files
-from nextgpt.train.nano.world.pictures import CONCEPTS, World
+from nextgpt.train.nano.world.pictures import World
 from nextgpt.train.nano.world.sounds import SoundWorld
-from nextgpt.train.nano.world.split import split_of_names
 from nextgpt.train.nano.world.things import (
     MOTIONS,
     PICTURE_VALUES,
     SOUND_VALUES,
     Clip,
-    Concept,
-    Instrument,
     Medium,
     Picture,
     Sound,
-    bare,
     load_concepts,
     load_instruments,
     modality_of,
@@ -348,15 +345,8 @@ def load_composer(
     natural = phrasings == PHRASINGS if natural is None else natural
     concepts, clips = load_concepts(world), ClipWorld(World(world)) if "video" in media else None
     instruments = load_instruments(world, concepts) if "audio" in media else {}
-    concepts = {name: _without_names_of_other_sounds(concept, instruments) for name, concept in concepts.items()}
-    outside = json.loads((DATA / "outside.json").read_text(encoding="utf-8"))
-    things = [*outside["things"].items(), *unbuilt_things(concepts)]
-    heard = {instrument.with_article(name) for instrument in instruments.values() for name in instrument.articles}
-    seen = {word for concept in concepts.values() for word in (concept.name, *concept.synonyms)}
-
-    def belongs(thing: str) -> bool:
-        return split_of_names("outside", bare(thing)) == split
-
+    concepts = {name: without_names_of_other_sounds(concept, instruments) for name, concept in concepts.items()}
+    unseen, unheard = things_outside(concepts, instruments, split)
     return Composer(
         Setting(
             concepts=concepts,
@@ -364,14 +354,10 @@ def load_composer(
             split=split,
             media=tuple(modality for modality in MODALITIES if modality in media),
             glosses=json.loads((DATA / "glosses.json").read_text(encoding="utf-8"))["glosses"],
-            outside=[(thing, near) for thing, near in things if near in concepts and thing not in heard and belongs(thing)],
+            outside=unseen,
             outside_paths=outside_paths or [],
             instruments=instruments,
-            outside_sounds=[
-                (thing, near)
-                for thing, near in outside["sounds"].items()
-                if near in instruments and bare(thing) not in seen and belongs(thing)
-            ],
+            outside_sounds=unheard,
             filmed=clips.names if clips else [],
             takes=SoundWorld(world).takes if "audio" in media else [],
             looks=clips.looks if clips else [],
@@ -387,23 +373,6 @@ def _scenarios_of(split: str) -> list[Scenario]:
         scenario
         for scenario in load_scenarios()
         if (zlib.crc32(scenario.text.encode()) % DEV_WORDINGS == 0) == (split == "dev")
-    ]
-
-
-def _without_names_of_other_sounds(concept: Concept, instruments: dict[str, Instrument]) -> Concept:
-    """So that "an electric guitar", drawn as a guitar, is not played as one."""
-    taken = {word for instrument in instruments.values() if instrument.name != concept.sound for word in instrument.articles}
-    return concept._replace(synonyms=tuple(word for word in concept.synonyms if word not in taken))
-
-
-def unbuilt_things(concepts: dict[str, Concept]) -> list[tuple[str, str]]:
-    """Concepts that are listed but not in this world, each with one of the same category that is."""
-    listed = json.loads(CONCEPTS.read_text(encoding="utf-8"))
-    near = {row["name"]: [c.name for c in concepts.values() if c.category == row["category"]] for row in listed}
-    return [
-        (f"{row['article']} {row['name']}".strip(), near[row["name"]][number % len(near[row["name"]])])
-        for number, row in enumerate(listed)
-        if row["name"] not in concepts and near[row["name"]]
     ]
 
 

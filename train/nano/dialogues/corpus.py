@@ -2,8 +2,9 @@
 
 A medium that the user shows is its caption, spelled out or as one *soft* position that holds the sum of its words. A medium
 that the assistant makes is spelled out in half of the conversations; in the others it is a run of as many positions
-as it will have signal tokens: a token for its kind (`<picture>`, where later `[IMG0]` stands), which the model has to
-predict, then `<mask>` tokens (`[IMG1]` …). Each position of a run has to hold the words of the caption (`run_targets`).
+as it will have signal tokens: a token for its kind, which the model has to predict, then masks, which it is given.
+Each position of a run has to hold words of the caption (`run_targets`). So the later stages can begin the row of `[IMG0]`
+as that of `<picture>`, and those of `[IMG1]` … as those of `<mask1>` ….
 """
 
 import json
@@ -28,9 +29,9 @@ from nextgpt.train.nano.world.things import MOTIONS, PICTURE_VALUES, SOUND_VALUE
 
 # GPT-2's splitting into words with single digits, save that the world's "3d" is a word.
 SPLIT = r"'(?:s|t|re|ve|m|ll|d)| ?3[dD]\b| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-MASK = "<mask>"
 KINDS = {modality: f"<{word}>" for modality, word in WORDS.items()}
 RUN_LENGTHS = {"image": 4, "audio": 8, "video": 24}  # as many positions as signal tokens
+MASKS = tuple(f"<mask{place}>" for place in range(1, max(RUN_LENGTHS.values())))
 # Whose words the positions of a run hold, one after the other; a position holds two words, see `run_targets`.
 RUN_PARTS = {
     "image": {"concept": 4, "style": 2, "background": 1, "size": 1},
@@ -88,7 +89,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 6144) -> PreTrainedT
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=["<unk>", "<s>", "</s>", "<pad>", MASK, *KINDS.values()],
+        special_tokens=["<unk>", "<s>", "</s>", "<pad>", *KINDS.values(), *MASKS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -99,7 +100,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 6144) -> PreTrainedT
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
-        mask_token=MASK,
         padding_side="left",
         model_max_length=1024,
         clean_up_tokenization_spaces=False,
@@ -145,9 +145,9 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self.tokenizer = tokenizer
-        self.mask = tokenizer.convert_tokens_to_ids(MASK)
+        self.masks = tokenizer.convert_tokens_to_ids(list(MASKS))
         self.kinds = {modality: tokenizer.convert_tokens_to_ids(token) for modality, token in KINDS.items()}
-        self.has_runs = None not in (self.mask, *self.kinds.values()) and self.mask != tokenizer.unk_token_id
+        self.has_runs = KINDS["image"] in tokenizer.get_vocab()  # the first nano model's tokenizer has none
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer._tokenizer.encode(text, add_special_tokens=False).ids if text else []
@@ -202,7 +202,7 @@ class Encoder:
     def _add_run(self, example: Example, modality: str, caption: str) -> None:
         targets = self.run_targets(modality, caption)
         self._add(example, [self.kinds[modality]], 1.0, targets=targets[:1])
-        self._add(example, [self.mask] * (len(targets) - 1), 0.0, targets=targets[1:])
+        self._add(example, self.masks[: len(targets) - 1], 0.0, targets=targets[1:])
 
     def run_targets(self, modality: str, caption: str) -> list[tuple[int, ...]]:
         """For each position of a run the words that it must hold: first those of the concept, spread over its share.

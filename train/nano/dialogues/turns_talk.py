@@ -20,8 +20,12 @@ CANNOT = (
         "I don't know {1}, so I can't {0} that. ",
         "Sorry, {1} is not among the things I know. ",
     ),
-    *("I never learned to {0} {1}. ", "I wish I could {0} {1}, but I can't. ", "Sorry, I can't {0} {1}: I don't know it. "),
-    *("I'm not able to {0} {1}. ", "I haven't learned {1} yet. ", "That's beyond me: I can't {0} {1}. "),
+    *(
+        "I never learned to {0} {1}, sorry. ",
+        "I wish I could {0} {1}, but I can't. ",
+        "Sorry, I can't {0} {1}: I don't know it. ",
+    ),
+    *("I'm not able to {0} {1}, sorry. ", "Sorry, I haven't learned {1} yet. ", "That's beyond me: I can't {0} {1}. "),
 )
 OFFERS = (
     *(

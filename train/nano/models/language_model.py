@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaMode
 from nextgpt.train.nano.dialogues.corpus import (
     BAG,
     KINDS,
-    MASK,
+    MASKS,
     READINGS,
     RUN_LENGTHS,
     Batch,
@@ -109,7 +110,7 @@ class RMSNorm(torch.autograd.Function):
     """`F.rms_norm` with a derivative of its own: that of torch copies the activations in float32 many times over."""
 
     @staticmethod
-    def forward(context, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    def forward(context: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """[..., hidden] → the same, of size `weight` in the mean square."""
         scale = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
         scale = (scale.square() / hidden.shape[-1] + epsilon).rsqrt().to(hidden.dtype)
@@ -118,7 +119,7 @@ class RMSNorm(torch.autograd.Function):
         return hidden * scale * weight
 
     @staticmethod
-    def backward(context, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         """The gradients of the input and of the weight."""
         hidden, weight, scale = context.saved_tensors
         normed = hidden * scale
@@ -135,7 +136,7 @@ class WordLosses(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context, states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+    def forward(context: Any, states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
         """Losses for `targets`, int64 `[states]`; float32 `[states]`."""
         table = table.to(states.dtype)
         shares = (states @ table.T).softmax(-1)
@@ -143,7 +144,7 @@ class WordLosses(torch.autograd.Function):
         return -shares.gather(1, targets[:, None])[:, 0].float().clamp(min=1e-20).log()
 
     @staticmethod
-    def backward(context, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         """The gradients of the states and of the table."""
         states, table, targets, shares = context.saved_tensors
         of_logits = shares.scatter_add(1, targets[:, None], -torch.ones_like(targets, dtype=shares.dtype)[:, None])
@@ -154,7 +155,7 @@ class WordLosses(torch.autograd.Function):
 def same_words(tokenizer: PreTrainedTokenizerFast) -> Tensor:
     """For each token the number of its word: " cat", "Cat" and " CAT" are one. int64 [tokens]"""
     groups: dict[str, int] = {}
-    control = set(tokenizer.all_special_tokens) | set(KINDS.values())
+    control = set(tokenizer.all_special_tokens) | {*KINDS.values(), *MASKS}
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     words = [name if name in control else name.replace("Ġ", " ").strip().lower() or name for name in names]
     return torch.tensor([groups.setdefault(word, len(groups)) for word in words])
@@ -177,7 +178,6 @@ class Pretraining(nn.Module):
         lengths = torch.ones(len(tokenizer))
         lengths[tokenizer.convert_tokens_to_ids(list(KINDS.values()))] = torch.tensor([*RUN_LENGTHS.values()]).float()
         self.register_buffer("run_lengths", lengths, persistent=False)
-        self.mask = tokenizer.convert_tokens_to_ids(MASK)
         size = model.config.hidden_size
         self.words = nn.Embedding(int(self.word.max()) + 1, size)
         self.readings = nn.Linear(size, READINGS * size, bias=False)
@@ -303,7 +303,7 @@ def answer(
                 words = torch.tensor([prompt.bags[bag] + [-1] * (BAG - len(prompt.bags[bag]))], device=device)
                 embeddings[row, column] = bag_sums(table, words)[0].to(table.dtype)
     kinds = {token: modality for modality, token in encoder.kinds.items()} if encoder.has_runs else {}
-    writers = [_Writer(tokenizer, kinds, encoder.mask) for _ in prompts]
+    writers = [_Writer(tokenizer, kinds, encoder.masks) for _ in prompts]
     cache = None
     for _ in range(max_new_tokens):
         positions = mask.cumsum(1)[:, -embeddings.shape[1] :] - 1
@@ -328,8 +328,8 @@ def answer(
 class _Writer:
     """One answer, token by token; in a run the masks are given, whatever the model would say."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, kinds: dict[int, str], mask: int):
-        self.tokenizer, self.kinds, self.mask = tokenizer, kinds, mask
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, kinds: dict[int, str], masks: list[int]):
+        self.tokenizer, self.kinds, self.masks = tokenizer, kinds, masks
         self.done, self.text, self.left, self.kind = False, "", 0, ""
         self.ids: list[int] = []
         self.words: list[int] = []
@@ -340,7 +340,7 @@ class _Writer:
             self.words += read or []
             self.left -= 1
             if self.left:
-                return self.mask
+                return self.masks[RUN_LENGTHS[self.kind] - self.left - 1]
             self.text += f" ({WORDS[self.kind]}: {self._caption()})"
         if self.done or token == self.tokenizer.eos_token_id:
             self._close()
@@ -422,7 +422,7 @@ def main() -> None:
             recorded = step
             training_loop.record(0, **dev_losses(training, dev))
     readings, model = training.readings.eval(), training.finish().eval()
-    from nextgpt.train.nano.models.language_measure import measure
+    from nextgpt.train.nano.evaluation.words import measure
 
     figures = measure(model, tokenizer, args.data / DEV_FILE, args.world, args.measure, readings)
     model.bfloat16().save_pretrained(args.out, max_shard_size="15MB")
