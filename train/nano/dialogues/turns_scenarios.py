@@ -71,7 +71,7 @@ class ScenarioTurns:
         turns = []
         for number, (content, wanted) in enumerate(zip(filled.users, filled.wanted, strict=True)):
             user: list[Part] = [self._shown_or_said(part, rng) for part in content]
-            known += [part.medium for part in user if isinstance(part, Shown) and part.medium]
+            known += [_plain(part.medium) for part in user if isinstance(part, Shown) and part.medium]
             assistant = self._answer(scenario, number, filled, wanted, user, known, rng)
             made = [part.medium for part in assistant if isinstance(part, Made)]
             known += made
@@ -193,3 +193,13 @@ class ScenarioTurns:
             return self.replies.confirm(medium, rng, part)
         main = {filled.chosen[name] for name in filled.chosen if name.split("_")[0] in ("concept", "sound")}
         return self.replies.deny(medium, rng, part, asked=next(iter(sorted(main - {medium[0]})), ""))
+
+
+def _plain(medium: Medium) -> Medium:
+    """A medium that is shown, as it would be made: in its own key or look."""
+    match medium:
+        case Sound():
+            return medium._replace(take=0)
+        case Clip():
+            return Clip(medium.concept, medium.motion)
+    return medium
