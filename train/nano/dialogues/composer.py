@@ -55,6 +55,7 @@ from nextgpt.train.nano.world.things import (
     MOTIONS,
     PICTURE_VALUES,
     SOUND_VALUES,
+    WORDS,
     Clip,
     Medium,
     Picture,
@@ -70,15 +71,15 @@ DATA = Path(__file__).parent / "data"
 OUTSIDE_CAPTION = "something else"  # what stands for a medium from outside the world in words-only conversations
 # How often people begin with each kind of wish, by the media that it needs.
 FRESH = {
-    "image": {"ask_for": 42, "ask_for_two": 5, "show": 30, "show_outside": 3},
-    "audio": {"ask_for": 34, "ask_for_two": 3, "show": 22, "show_outside": 3},
-    "video": {"ask_for": 24, "show": 15, "show_outside": 2},
+    "image": {"ask_for": 42, "ask_for_two": 6, "show": 44, "show_outside": 4},
+    "audio": {"ask_for": 34, "ask_for_two": 5, "show": 40, "show_outside": 4},
+    "video": {"ask_for": 26, "show": 34, "show_outside": 4},
 }
-TALK, CROSSINGS, MIXTURES = 18, 50, 22
+TALK, CROSSINGS, MIXTURES = 15, 66, 30
 # How often a conversation begins with a scenario, and about what; as often another turn of one follows.
 SCENARIO_SHARE = 0.6
-ABOUT = {"mixture": 22, "correction": 15, "change": 11, "crossing": 16, "new subject": 6, "plain": 16}
-ABOUT |= {"refusal": 8, "limited": 4, "abilities": 3}
+ABOUT = {"mixture": 26, "correction": 14, "change": 10, "crossing": 24, "reading": 22, "new subject": 5, "plain": 9}
+ABOUT |= {"refusal": 7, "limited": 4, "abilities": 3, "chat": 2}
 LIMITED = 0.04  # of the other conversations allow some kinds of answer only
 DEV_WORDINGS = 50  # one in so many scenarios is kept for the development split
 SYSTEM_PROMPT = (
@@ -182,7 +183,7 @@ class Composer:
     def _fresh(self, rng: random.Random) -> Turn:
         """A wish that has nothing to do with what was before."""
         if self.scenarios and rng.random() < SCENARIO_SHARE:
-            about = choose(rng, {about: ABOUT[about] for about in ("mixture", "crossing", "plain", "refusal", "abilities")})
+            about = choose(rng, {about: ABOUT[about] for about in ("mixture", "crossing", "reading", "plain", "refusal")})
             return self.scenarios.some(about, rng, most=1)[0]
         return choose(rng, self.fresh)(rng)
 
@@ -212,7 +213,21 @@ class Composer:
 # -- lines ------------------------------------------------------------------------------------------------------
 
 
-def text_line(turns: list[Turn]) -> dict:
+def text_line(setting: Setting, turns: list[Turn]) -> dict:
+    """The conversation in words only, as the first nano model learned it: what is made is announced by its caption."""
+    messages = []
+    for turn in turns:
+        user = [part if isinstance(part, str) else _in_words(setting, part) for part in turn.user]
+        assistant = [part for part in turn.assistant if isinstance(part, str)]
+        messages += [_message("user", [_text(" ".join(user))]), _message("assistant", [_text(" ".join(assistant))])]
+    return {"messages": messages, "intents": [turn.intent for turn in turns]}
+
+
+def _in_words(setting: Setting, shown: Shown) -> str:
+    return f"({WORDS[shown.modality]}: {setting.spoken(shown.medium) if shown.medium else OUTSIDE_CAPTION})"
+
+
+def caption_line(turns: list[Turn]) -> dict:
     """The conversation with the captions of its media."""
     return _line(turns, lambda shown: {"caption": shown.medium.caption if shown.medium else OUTSIDE_CAPTION})
 
@@ -305,7 +320,7 @@ def align_decoders_line(composer: Composer, media: dict[str, list[Medium]], inde
 
 ASKED = {"image": "draw", "audio": "play", "video": "film"}
 LINES: dict[str, Callable[[Composer, dict[str, list[Medium]], int, random.Random], dict]] = {
-    "text": lambda composer, media, index, rng: text_line(composer.conversation(rng)),
+    "text": lambda composer, media, index, rng: caption_line(composer.conversation(rng)),
     "align_encoders": align_encoders_line,
     "align_decoders": align_decoders_line,
     "instruct": lambda composer, media, index, rng: media_line(composer.conversation(rng)),

@@ -157,7 +157,7 @@ class Encoder:
         messages: list[dict] | list[tuple[str, str]],
         soft_media: bool,
         rng: random.Random,
-        in_words: bool | None = True,
+        in_words: bool | None = None,
         system_share: float = 1.0,
         user_weight: float = USER_WEIGHT,
     ) -> Example:

@@ -44,7 +44,7 @@ class ScenarioTurns:
         self.fill = Filler(composer, self.setting.permits, vary=True)
         self.about: dict[str, list[Scenario]] = defaultdict(list)
         for scenario in scenarios:
-            self.about[scenario.about].append(scenario)
+            self.about[_group(scenario)].append(scenario)
         self.abilities = [
             turn["reply"] for s in self.about["abilities"] for turn in s.turns if "{" not in turn.get("reply", "{")
         ]
@@ -193,6 +193,12 @@ class ScenarioTurns:
             return self.replies.confirm(medium, rng, part)
         main = {filled.chosen[name] for name in filled.chosen if name.split("_")[0] in ("concept", "sound")}
         return self.replies.deny(medium, rng, part, asked=next(iter(sorted(main - {medium[0]})), ""))
+
+
+def _group(scenario: Scenario) -> str:
+    """What a scenario is about; plain ones that ask for words are `reading` a medium, or `chat`."""
+    told = scenario.answer[0].get("text") if scenario.about == "plain" else None
+    return scenario.about if told is None else "chat" if "chats" in told else "reading"
 
 
 def _plain(medium: Medium) -> Medium:
