@@ -19,6 +19,7 @@ import itertools
 import json
 import logging
 import random
+import re
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -28,7 +29,7 @@ from pathlib import Path
 from nextgpt.signals import MODALITIES, answer_only
 from nextgpt.train.nano.dialogues.outside import things_outside, without_names_of_other_sounds
 from nextgpt.train.nano.dialogues.phrasings import PHRASINGS, load_phrasings, roughen
-from nextgpt.train.nano.dialogues.replies import Replies
+from nextgpt.train.nano.dialogues.replies import PROMISES, Replies
 from nextgpt.train.nano.dialogues.scenarios import Scenario, load_scenarios
 from nextgpt.train.nano.dialogues.turns import (
     Made,
@@ -128,15 +129,16 @@ class Composer:
         return turns if only is None else self._limited(rng, turns, only)
 
     def _limited(self, rng: random.Random, turns: list[Turn], only: tuple[str, ...]) -> list[Turn]:
-        """The same where only some kinds of answer are allowed, up to the first answer that is not."""
+        """The same where some kinds are allowed only, up to the first answer that is not, or promises one."""
         for number, turn in enumerate(turns):
             made = dict.fromkeys(modality_of(part.medium) for part in turn.assistant if isinstance(part, Made))
+            said = " ".join(part for part in turn.assistant if isinstance(part, str))
+            if not made and number and any(re.search(PROMISES[kind], said) for kind in PROMISES.keys() - only):
+                turns = turns[:number]
+                break
             if off := [kind for kind in made if kind not in only]:
                 answer: list[Part] = [self.setting.replies.off(off, rng)]
-                turns = [
-                    *turns[:number],
-                    turn._replace(assistant=answer, medium=None, offer=None, checks=({"refuses": True},)),
-                ]
+                turns = [*turns[:number], Turn(turn.intent, turn.user, answer, checks=({"refuses": True},))]
                 break
         return [turns[0]._replace(only=only), *turns[1:]]
 

@@ -31,6 +31,9 @@ from nextgpt.train.nano.world.things import (
 )
 
 ANSWERS = Path(__file__).parent / "data" / "answers" / "answers.jsonl"
+# What is said of a second medium only after the same thing, or after one of its kind.
+_OF_THE_SAME = r"how it |what it |look of it|\bit's\b|(?:see|hear|listen to) (?:it|\{it\})"
+_OF_ITS_KIND = r"second (?:picture|clip|sound)"
 MAIN = {modality: parts[0] for modality, parts in PARTS.items()}
 TOLD_BY = {part: modality for modality, parts in PARTS.items() for part in parts[1:]} | {"instrument": "audio"}
 NO = ("No.", "No, not quite.", "Nope.", "No, sorry.", "Not really, no.", "No, it isn't.")
@@ -66,6 +69,11 @@ OFF = (
     *("I can't, {} are turned off right now.", "Sorry, no {} here: they are off.", "Not now, sorry. {} are switched off."),
     *("I'm not able to make {} in this chat.", "{} are off here, I'm sorry.", "I'm afraid I can't: {} are switched off."),
 )
+
+
+_VERBS = {"image": "draw|drawings?|pictures?", "audio": "play|sounds?", "video": "film|clips?|show"}
+# Kind → how an answer promises it.
+PROMISES = {kind: rf"\b(?:I|to|me|also|could|can)\b[^.?!]*\b(?:{verbs})\b" for kind, verbs in _VERBS.items()}
 
 
 class Answer(NamedTuple):
@@ -127,12 +135,20 @@ class Replies:
 
     # -- what is made -------------------------------------------------------------------------------------------
 
-    def announce(self, medium: Medium, rng: random.Random, how: str = "", changed: Collection[str] = ()) -> str:
+    def announce(
+        self,
+        medium: Medium,
+        rng: random.Random,
+        how: str = "",
+        changed: Collection[str] = (),
+        after: Medium | None = None,
+    ) -> str:
         """What is said before a medium is made.
 
         Args:
-            how: empty for a new one, `next` for a second one in an answer, `change`, `correction` or `again`.
+            how: empty for a new one, `change`, `correction` or `again`.
             changed: the parts that a change or correction changed; at least one of them is told, or none at all.
+            after: what was made before it in the same answer.
         """
         modality = modality_of(medium)
         if how in ("change", "correction") and changed:
@@ -140,7 +156,17 @@ class Replies:
             return self._say(f"announce_{how}", medium, rng, told, some=frozenset(changed))
         if how == "again":
             return self._say("announce_again", medium, rng, remarkable(medium))
-        return self._say(f"announce_{'next_' if how == 'next' else ''}{modality}", medium, rng, remarkable(medium))
+        if after is None:
+            return self._say(f"announce_{modality}", medium, rng, remarkable(medium))
+        unfit = "" if self._same(after, medium) else _OF_THE_SAME
+        if modality_of(after) != modality:
+            unfit = "|".join(filter(None, (unfit, _OF_ITS_KIND)))
+        return self._say(f"announce_next_{modality}", medium, rng, remarkable(medium), unfit=unfit)
+
+    def _same(self, first: Medium, second: Medium) -> bool:
+        """Whether both are of one thing."""
+        names = {first[0], second[0]}
+        return len(names) == 1 or any(names == {concept.name, concept.sound} for concept in self.concepts.values())
 
     def off(self, kinds: Collection[str], rng: random.Random) -> str:
         """That kinds of media are not allowed."""
@@ -196,11 +222,12 @@ class Replies:
         some: frozenset[str] = frozenset(),
         all_of: frozenset[str] = frozenset(),
         other: str = "",
+        unfit: str = "",
     ) -> str:
-        """One of the ways: none tells a part that is not in `told`; one of `some` and all of `all_of`, or nothing at all."""
+        """One of the ways, without the words `unfit`: tells nothing but `told`, all of `all_of`, one of `some` or nothing."""
         parts, words = parts_of(medium), self.words(medium, other)
         facts = self._facts(medium, parts)
-        key = (what, tuple(sorted(told)), some, all_of, bool(other), *facts.items())
+        key = (what, tuple(sorted(told)), some, all_of, bool(other), unfit, *facts.items())
         if key not in self._fitting:
             self._fitting[key] = [
                 answer
@@ -209,6 +236,7 @@ class Replies:
                 and (not some or not answer.told or answer.told & some)
                 and answer.told >= all_of
                 and answer.slots <= words.keys()
+                and not (unfit and re.search(unfit, answer.text))
                 and all(value in facts.get(fact, ()) for fact, value in answer.when.items())
             ]
         if not self._fitting[key]:

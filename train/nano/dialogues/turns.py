@@ -252,18 +252,21 @@ class Setting:
         """
         assistant: list[Part] = []
         for number, medium in enumerate(media):
-            assistant += [self._announced(intent, rng, text, medium, was, number), Made(medium)]
+            after = media[number - 1] if number else None
+            assistant += [self._announced(intent, rng, text, medium, was, after), Made(medium)]
         return Turn(intent, with_shown(rng, shown, text), assistant, media[-1] if on_table else None)
 
-    def _announced(self, intent: str, rng: random.Random, text: str, medium: Medium, was: Medium | None, number: int) -> str:
+    def _announced(
+        self, intent: str, rng: random.Random, text: str, medium: Medium, was: Medium | None, after: Medium | None
+    ) -> str:
         if self.replies is None:
-            return self.here_is(medium, "And here" if number else f"{opening(text, rng)}Here")
+            return self.here_is(medium, "And here" if after else f"{opening(text, rng)}Here")
         if intent == "again":
             return self.replies.announce(medium, rng, "again")
         if was is not None:
             how = "correction" if _CORRECTING.search(text) else "change"
             return self.replies.announce(medium, rng, how, changed_parts(was, medium))
-        return self.replies.announce(medium, rng, "next" if number else "")
+        return self.replies.announce(medium, rng, after=after)
 
 
 _CORRECTING = re.compile(r"^\W*(?:no|not|nope|wrong|sorry|oops|actually|wait|hm+)\b|\bI (?:meant|said|asked|wanted)\b", re.I)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TRIES = 200
 KEEPING = frozenset({"change", "correction", "crossing"})  # what these do not name stays as it was
 UNSAID_MOTIONS = ("spinning", "bouncing", "growing")  # the first that the split may hold
+_GOES_BACK = re.compile(r"\b(?:undo|original|back to|go back|take (?:it|that) back|as it was|like before)\b", re.IGNORECASE)
 _GREETS = re.compile(r"\b(?:hi|hello|hey|hiya|good (?:morning|afternoon|evening|day)|greetings|back)\b", re.IGNORECASE)
 
 
@@ -45,9 +46,9 @@ class ScenarioTurns:
         self.about: dict[str, list[Scenario]] = defaultdict(list)
         for scenario in scenarios:
             self.about[_group(scenario)].append(scenario)
-        self.abilities = [
-            turn["reply"] for s in self.about["abilities"] for turn in s.turns if "{" not in turn.get("reply", "{")
-        ]
+        turns = [turn for scenario in self.about["abilities"] for turn in scenario.turns]
+        told = [turn["reply"] for turn in turns if "reply" in turn and turn["answer"] == [{"text": {"abilities": True}}]]
+        self.abilities = [reply for reply in told if "{" not in reply]
 
     def __call__(self, scenario: Scenario, rng: random.Random) -> list[Turn]:
         """The conversation of a scenario. Raises NoSuchMedium where the split holds nothing that it could be about."""
@@ -108,24 +109,24 @@ class ScenarioTurns:
             if part.kind == "text":
                 assistant.append(self._said(part.told, turn, filled, user, known, rng))
                 continue
-            was = self._kept(scenario, part, known)
+            was = self._kept(scenario, part, known, back=bool(_GOES_BACK.search(str(turn["user"]))))
             medium = self._made(part, was)
-            how = "next" if assistant else ""
-            if was is not None and not how and len(wanted) == 1:
+            if was is not None and len(wanted) == 1:
                 changed = changed_parts(was, medium)
                 how = ("correction" if scenario.about == "correction" else "change") if changed else "again"
                 assistant.append(self.replies.announce(medium, rng, how, changed))
             else:
-                assistant.append(self.replies.announce(medium, rng, how))
+                after = [part.medium for part in assistant if isinstance(part, Made)]
+                assistant.append(self.replies.announce(medium, rng, after=after[-1] if after else None))
             assistant.append(Made(medium))
         return assistant
 
     @staticmethod
-    def _kept(scenario: Scenario, part: Wanted, known: list[Medium]) -> Medium | None:
-        """The medium that is changed."""
+    def _kept(scenario: Scenario, part: Wanted, known: list[Medium], back: bool) -> Medium | None:
+        """The medium that is changed: the last of its kind, or the first where someone wants to go back."""
         if scenario.about not in KEEPING:
             return None
-        return next((medium for medium in reversed(known) if modality_of(medium) == part.kind), None)
+        return next((medium for medium in (known if back else reversed(known)) if modality_of(medium) == part.kind), None)
 
     def _made(self, part: Wanted, was: Medium | None) -> Medium:
         """The medium that is wanted: what is not told is kept, or at its default. Raises NoSuchMedium."""
