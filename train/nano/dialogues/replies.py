@@ -38,7 +38,7 @@ MAIN = {modality: parts[0] for modality, parts in PARTS.items()}
 TOLD_BY = {part: modality for modality, parts in PARTS.items() for part in parts[1:]} | {"instrument": "audio"}
 NO = ("No.", "No, not quite.", "Nope.", "No, sorry.", "Not really, no.", "No, it isn't.")
 YES = ("Yes.", "Yes, it is.", "Yes, exactly.", "That's right.", "Yes, you're right.", "Correct.")
-TWO = ("{}. And then {}.", "First {}, then {}.", "{} and {}.", "{} first, then {}.", "One is {}, the other is {}.")
+TWO = ("{}. And then {}.", "First {}, then {}.", "{} and {}.", "{}, then {}.", "One is {}, the other is {}.")
 ASKING_BACK = (
     *("What would you like instead?", "What should I change?", "How would you like it?", "Tell me what it should be."),
     *("Sorry about that. What would be right?", "What should it look like, then?", "Which one would you like?"),
@@ -224,7 +224,7 @@ class Replies:
         other: str = "",
         unfit: str = "",
     ) -> str:
-        """One of the ways, without the words `unfit`: tells nothing but `told`, all of `all_of`, one of `some` or nothing."""
+        """One of the ways, without the words `unfit`: tells nothing but `told`, all of `all_of`, one of `some` or none."""
         parts, words = parts_of(medium), self.words(medium, other)
         facts = self._facts(medium, parts)
         key = (what, tuple(sorted(told)), some, all_of, bool(other), unfit, *facts.items())
