@@ -10,17 +10,23 @@ Two kinds are added behind the LLM's own vocabulary:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from nextgpt import modalities
+from nextgpt.media.text import listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MODALITIES = tuple(modalities.MODALITIES)  # those of the package, which nano knows; the table has those of plug-ins too
+
+
+def answer_only(kinds: Collection[str]) -> str:
+    """The sentence that tells a language model which kinds an answer may hold; it stands at the end of the system prompt."""
+    return f"Answer with {listed([kind for kind in ('text', *MODALITIES) if kind in kinds])} only."
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from nextgpt.__main__ import main
-from nextgpt.modeling_nextgpt import NextGPTModel
+from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.train.config import TrainingConfig
 from nextgpt.train.stages import read_config, run_stage
 from nextgpt.train.trainer import ProgressBar
@@ -78,7 +78,7 @@ def test_the_first_stage_shows_words_only_and_goes_on_without_memory_for_samples
     def exhausted(*arguments, **options):
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
-    monkeypatch.setattr(NextGPTModel, "generate_interleaved", exhausted)
+    monkeypatch.setattr(NextGPTForConditionalGeneration, "generate_interleaved", exhausted)
     assert run_stage("align_encoders", config_for(world, "align_encoders", tmp_path / "2", **SAMPLING)).is_dir()
 
 

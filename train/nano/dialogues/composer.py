@@ -3,15 +3,15 @@
 ``python -m nextgpt.train.nano.dialogues.composer --world runs/nano/world --out runs/nano/data`` writes four kinds of JSON
 lines (each with a ``_dev`` twin from the development split; held-out combinations are in none), one conversation a line:
 
-- ``text``: words only, for the language model's pretraining. A picture that the user shows stands as
-  ``(picture: a small cat, flat style, red background)``, a sound as ``(sound: a low trumpet, rising scale)``, a clip as
-  ``(clip: a banana, spinning)``, and what the assistant makes is only announced. Since each announcement holds the
-  caption, the language model learns to turn free speech into captions here.
+- ``text``: for the language model's pretraining. Media are their captions alone, on both sides:
+  ``{"type": "image", "caption": "a small cat, flat style, red background"}``; `something else` is from outside the world.
 - ``align_encoders``: a medium → its caption. ``align_decoders``: a caption or plain request → the medium.
-- ``instruct``: conversations like those of ``text`` with real media: ``{"type": "image", "path": ...}`` (``audio``,
-  ``video``), relative to the file, in the user's messages, ``{"type": "image", "caption": ...}`` in the assistant's.
+- ``instruct``: conversations like those of ``text`` with real media: the user's have ``"path"`` (relative to the file)
+  instead of the caption.
 
-Every line also names the ``intents`` of its turns, for measuring. The same seed gives the same files, byte for byte.
+A conversation whose answers may hold some kinds only begins with a system message that says so (`answer_only`).
+Every line also names the ``intents`` of its turns, for measuring, and of a scenario what the last answer's words must say.
+The same seed gives the same files, byte for byte.
 """
 
 import argparse
@@ -19,18 +19,23 @@ import itertools
 import json
 import logging
 import random
+import re
+import zlib
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from nextgpt.signals import MODALITIES
+from nextgpt.signals import MODALITIES, answer_only
+from nextgpt.train.nano.dialogues.outside import things_outside, without_names_of_other_sounds
 from nextgpt.train.nano.dialogues.phrasings import PHRASINGS, load_phrasings, roughen
+from nextgpt.train.nano.dialogues.replies import PROMISES, Replies
+from nextgpt.train.nano.dialogues.scenarios import Scenario, load_scenarios
 from nextgpt.train.nano.dialogues.turns import (
-    OUTSIDE_ANSWER,
     Made,
     MediaTurns,
     NoSuchMedium,
+    Part,
     Setting,
     Shown,
     Turn,
@@ -40,25 +45,22 @@ from nextgpt.train.nano.dialogues.turns import (
 from nextgpt.train.nano.dialogues.turns_clips import ClipTurns
 from nextgpt.train.nano.dialogues.turns_crossings import CrossingTurns
 from nextgpt.train.nano.dialogues.turns_pictures import PictureTurns
+from nextgpt.train.nano.dialogues.turns_scenarios import ScenarioTurns
 from nextgpt.train.nano.dialogues.turns_sounds import SoundTurns
 from nextgpt.train.nano.dialogues.turns_talk import TalkTurns
 from nextgpt.train.nano.world.clips import ClipWorld
 from nextgpt.train.nano.world.media_files import outside_files, write_files
-from nextgpt.train.nano.world.pictures import CONCEPTS, World
+from nextgpt.train.nano.world.pictures import World
 from nextgpt.train.nano.world.sounds import SoundWorld
-from nextgpt.train.nano.world.split import split_of_names
 from nextgpt.train.nano.world.things import (
     MOTIONS,
     PICTURE_VALUES,
     SOUND_VALUES,
     WORDS,
     Clip,
-    Concept,
-    Instrument,
     Medium,
     Picture,
     Sound,
-    bare,
     load_concepts,
     load_instruments,
     modality_of,
@@ -70,11 +72,21 @@ DATA = Path(__file__).parent / "data"
 OUTSIDE_CAPTION = "something else"  # what stands for a medium from outside the world in words-only conversations
 # How often people begin with each kind of wish, by the media that it needs.
 FRESH = {
-    "image": {"ask_for": 42, "ask_for_two": 5, "show": 30, "show_outside": 3},
-    "audio": {"ask_for": 34, "ask_for_two": 3, "show": 22, "show_outside": 3},
-    "video": {"ask_for": 24, "show": 15, "show_outside": 2},
+    "image": {"ask_for": 42, "ask_for_two": 6, "show": 44, "show_outside": 4},
+    "audio": {"ask_for": 34, "ask_for_two": 5, "show": 40, "show_outside": 4},
+    "video": {"ask_for": 26, "show": 34, "show_outside": 4},
 }
-TALK, CROSSINGS, MIXTURES = 18, 50, 16
+TALK, CROSSINGS, MIXTURES = 15, 66, 30
+# How often a conversation begins with a scenario, and about what; as often another turn of one follows.
+SCENARIO_SHARE = 0.6
+ABOUT = {"mixture": 26, "correction": 14, "change": 10, "crossing": 24, "reading": 22, "new subject": 5, "plain": 9}
+ABOUT |= {"refusal": 7, "limited": 4, "abilities": 3, "chat": 2}
+LIMITED = 0.04  # of the other conversations allow some kinds of answer only
+DEV_WORDINGS = 50  # one in so many scenarios is kept for the development split
+SYSTEM_PROMPT = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
 
 
 class Composer:
@@ -82,9 +94,10 @@ class Composer:
 
     Args:
         setting: what they are made of.
+        scenarios: written conversations.
     """
 
-    def __init__(self, setting: Setting):
+    def __init__(self, setting: Setting, scenarios: Collection[Scenario] = ()):
         self.setting = setting
         self.pictures, self.sounds = PictureTurns(setting), SoundTurns(setting)
         self.clips = ClipTurns(setting, self.pictures)
@@ -98,17 +111,36 @@ class Composer:
         self.fresh[self.talk.talk] = TALK * len(self.of)
         if self.crossings.crossings:
             self.fresh |= {self.crossings.show: CROSSINGS, self.crossings.mix: MIXTURES}
+        self.scenarios = ScenarioTurns(self, list(scenarios)) if scenarios else None
 
     def conversation(self, rng: random.Random) -> list[Turn]:
         """One to four turns."""
         turns: list[Turn] = []
-        length = rng.choices((1, 2, 3, 4), (40, 35, 17, 8))[0]
+        length = rng.choices((1, 2, 3, 4), (45, 33, 15, 7))[0]
         while len(turns) < length:
             try:
-                turns.append(self._next_turn(rng, turns[-1]) if turns else self._first_turn(rng))
+                turns += self._next_turns(rng, turns[-1], 4 - len(turns)) if turns else self._first_turns(rng)
             except NoSuchMedium:  # the split has no such combination: let the user want something else
                 continue
-        return turns
+        only = turns[0].only
+        if self.scenarios and only is None and rng.random() < LIMITED:
+            kinds = [kind for kind in self.setting.media if rng.random() < 0.5] or [rng.choice(self.setting.media)]
+            only = ("text", *(kind for kind in self.setting.media if kind not in kinds))
+        return turns if only is None else self._limited(rng, turns, only)
+
+    def _limited(self, rng: random.Random, turns: list[Turn], only: tuple[str, ...]) -> list[Turn]:
+        """The same where some kinds are allowed only, up to the first answer that is not, or promises one."""
+        for number, turn in enumerate(turns):
+            made = dict.fromkeys(modality_of(part.medium) for part in turn.assistant if isinstance(part, Made))
+            said = " ".join(part for part in turn.assistant if isinstance(part, str))
+            if not made and number and any(re.search(PROMISES[kind], said) for kind in PROMISES.keys() - only):
+                turns = turns[:number]
+                break
+            if off := [kind for kind in made if kind not in only]:
+                answer: list[Part] = [self.setting.replies.off(off, rng)]
+                turns = [*turns[:number], Turn(turn.intent, turn.user, answer, checks=({"refuses": True},))]
+                break
+        return [turns[0]._replace(only=only), *turns[1:]]
 
     def turn(self, kind: str, rng: random.Random, medium: Medium | None = None) -> Turn:
         """One turn of a kind, to measure with.
@@ -143,37 +175,48 @@ class Composer:
             except NoSuchMedium:
                 continue
 
-    def _first_turn(self, rng: random.Random) -> Turn:
+    def _first_turns(self, rng: random.Random) -> list[Turn]:
+        if self.scenarios and rng.random() < SCENARIO_SHARE:
+            return self.scenarios.some(choose(rng, ABOUT), rng)
         if rng.random() < 0.02:
-            return self._any(rng).ask_without(rng)
+            return [self._any(rng).ask_without(rng)]
+        return [choose(rng, self.fresh)(rng)]
+
+    def _fresh(self, rng: random.Random) -> Turn:
+        """A wish that has nothing to do with what was before."""
+        if self.scenarios and rng.random() < SCENARIO_SHARE:
+            about = choose(rng, {about: ABOUT[about] for about in ("mixture", "crossing", "reading", "plain", "refusal")})
+            return self.scenarios.some(about, rng, most=1)[0]
         return choose(rng, self.fresh)(rng)
 
     def _any(self, rng: random.Random) -> MediaTurns:
         return self.pictures if len(self.of) == 1 else rng.choice(list(self.of.values()))
 
-    def _next_turn(self, rng: random.Random, last: Turn) -> Turn:
+    def _next_turns(self, rng: random.Random, last: Turn, most: int) -> list[Turn]:
         if last.offer and rng.random() < 0.7:
-            return self.talk.answer_offer(rng, last.offer)
+            return [self.talk.answer_offer(rng, last.offer)]
         if last.medium is None:
-            return choose(rng, self.fresh)(rng) if rng.random() < 0.7 else self.talk.talk(rng)
+            return [self._fresh(rng) if rng.random() < 0.7 else self.talk.talk(rng)]
         turns = self.of[modality_of(last.medium)]
         draw = rng.random()
         if draw < 0.5:
-            return turns.change(rng, last.medium)
-        if draw < 0.7:
-            return turns.ask(rng, last.medium)
-        if draw < 0.8:  # the medium stays on the table while people chat
-            return self.talk.talk(rng)._replace(medium=last.medium, offer=None)
-        if draw < 0.9 and self.crossings.kinds_from(last.medium):
-            return self.crossings.cross(rng, last.medium)
-        return choose(rng, self.fresh)(rng)
+            return [turns.change(rng, last.medium)]
+        if draw < 0.65:
+            return [turns.ask(rng, last.medium)]
+        if draw < 0.75:  # the medium stays on the table while people chat
+            return [self.talk.talk(rng)._replace(medium=last.medium, offer=None)]
+        if draw < 0.85 and self.crossings.kinds_from(last.medium):
+            return [self.crossings.cross(rng, last.medium)]
+        if self.scenarios and draw > 0.95 and most > 1:
+            return self.scenarios.some("new subject", rng, most)
+        return [self._fresh(rng)]
 
 
 # -- lines ------------------------------------------------------------------------------------------------------
 
 
 def text_line(setting: Setting, turns: list[Turn]) -> dict:
-    """The conversation in words only."""
+    """The conversation in words only, as the first nano model learned it: what is made is announced by its caption."""
     messages = []
     for turn in turns:
         user = [part if isinstance(part, str) else _in_words(setting, part) for part in turn.user]
@@ -182,21 +225,34 @@ def text_line(setting: Setting, turns: list[Turn]) -> dict:
     return {"messages": messages, "intents": [turn.intent for turn in turns]}
 
 
-def media_line(turns: list[Turn]) -> dict:
-    """The conversation with its media."""
-    messages = []
-    for turn in turns:
-        user = [_text(part) if isinstance(part, str) else {"type": part.modality, "path": part.path} for part in turn.user]
-        assistant = [
-            _text(part) if isinstance(part, str) else {"type": modality_of(part.medium), "caption": part.medium.caption}
-            for part in turn.assistant
-        ]
-        messages += [_message("user", user), _message("assistant", assistant)]
-    return {"messages": messages, "intents": [turn.intent for turn in turns]}
-
-
 def _in_words(setting: Setting, shown: Shown) -> str:
     return f"({WORDS[shown.modality]}: {setting.spoken(shown.medium) if shown.medium else OUTSIDE_CAPTION})"
+
+
+def caption_line(turns: list[Turn]) -> dict:
+    """The conversation with the captions of its media."""
+    return _line(turns, lambda shown: {"caption": shown.medium.caption if shown.medium else OUTSIDE_CAPTION})
+
+
+def media_line(turns: list[Turn]) -> dict:
+    """The conversation with the media that the user shows, and the captions of those that are made."""
+    return _line(turns, lambda shown: {"path": shown.path})
+
+
+def _line(turns: list[Turn], show: Callable[[Shown], dict]) -> dict:
+    only = turns[0].only
+    messages = [] if only is None else [_message("system", [_text(f"{SYSTEM_PROMPT} {answer_only(only)}")])]
+    for turn in turns:
+        user = [_text(part) if isinstance(part, str) else {"type": part.modality, **show(part)} for part in turn.user]
+        assistant: list[dict] = []
+        for part in turn.assistant:
+            if isinstance(part, str):
+                assistant.append(_text(f" {part}" if assistant else part))
+            else:
+                assistant.append({"type": modality_of(part.medium), "caption": part.medium.caption})
+        messages += [_message("user", user), _message("assistant", assistant)]
+    line = {"messages": messages, "intents": [turn.intent for turn in turns]}
+    return line | ({"checks": turns[-1].checks} if turns[-1].checks else {})
 
 
 def _text(text: str) -> dict:
@@ -245,10 +301,10 @@ def align_encoders_line(composer: Composer, media: dict[str, list[Medium]], inde
     intent = composer.of[modality].describing
     text = roughen(rng.choice(setting.phrasings[intent]).text, rng)
     if number % 12 == 11 and (shown := setting.outside_shown(rng, modality)).path:
-        answer = OUTSIDE_ANSWER
+        answer = setting.unknown(modality, rng)
     else:
         medium = media[modality][number % len(media[modality])]
-        shown, answer = setting.shown(rng, medium), setting.this_is(medium)
+        shown, answer = setting.shown(rng, medium), setting.described(medium, rng)
     return media_line([Turn(intent, with_shown(rng, [shown], text), [answer])])
 
 
@@ -261,12 +317,12 @@ def align_decoders_line(composer: Composer, media: dict[str, list[Medium]], inde
     text = rng.choice((spoken, ASKING[modality].format(spoken), ""))
     if not text:
         text = roughen(composer.of[modality].request_for(rng, medium), rng, slips=0)
-    return media_line([Turn(ASKED[modality], [text], [setting.here_is(medium), Made(medium)])])
+    return media_line([setting.make(ASKED[modality], rng, text, medium)])
 
 
 ASKED = {"image": "draw", "audio": "play", "video": "film"}
 LINES: dict[str, Callable[[Composer, dict[str, list[Medium]], int, random.Random], dict]] = {
-    "text": lambda composer, media, index, rng: text_line(composer.setting, composer.conversation(rng)),
+    "text": lambda composer, media, index, rng: caption_line(composer.conversation(rng)),
     "align_encoders": align_encoders_line,
     "align_decoders": align_decoders_line,
     "instruct": lambda composer, media, index, rng: media_line(composer.conversation(rng)),
@@ -293,24 +349,21 @@ def load_composer(
     outside_paths: list[str] | None = None,
     phrasings: Path = PHRASINGS,
     media: Collection[str] = MODALITIES,
+    natural: bool | None = None,
 ) -> Composer:
     """A composer over a built world and the data beside this file. What lies outside the world is split by its name too.
 
     Args:
         outside_paths: files from outside the world, relative to the data folder.
         media: the modalities that are talked about.
+        natural: answers are said in natural English and scenarios are played; by default where phrasings are those that
+            are learned from. Otherwise answers are captions, as the first nano model said them.
     """
+    natural = phrasings == PHRASINGS if natural is None else natural
     concepts, clips = load_concepts(world), ClipWorld(World(world)) if "video" in media else None
     instruments = load_instruments(world, concepts) if "audio" in media else {}
-    concepts = {name: _without_names_of_other_sounds(concept, instruments) for name, concept in concepts.items()}
-    outside = json.loads((DATA / "outside.json").read_text(encoding="utf-8"))
-    things = [*outside["things"].items(), *unbuilt_things(concepts)]
-    heard = {instrument.with_article(name) for instrument in instruments.values() for name in instrument.articles}
-    seen = {word for concept in concepts.values() for word in (concept.name, *concept.synonyms)}
-
-    def belongs(thing: str) -> bool:
-        return split_of_names("outside", bare(thing)) == split
-
+    concepts = {name: without_names_of_other_sounds(concept, instruments) for name, concept in concepts.items()}
+    unseen, unheard = things_outside(concepts, instruments, split)
     return Composer(
         Setting(
             concepts=concepts,
@@ -318,35 +371,25 @@ def load_composer(
             split=split,
             media=tuple(modality for modality in MODALITIES if modality in media),
             glosses=json.loads((DATA / "glosses.json").read_text(encoding="utf-8"))["glosses"],
-            outside=[(thing, near) for thing, near in things if near in concepts and thing not in heard and belongs(thing)],
+            outside=unseen,
             outside_paths=outside_paths or [],
             instruments=instruments,
-            outside_sounds=[
-                (thing, near)
-                for thing, near in outside["sounds"].items()
-                if near in instruments and bare(thing) not in seen and belongs(thing)
-            ],
+            outside_sounds=unheard,
             filmed=clips.names if clips else [],
             takes=SoundWorld(world).takes if "audio" in media else [],
             looks=clips.looks if clips else [],
-        )
+            replies=Replies(concepts, instruments) if natural else None,
+        ),
+        _scenarios_of(split) if natural and set(media) == set(MODALITIES) else (),
     )
 
 
-def _without_names_of_other_sounds(concept: Concept, instruments: dict[str, Instrument]) -> Concept:
-    """So that "an electric guitar", drawn as a guitar, is not played as one."""
-    taken = {word for instrument in instruments.values() if instrument.name != concept.sound for word in instrument.articles}
-    return concept._replace(synonyms=tuple(word for word in concept.synonyms if word not in taken))
-
-
-def unbuilt_things(concepts: dict[str, Concept]) -> list[tuple[str, str]]:
-    """Concepts that are listed but not in this world, each with one of the same category that is."""
-    listed = json.loads(CONCEPTS.read_text(encoding="utf-8"))
-    near = {row["name"]: [c.name for c in concepts.values() if c.category == row["category"]] for row in listed}
+def _scenarios_of(split: str) -> list[Scenario]:
+    """One in `DEV_WORDINGS` scenarios, by its words, is met in the development split alone."""
     return [
-        (f"{row['article']} {row['name']}".strip(), near[row["name"]][number % len(near[row["name"]])])
-        for number, row in enumerate(listed)
-        if row["name"] not in concepts and near[row["name"]]
+        scenario
+        for scenario in load_scenarios()
+        if (zlib.crc32(scenario.text.encode()) % DEV_WORDINGS == 0) == (split == "dev")
     ]
 
 

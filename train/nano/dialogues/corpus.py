@@ -1,9 +1,16 @@
-"""Conversations in words as tokens: the tokenizer, and batches of conversations ready on the device."""
+"""Conversations in words as tokens: the tokenizer, and batches of conversations ready on the device.
+
+A medium that the user shows is its caption, spelled out or as one *soft* position that holds the sum of its words. A medium
+that the assistant makes is spelled out in half of the conversations; in the others it is a run of as many positions
+as it will have signal tokens: a token for its kind, which the model has to predict, then masks, which it is given.
+Each position of a run has to hold words of the caption (`run_targets`). So the later stages can begin the row of `[IMG0]`
+as that of `<picture>`, and those of `[IMG1]` … as those of `<mask1>` ….
+"""
 
 import json
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import islice
@@ -17,33 +24,72 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nextgpt.processing_nextgpt import VICUNA_CHAT_TEMPLATE
-from nextgpt.train.nano.world.things import SHOWN
+from nextgpt.train.nano.dialogues.composer import OUTSIDE_CAPTION, SYSTEM_PROMPT
+from nextgpt.train.nano.world.things import MOTIONS, PICTURE_VALUES, SOUND_VALUES, WORDS
 
-SYSTEM_PROMPT = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
 # GPT-2's splitting into words with single digits, save that the world's "3d" is a word.
-WORDS = r"'(?:s|t|re|ve|m|ll|d)| ?3[dD]\b| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-SOFT_SHARE = 0.4
-USER_WEIGHT = 0.15  # of the loss on the user's words; the assistant's count 1, the system prompt's 0
+SPLIT = r"'(?:s|t|re|ve|m|ll|d)| ?3[dD]\b| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+KINDS = {modality: f"<{word}>" for modality, word in WORDS.items()}
+RUN_LENGTHS = {"image": 4, "audio": 8, "video": 24}  # as many positions as signal tokens
+MASKS = tuple(f"<mask{place}>" for place in range(1, max(RUN_LENGTHS.values())))
+# Whose words the positions of a run hold, one after the other; a position holds two words, see `run_targets`.
+RUN_PARTS = {
+    "image": {"concept": 4, "style": 2, "background": 1, "size": 1},
+    "audio": {"instrument": 8, "register": 4, "figure": 4},
+    "video": {"concept": 24, "motion": 24},
+}
+READINGS = 2  # words that one position of a run holds
+IN_WORDS = "Write media as words."  # at the end of the system prompt of conversations whose media are spelled out
+SPELLED_SHARE, SOFT_SHARE, SYSTEM_SHARE = 0.5, 0.4, 0.25
+USER_SHARE, USER_WEIGHT = 0.3, 0.15  # of the conversations learn the user's words too, so much; the assistant's count 1
 BAG = 16  # words' tokens that one soft position can hold
+SHOWN = re.compile(rf"\((?P<word>{'|'.join(WORDS.values())}): (?P<caption>[^)]*)\)")  # a medium, spelled out
+
+
+def _choice(values: Iterable[str]) -> str:
+    return "|".join(map(re.escape, values))
+
+
+_CAPTIONS = {
+    "image": rf"(?:(?P<size>{_choice(PICTURE_VALUES['size'])}) )?(?P<concept>[^,]+?)"
+    rf"(?:, (?P<style>{_choice(PICTURE_VALUES['style'])}) style)?"
+    rf"(?:, (?P<background>{_choice(PICTURE_VALUES['background'])}) background)?",
+    "audio": rf"(?:(?P<register>{_choice(SOUND_VALUES['register'])}) )?(?P<instrument>[^,]+?)"
+    rf"(?:, (?P<figure>{_choice(SOUND_VALUES['figure'])}))?",
+    "video": rf"(?P<concept>[^,]+?)(?:, (?P<motion>{_choice(MOTIONS)}))?",
+}
+
+
+def caption_parts(modality: str, caption: str) -> dict[str, str]:
+    """What a caption tells, in the order of `RUN_PARTS`: "a small cat, flat style, red background" → concept: cat, …"""
+    match = re.fullmatch(_CAPTIONS[modality], _bare(caption))
+    told = match.groupdict() if match else {}
+    return {part: told[part] for part in RUN_PARTS[modality] if told.get(part)}
+
+
+def spelled(modality: str, caption: str) -> str:
+    """A medium in words: "(picture: small cat, flat style, red background)"."""
+    return f"({WORDS[modality]}: {_bare(caption)})"
+
+
+def _bare(caption: str) -> str:
+    return re.sub(r"^(?:the sound of )?(?:(?:an?|the) )?", "", caption)
 
 
 # -- tokenizer --------------------------------------------------------------------------------------------------
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> PreTrainedTokenizerFast:
-    """Byte-level BPE (nothing is ever unknown) with Llama's special tokens and Vicuna's chat template."""
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 6144) -> PreTrainedTokenizerFast:
+    """Byte-level BPE (nothing is ever unknown) with Llama's special tokens, those of the runs and Vicuna's chat template."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(WORDS), "isolated"), byte_level])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(SPLIT), "isolated"), byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=["<unk>", "<s>", "</s>", "<pad>"],
+        special_tokens=["<unk>", "<s>", "</s>", "<pad>", *KINDS.values(), *MASKS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -61,69 +107,161 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> PreTrainedT
     )
 
 
+def tokenizer_texts(file: Path, names: Iterable[str], limit: int) -> Iterator[str]:
+    """What the tokenizer learns from: conversations, a tenth of them in capitals too, and each name as whole tokens."""
+    yield from (f"{SYSTEM_PROMPT} {IN_WORDS} USER: x ASSISTANT: y",) * 1_000
+    for name in names:
+        yield from (f" {name}",) * 50
+        yield from (f" {name.upper()}",) * 12
+        yield from (name.capitalize(), f" {name.capitalize()}") * 8
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(islice(lines, limit)):
+            for message in read_messages(line):
+                text = " ".join(part["text"] for part in message["content"] if part["type"] == "text")
+                yield text
+                if number % 10 == 0:
+                    yield text.upper()
+
+
 # -- conversations as tokens ------------------------------------------------------------------------------------
 
 
 class Example(NamedTuple):
-    """One conversation. All three lists are as long as the conversation; ``bags`` holds one list per soft position."""
+    """One conversation. All but `bags` are as long as the conversation; `bags` holds one list per soft position."""
 
     tokens: list[int]
-    weights: list[float]
+    weights: list[float]  # of the loss on each token
     soft: list[int]  # the bag of a soft position, -1 elsewhere
+    targets: list[tuple[int, ...]]  # the words that a position of a run must hold, -1 elsewhere
     bags: list[list[int]]
 
 
+Content = str | list[dict]
+NO_TARGETS = (-1,) * READINGS
+
+
 class Encoder:
-    """Turns a conversation in words (role and text pairs) into tokens, as the chat template lays it out."""
+    """Turns a conversation into tokens, as the chat template lays it out."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self.tokenizer = tokenizer
-        self.system = self._ids(SYSTEM_PROMPT)
+        self.masks = tokenizer.convert_tokens_to_ids(list(MASKS))
+        self.kinds = {modality: tokenizer.convert_tokens_to_ids(token) for modality, token in KINDS.items()}
+        self.has_runs = KINDS["image"] in tokenizer.get_vocab()  # the first nano model's tokenizer has none
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer._tokenizer.encode(text, add_special_tokens=False).ids if text else []
 
-    def __call__(self, messages: list[tuple[str, str]], soft_media: bool, rng: random.Random) -> Example:
-        """A conversation; when its last message is the user's, the prompt for the assistant's answer."""
-        example = Example([], [], [], [])
-        self._add(example, [self.tokenizer.bos_token_id, *self.system], 0.0)
-        for index, (role, text) in enumerate(messages):
-            if role == "assistant":
-                self._add(example, [*self._ids(f" {text}"), self.tokenizer.eos_token_id], 1.0)
+    def __call__(
+        self,
+        messages: list[dict] | list[tuple[str, str]],
+        soft_media: bool,
+        rng: random.Random,
+        in_words: bool | None = None,
+        system_share: float = 1.0,
+        user_weight: float = USER_WEIGHT,
+    ) -> Example:
+        """A conversation; when its last message is the user's, the prompt for the assistant's answer.
+
+        Args:
+            messages: in chat format, media with their captions; or pairs of a role and a text.
+            soft_media: whether what the user shows is one position each, not its words.
+            in_words: whether the assistant's media are spelled out; None: so, and nobody tells the model to.
+            system_share: how often there is a system prompt where it says nothing of its own.
+        """
+        messages = [m if isinstance(m, dict) else {"role": m[0], "content": m[1]} for m in messages]
+        example = Example([], [], [], [], [])
+        system = SYSTEM_PROMPT if rng.random() < system_share else ""
+        if messages[0]["role"] == "system":
+            system, messages = _text_of(messages[0]["content"]), messages[1:]
+        if in_words:
+            system = f"{system} {IN_WORDS}".strip()
+        self._add(example, [self.tokenizer.bos_token_id, *self._ids(system)], 0.0)
+        for index, message in enumerate(messages):
+            parts = message["content"]
+            parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
+            if message["role"] == "assistant":
+                self._add_assistant(example, parts, in_words is not False, rng)
             else:
-                self._add_user(example, text, "USER: " if index else " USER: ", soft_media, rng)
+                self._add_user(example, parts, "USER: " if index else " USER: ", soft_media, rng, user_weight)
         return example
 
-    def _add_user(self, example: Example, text: str, start: str, soft_media: bool, rng: random.Random) -> None:
-        match = SHOWN.search(text) if soft_media else None
-        if match is None:
-            self._add(example, self._ids(f"{start}{text} ASSISTANT:"), USER_WEIGHT)
-            return
-        # How the words and the medium are joined depends on who calls later; the model sees all ways.
-        before, after = text[: match.start()], text[match.end() :]
-        space = rng.choice(("", " ", "\n"))
-        before = f"{before}{space}" if before else ""
-        self._add(example, self._ids(f"{start}{before}"), USER_WEIGHT)
-        self._add(example, [self.tokenizer.pad_token_id], 0.0, bag=self.bag(match[1]))
-        self._add(example, self._ids(f"{space if after else ''}{after} ASSISTANT:"), USER_WEIGHT)
+    def _add_assistant(self, example: Example, parts: list[dict], in_words: bool, rng: random.Random) -> None:
+        text = " "
+        for part in parts:
+            if part["type"] == "text":
+                text += part["text"]
+            elif in_words:
+                text += f" {spelled(part['type'], part['caption'])}"
+            else:
+                self._add(example, self._ids(text.rstrip() if text == " " else text), 1.0)
+                text = ""
+                self._add_run(example, part["type"], part["caption"])
+        self._add(example, [*self._ids(text), self.tokenizer.eos_token_id], 1.0)
 
-    def _add(self, example: Example, ids: list[int], weight: float, bag: list[int] | None = None) -> None:
+    def _add_run(self, example: Example, modality: str, caption: str) -> None:
+        targets = self.run_targets(modality, caption)
+        self._add(example, [self.kinds[modality]], 1.0, targets=targets[:1])
+        self._add(example, self.masks[: len(targets) - 1], 0.0, targets=targets[1:])
+
+    def run_targets(self, modality: str, caption: str) -> list[tuple[int, ...]]:
+        """For each position of a run the words that it must hold: first those of the concept, spread over its share.
+
+        A caption has at most two words a position; a part that it does not tell (an effect's register) is `<pad>`.
+        """
+        told, words = caption_parts(modality, caption), []
+        for part, places in RUN_PARTS[modality].items():
+            ids = self._ids(f" {told[part]}") if part in told else [self.tokenizer.pad_token_id]
+            words += [ids[place * len(ids) // places] for place in range(places)]
+        return [tuple(words[at : at + READINGS]) for at in range(0, len(words), READINGS)]
+
+    def _add_user(
+        self, example: Example, parts: list[dict], start: str, soft_media: bool, rng: random.Random, weight: float
+    ) -> None:
+        # How words and media are joined depends on who calls later; the model sees all ways.
+        space = rng.choice((" ", " ", "", "\n")) if soft_media else " "
+        text = start
+        for number, part in enumerate(parts):
+            text += space if number else ""
+            if part["type"] == "text":
+                text += part["text"]
+            elif soft_media:
+                self._add(example, self._ids(text), weight)
+                text = ""
+                self._add(example, [self.tokenizer.pad_token_id], 0.0, bag=self.bag(part["type"], part["caption"], rng))
+            else:
+                text += spelled(part["type"], part["caption"])
+        self._add(example, self._ids(f"{text} ASSISTANT:"), weight)
+
+    def _add(
+        self,
+        example: Example,
+        ids: list[int],
+        weight: float,
+        bag: list[int] | None = None,
+        targets: list[tuple[int, ...]] | None = None,
+    ) -> None:
         example.tokens.extend(ids)
         example.weights.extend([weight] * len(ids))
         example.soft.extend([-1 if bag is None else len(example.bags)] * len(ids))
+        example.targets.extend(targets or [NO_TARGETS] * len(ids))
         if bag is not None:
             example.bags.append(bag)
 
-    def bag(self, caption: str) -> list[int]:
-        """The tokens of the words that matter: "a small cat, flat style, red background" → small cat flat red."""
-        words = re.sub(r"^the sound of ", "", caption)
-        words = re.sub(r"^(a|an|the) |,| style| background", "", words)
-        return self._ids(f" {words}")[:BAG]
+    def bag(self, modality: str, caption: str, rng: random.Random) -> list[int]:
+        """The tokens of the words that matter; of a medium from outside the world in half of the cases none."""
+        if caption == OUTSIDE_CAPTION:
+            return self._ids(f" {caption}") if rng.random() < 0.5 else []
+        return self._ids(f" {' '.join(caption_parts(modality, caption).values())}")[:BAG]
 
 
-def read_messages(line: str) -> list[tuple[str, str]]:
-    """One JSON line in words only → (role, text) pairs."""
-    return [(m["role"], "".join(part["text"] for part in m["content"])) for m in json.loads(line)["messages"]]
+def _text_of(content: Content) -> str:
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def read_messages(line: str) -> list[dict]:
+    """The messages of one JSON line."""
+    return json.loads(line)["messages"]
 
 
 class Corpus(NamedTuple):
@@ -132,6 +270,7 @@ class Corpus(NamedTuple):
     tokens: Tensor  # int16 [total]
     weights: Tensor  # float16 [total]
     soft: Tensor  # int32 [total]: row of ``bags`` or -1
+    targets: Tensor  # int16 [total, READINGS], -1 outside runs
     bags: Tensor  # int16 [soft positions, BAG], -1 where unused
     starts: Tensor  # int64 [conversations]
     lengths: Tensor  # int64 [conversations]
@@ -139,20 +278,40 @@ class Corpus(NamedTuple):
     def to(self, device: torch.device) -> "Corpus":
         return Corpus(*(tensor.to(device) for tensor in self))
 
-    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, weights and bag rows [batch, longest], padded on the right (weight 0, so nothing looks there)."""
+    def batch(self, rows: Tensor) -> "Batch":
+        """Conversations padded on the right (weight 0, so nothing looks there)."""
         length = int(self.lengths[rows].max())
         offsets = torch.arange(length, device=rows.device)
         inside = offsets < self.lengths[rows, None]
         index = (self.starts[rows, None] + offsets).clamp(max=len(self.tokens) - 1)
         soft = self.soft[index].long().masked_fill(~inside, -1)
-        return self.tokens[index].long(), self.weights[index].float() * inside, soft
+        targets = self.targets[index].long().masked_fill(~inside[..., None], -1)
+        return Batch(self.tokens[index].long(), self.weights[index].float() * inside, soft, targets)
+
+
+class Batch(NamedTuple):
+    """Tokens, weights and bag rows [batch, longest], targets [batch, longest, READINGS]."""
+
+    tokens: Tensor
+    weights: Tensor
+    soft: Tensor
+    targets: Tensor
 
 
 def encode_lines(folder: Path, lines: list[str], seed: int = 0) -> dict[str, np.ndarray]:
     """Tokenizes conversations into flat arrays (the fields of Corpus, without starts)."""
     encoder, rng = Encoder(AutoTokenizer.from_pretrained(folder)), random.Random(f"{seed}/{lines[0]}")
-    examples = [encoder(read_messages(line), rng.random() < SOFT_SHARE, rng) for line in lines]
+    examples = [
+        encoder(
+            read_messages(line),
+            soft_media=rng.random() < SOFT_SHARE,
+            rng=rng,
+            in_words=rng.random() < SPELLED_SHARE,
+            system_share=SYSTEM_SHARE,
+            user_weight=USER_WEIGHT / USER_SHARE if rng.random() < USER_SHARE else 0.0,
+        )
+        for line in lines
+    ]
     bags = [bag + [-1] * (BAG - len(bag)) for example in examples for bag in example.bags]
     soft, count = [], 0
     for example in examples:
@@ -162,6 +321,7 @@ def encode_lines(folder: Path, lines: list[str], seed: int = 0) -> dict[str, np.
         "tokens": np.array([t for e in examples for t in e.tokens], dtype=np.int16),
         "weights": np.array([w for e in examples for w in e.weights], dtype=np.float16),
         "soft": np.array(soft, dtype=np.int32),
+        "targets": np.array([t for e in examples for t in e.targets], dtype=np.int16),
         "bags": np.array(bags, dtype=np.int16).reshape(-1, BAG),
         "lengths": np.array([len(e.tokens) for e in examples], dtype=np.int64),
     }

@@ -191,50 +191,64 @@ def fill(text: str, values: dict[str, str]) -> str:
     return _SLOT.sub(lambda m: values[m[1]], text)
 
 
-# Words around a request. Empty pieces are the most frequent: most people just ask.
-_GREETINGS = ("hi", "hello", "hey", "hi there", "good morning", "ok", "okay", "so", "well", "now", "great", "um")
-_THANKS = ("please", "thanks", "thank you", "pls", "if you can", "if you don't mind", "would you", "thx", "for me")
+# Words around a request. Most people just ask.
+_GREETINGS = ("hi", "hello", "hey", "hi there", "good morning", "ok", "okay", "so", "well", "now", "great", "um", "uh", "hm")
+_THANKS = ("please", "thanks", "thank you", "pls", "if you can", "if you don't mind", "would you", "thx", "for me", "plz")
+_FILLERS = ("um", "uh", "like", "you know", "er", "well", "hm", "just")
 _MARKS = ("!", "!!", "...", " :)", "?", " ", " 🙂")
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _KEYBOARD = {a: b for row in _ROWS for a, b in zip(row, row[1:] + row[-2], strict=True)}
 
+# How often a request is typed so.
+RATES = {"greeting": 0.10, "thanks": 0.10, "filler": 0.03, "slip": 0.12, "capitals": 0.06, "lower case": 0.25}
+RATES |= {"first letter": 0.15, "no last mark": 0.20, "another mark": 0.08, "no marks": 0.08, "no apostrophe": 0.08}
 
-def roughen(text: str, rng: random.Random, slips: float = 0.08) -> str:
-    """What people do to a sentence: politeness, case, missing or doubled marks, and a spelling slip now and then."""
-    if rng.random() < 0.10:
+
+def roughen(text: str, rng: random.Random, slips: float = RATES["slip"]) -> str:
+    """What people do to a sentence: politeness, fillers, case, missing or doubled marks, a letter slipped (`RATES`)."""
+
+    def happens(what: str) -> bool:
+        return rng.random() < RATES[what]
+
+    if happens("greeting"):
         text = f"{rng.choice(_GREETINGS)}{rng.choice((', ', ' ', '! '))}{text}"
-    if rng.random() < 0.10 and text[-1:] not in ".!?":
+    if happens("thanks") and text[-1:] not in ".!?":
         text = f"{text}{rng.choice((', ', ' '))}{rng.choice(_THANKS)}"
+    if happens("filler") and " " in text:
+        at = rng.choice([match.start() for match in re.finditer(" ", text)])
+        text = f"{text[:at]}{rng.choice((' ', ', '))}{rng.choice(_FILLERS)}{text[at:]}"
     if rng.random() < slips:
         text = misspell(text, rng)
-    return _change_marks(_change_case(text, rng), rng)
-
-
-def _change_case(text: str, rng: random.Random) -> str:
+    if happens("no marks"):
+        text = re.sub(r"[^\w\s'+-]", "", text)
+    elif happens("no last mark"):
+        text = text.rstrip(".!?")
+    elif happens("another mark") and text[-1:].isalnum():
+        text = text + rng.choice((".", *_MARKS))
+    if happens("no apostrophe"):
+        text = text.replace("'", "").replace("’", "")
     draw = rng.random()
-    if draw < 0.25:
-        return text.lower()
-    if draw < 0.45:
-        return text[:1].upper() + text[1:]
-    return text.upper() if draw < 0.465 else text
+    for what, change in (("capitals", str.upper), ("lower case", str.lower), ("first letter", _begin_large)):
+        if (draw := draw - RATES[what]) < 0:
+            return change(text)
+    return text
 
 
-def _change_marks(text: str, rng: random.Random) -> str:
-    draw = rng.random()
-    if draw < 0.20:
-        return text.rstrip(".!?")
-    if draw < 0.30 and text[-1:].isalnum():
-        return text + rng.choice((".", *_MARKS))
-    return text.replace(",", "").replace("'", "") if draw > 0.95 else text
+def _begin_large(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def misspell(text: str, rng: random.Random) -> str:
-    """One slip in one word of five letters or more: a letter dropped, doubled, swapped or hit beside."""
-    words = list(re.finditer(r"[A-Za-z]{5,}", text))
+    """One slip in one word of three letters or more: a letter dropped, doubled, swapped or hit beside.
+
+    Half of the slips are in words of five letters or more, where there are any.
+    """
+    words = list(re.finditer(r"[A-Za-z]{3,}", text))
+    words = [word for word in words if len(word[0]) >= 5 or rng.random() < 0.5] or words
     if not words:
         return text
     word = rng.choice(words)
-    at = rng.randrange(word.start() + 1, word.end() - 1)
+    at = rng.randrange(word.start(), word.end() - 1)
     letter, following = text[at], text[at + 1]
     slip = rng.choice(("", letter * 2, following + letter, _KEYBOARD.get(letter.lower(), letter)))
     return text[:at] + slip + text[at + (2 if slip == following + letter else 1) :]

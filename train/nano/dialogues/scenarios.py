@@ -17,12 +17,12 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nextgpt.train.nano.dialogues.composer import Composer
 from nextgpt.train.nano.dialogues.phrasings import fill
 from nextgpt.train.nano.dialogues.turns import Setting
 from nextgpt.train.nano.dialogues.turns_clips import MOTIONS_SAID
+from nextgpt.train.nano.dialogues.turns_pictures import say
 from nextgpt.train.nano.world.things import (
     MOTIONS,
     PARTS,
@@ -35,6 +35,9 @@ from nextgpt.train.nano.world.things import (
     Picture,
     Sound,
 )
+
+if TYPE_CHECKING:
+    from nextgpt.train.nano.dialogues.composer import Composer
 
 SCENARIOS = Path(__file__).parent / "data" / "scenarios"
 ABOUT = ("plain", "mixture", "correction", "change", "crossing", "new subject", "refusal", "limited", "abilities")
@@ -49,6 +52,7 @@ NAMED_BY = {
     **dict.fromkeys(("motion", "move", "moves"), "motion"),
     **{name: name for name in ("background", "style", "size", "register", "thing")},
 }
+DETAIL_SHARE = 0.3  # of the things about which a varied scenario says nothing more
 _SLOT = re.compile(r"\{(\w+?)(_\d)?\}")
 OUTSIDE = "outside"
 
@@ -158,6 +162,21 @@ class Asked:
         return [part.kind for part in self.wanted if part.kind != "text"]
 
 
+class Filled(NamedTuple):
+    """The turns of a scenario with values for their slots.
+
+    Attributes:
+        users: of each turn the user's parts, texts and media (`Asked.messages` says how).
+        wanted: of each turn what its answer must hold.
+        chosen: slot → its value; `words`: slot → how it is said.
+    """
+
+    users: list[list[dict]]
+    wanted: list[list[Wanted]]
+    chosen: dict[str, str]
+    words: dict[str, str]
+
+
 class NothingHeld(LookupError):
     """The world's folder renders no medium with these parts: of the sounds the package holds only some."""
 
@@ -168,10 +187,11 @@ class Filler:
     Args:
         composer: of a built world; its split plays no part here: any combination may be asked for.
         holds: whether a medium can be rendered.
+        vary: also say things by their other names, and name details that the scenario leaves open.
     """
 
-    def __init__(self, composer: Composer, holds: Callable[[Medium], bool] = lambda medium: True):
-        self.composer, self.setting, self.holds = composer, composer.setting, holds
+    def __init__(self, composer: Composer, holds: Callable[[Medium], bool] = lambda medium: True, vary: bool = False):
+        self.composer, self.setting, self.holds, self.vary = composer, composer.setting, holds, vary
 
     def __call__(self, scenario: Scenario, rng: random.Random) -> Asked:
         """A scenario with values drawn for its slots.
@@ -187,17 +207,21 @@ class Filler:
         raise LookupError(f"{scenario.turns}: {why}")
 
     def _draw(self, scenario: Scenario, rng: random.Random) -> Asked:
-        values = _Values(scenario, self.setting, rng)
-        asked = Asked(scenario)
-        for number, turn in enumerate(scenario.turns):
-            content = [self._user_part(part, values, rng) for part in parts_of_user(turn["user"])]
+        filled, asked = self.draw(scenario, rng), Asked(scenario)
+        for number, (content, wanted) in enumerate(zip(filled.users, filled.wanted, strict=True)):
             asked.messages.append({"role": "user", "content": content})
-            wanted = [values.wanted(part) for part in turn["answer"]]
             if number < len(scenario.turns) - 1:
                 asked.messages.append({"role": "assistant", "content": list(self._answer(wanted))})
         defaults = scenario.about == "new subject"
         asked.wanted = [_with_defaults(part, self.setting) if defaults else part for part in wanted]
         return asked
+
+    def draw(self, scenario: Scenario, rng: random.Random) -> Filled:
+        """One try to fill a scenario. Raises NothingHeld."""
+        values = _Values(scenario, self.composer, rng, self.vary)
+        users = [[self._user_part(part, values, rng) for part in parts_of_user(turn["user"])] for turn in scenario.turns]
+        wanted = [[values.wanted(part) for part in turn["answer"]] for turn in scenario.turns]
+        return Filled(users, wanted, values.chosen, values.words)
 
     def _user_part(self, part: str | dict, values: _Values, rng: random.Random) -> dict:
         if isinstance(part, str):
@@ -273,9 +297,11 @@ def _with_defaults(part: Wanted, setting: Setting) -> Wanted:
 class _Values:
     """What the slots of a scenario stand for, and how each is said."""
 
-    def __init__(self, scenario: Scenario, setting: Setting, rng: random.Random):
-        self.setting, self.chosen = setting, {}
-        text = scenario.text
+    def __init__(self, scenario: Scenario, composer: Composer, rng: random.Random, vary: bool):
+        self.composer, self.setting, self.vary = composer, composer.setting, vary
+        self.chosen: dict[str, str] = {}
+        self.beside: dict[str, dict[str, str]] = {}  # thing → details that are named beside it, though nobody asked
+        text, setting = scenario.text, self.setting
         names = sorted({f"{NAMED_BY[slot]}{number}" for slot, number in _SLOT.findall(text)})
         is_played = any(f'"{part}"' in text for part in SOUND_VALUES) or "{register" in text or "figure" in text
         several = len(scenario.turns) > 1
@@ -292,8 +318,28 @@ class _Values:
                     choices = set(VALUES[kind]) - constants - taken
                     if several and len(choices) > 1:
                         choices -= {DEFAULTS.get(kind)}
+            if not choices:
+                raise NothingHeld(f"nothing of the world fits {name} in {scenario.turns}")
             self.chosen[name] = rng.choice(sorted(choices))
+            if vary and kind in ("concept", "sound") and rng.random() < DETAIL_SHARE:
+                self.beside[name] = self._details(scenario, name, rng)
         self.words = {key: value for name in names for key, value in self._say(name, rng).items()}
+
+    def _details(self, scenario: Scenario, name: str, rng: random.Random) -> dict[str, str]:
+        """Details of the picture or sound of a thing that is spoken of once only and said no more of."""
+        said = [
+            slot
+            for slot, number in _SLOT.findall(str([turn["user"] for turn in scenario.turns]))
+            if f"{NAMED_BY[slot]}{number}" == name
+        ]
+        kind, main = ("image", "concept") if name.startswith("concept") else ("audio", "instrument")
+        used = [part for turn in scenario.turns for part in turn["answer"] if f'"{{{name}}}"' in json.dumps(part)]
+        if len(said) != 1 or len(used) != 1 or used[0].get(kind) != {main: f"{{{name}}}"} or len(scenario.turns) > 1:
+            return {}
+        if kind == "audio" and not self.setting.instruments[self.chosen[name]].pitched:
+            return {}
+        values = PICTURE_VALUES if kind == "image" else SOUND_VALUES
+        return {part: rng.choice(values[part]) for part in rng.sample(list(values), rng.choice((1, 1, 2)))}
 
     def _things(self, kind: str, name: str, text: str, is_played: bool) -> set[str]:
         """Things that can be all that the scenario makes of them."""
@@ -320,22 +366,27 @@ class _Values:
 
     def _say(self, name: str, rng: random.Random) -> dict[str, str]:
         kind, value = name.split("_")[0], self.chosen[name]
-        end = name[len(kind) :]
+        end, beside = name[len(kind) :], self.beside.get(name, {})
         match kind:
+            case "concept" if self.vary:
+                said = self.composer.pictures.concept_values(rng, Picture(value, **beside), list(beside))
             case "concept":
                 concept = self.setting.concepts[value]
                 said = {"concept": value, "a_concept": concept.indefinite, "the_concept": f"the {value}"}
                 said["concepts"] = concept.plural
+            case "sound" if self.vary:
+                said = self.composer.sounds.values(rng, Sound(value, **SOUND_DEFAULTS | beside), list(beside))
+                said = {slot: said[slot] for slot in ("sound", "a_sound", "the_sound")}
             case "sound":
                 instrument = self.setting.instruments[value]
                 said = {"sound": value, "a_sound": instrument.indefinite, "the_sound": f"the {value}"}
             case "motion":
-                participle, move, moves = MOTIONS_SAID[value][0]
+                participle, move, moves = rng.choice(MOTIONS_SAID[value]) if self.vary else MOTIONS_SAID[value][0]
                 said = {"motion": participle, "move": move, "moves": moves}
             case "figure":
                 said = {"figure": value, "a_figure": f"a {value}"}
             case _:
-                said = {kind: value}
+                said = {kind: say(value, rng) if self.vary and rng.random() < 0.5 else value}
         return {f"{slot}{end}": words for slot, words in said.items()}
 
     def wanted(self, part: dict) -> Wanted:
@@ -349,6 +400,9 @@ class _Values:
             filled["instrument"] = self.setting.sound_of[filled["instrument"]]
         if self._is_sound(told, "concept"):
             filled["concept"] = self.setting.concept_of[filled["concept"]]
+        for name, beside in self.beside.items():
+            if beside and f"{{{name}}}" in told.values():
+                filled |= beside
         return Wanted(kind, filled)
 
     @staticmethod

@@ -15,10 +15,23 @@ from typing import Any, NamedTuple
 
 from nextgpt.signals import MODALITIES
 from nextgpt.train.nano.dialogues.phrasings import Phrasing, roughen
+from nextgpt.train.nano.dialogues.replies import Replies, parts_of
 from nextgpt.train.nano.world.things import Clip, Concept, Instrument, Medium, Sound, modality_of, path_of
 
 OUTSIDE_ANSWER = "I can't tell what this is."
 
+NO_SOUND = (
+    *("I don't know what {0} sound{1} like. ", "Sorry, I don't know the sound of {0}. ", "I have no sound for {0}, sorry. "),
+    *("I can't play {0}: I only know how {0} look{1}. ", "I've never heard {0}, so I can't play that. "),
+)
+NO_CLIP = (
+    *(
+        "I can't film {0}: I can only draw {1}. ",
+        "Sorry, I can't make a clip of {0}. ",
+        "I can draw {0}, but I can't film {1}. ",
+    ),
+    *("I don't know how {0} would move, sorry. ",),
+)
 ACCEPTING = (
     *("yes", "yes please", "ok", "sure", "please do", "yeah", "go ahead", "yep", "do that", "ok then", "fine"),
     *("why not", "oh yes", "alright"),
@@ -77,6 +90,8 @@ class Turn(NamedTuple):
     assistant: list[Part]
     medium: Medium | None = None
     offer: Offer | None = None
+    only: tuple[str, ...] | None = None  # of a first turn: the kinds of answer that are allowed
+    checks: tuple[dict[str, Any], ...] = ()  # what the words of the answer must say, see `scenarios`
 
 
 @dataclass
@@ -96,6 +111,7 @@ class Setting:
         filmed: the concepts of which there are clips.
         takes: the varied sounds that there are.
         looks: styles and backgrounds of clips.
+        replies: how answers are said; without them they are captions, as the first nano model said them.
     """
 
     concepts: dict[str, Concept]
@@ -110,6 +126,7 @@ class Setting:
     filmed: list[str] = field(default_factory=list)
     takes: list[Sound] = field(default_factory=list)
     looks: list[tuple[str, str]] = field(default_factory=list)
+    replies: Replies | None = None
 
     @cached_property
     def names(self) -> list[str]:
@@ -190,25 +207,31 @@ class Setting:
                 return f"{self.concepts[concept].indefinite}, {motion}"
         return medium.caption
 
-    def no_sound_of(self, concept: Concept) -> str:
+    def no_sound_of(self, concept: Concept, rng: random.Random) -> str:
         """What is said when a thing cannot be played."""
-        return f"I don't know what {concept.indefinite} sound{'' if concept.is_plural else 's'} like. "
+        return rng.choice(NO_SOUND).format(concept.indefinite, "" if concept.is_plural else "s")
 
-    def no_clip_of(self, concept: Concept) -> str:
+    def no_clip_of(self, concept: Concept, rng: random.Random) -> str:
         """What is said when a thing cannot be filmed."""
-        return f"I can't film {concept.indefinite}: I can only draw {concept.it}. "
+        return rng.choice(NO_CLIP).format(concept.indefinite, concept.it)
 
     def is_are(self, medium: Medium) -> str:
         """The verb for its spoken caption."""
         return "are" if isinstance(medium, Clip) and self.concepts[medium.concept].is_plural else "is"
 
-    def this_is(self, medium: Medium) -> str:
-        """ "This is a low trumpet, rising scale." """
+    def described(self, medium: Medium, rng: random.Random) -> str:
+        """All that there is to say of a medium."""
+        if self.replies:
+            return self.replies.describe(medium, rng)
         return f"{'These are' if self.is_are(medium) == 'are' else 'This is'} {self.spoken(medium)}."
 
     def here_is(self, medium: Medium, start: str = "Here") -> str:
         """ "Here is a small cat, flat style, red background." """
         return f"{start} {self.is_are(medium)} {self.spoken(medium)}."
+
+    def unknown(self, modality: str, rng: random.Random) -> str:
+        """What is said of a medium from outside the world."""
+        return self.replies.unknown(modality, rng) if self.replies else OUTSIDE_ANSWER
 
     def make(
         self,
@@ -218,18 +241,41 @@ class Setting:
         *media: Medium,
         shown: list[Part] | None = None,
         on_table: bool = True,
+        was: Medium | None = None,
     ) -> Turn:
         """The turn that grants a request: each medium announced, then made.
 
         Args:
             text: the request; `shown`: what is attached to it.
             on_table: whether the last medium may be asked about and changed next.
+            was: the medium that is changed.
         """
         assistant: list[Part] = []
-        for medium in media:
-            start = "And here" if assistant else f"{opening(text, rng)}Here"
-            assistant += [self.here_is(medium, start), Made(medium)]
+        for number, medium in enumerate(media):
+            after = media[number - 1] if number else None
+            assistant += [self._announced(intent, rng, text, medium, was, after), Made(medium)]
         return Turn(intent, with_shown(rng, shown, text), assistant, media[-1] if on_table else None)
+
+    def _announced(
+        self, intent: str, rng: random.Random, text: str, medium: Medium, was: Medium | None, after: Medium | None
+    ) -> str:
+        if self.replies is None:
+            return self.here_is(medium, "And here" if after else f"{opening(text, rng)}Here")
+        if intent == "again":
+            return self.replies.announce(medium, rng, "again")
+        if was is not None:
+            how = "correction" if _CORRECTING.search(text) else "change"
+            return self.replies.announce(medium, rng, how, changed_parts(was, medium))
+        return self.replies.announce(medium, rng, after=after)
+
+
+_CORRECTING = re.compile(r"^\W*(?:no|not|nope|wrong|sorry|oops|actually|wait|hm+)\b|\bI (?:meant|said|asked|wanted)\b", re.I)
+
+
+def changed_parts(was: Medium, medium: Medium) -> frozenset[str]:
+    """The parts in which a medium differs from another of its kind."""
+    before = parts_of(was)
+    return frozenset(part for part, value in parts_of(medium).items() if before.get(part) != value)
 
 
 class MediaTurns(ABC):
@@ -275,7 +321,18 @@ class MediaTurns(ABC):
         medium = self.sample(rng)
         text = roughen(rng.choice(self.setting.phrasings[self.describing]).text, rng)
         shown: list[Part] = [self.setting.shown(rng, medium)]
-        return Turn(self.describing, with_shown(rng, shown, text), [self.setting.this_is(medium)], medium)
+        return Turn(self.describing, with_shown(rng, shown, text), [self.setting.described(medium, rng)], medium)
+
+
+def reply_about(replies: Replies, intent: str, medium: Medium, asked: Medium, rng: random.Random) -> str:
+    """The answer to a question about a medium; `asked`: what a question for yes or no was about."""
+    what = intent.partition("_")[2]
+    if intent.startswith("ask_"):
+        return replies.tell(what, medium, rng)
+    if intent.startswith("yes_no"):
+        right = asked[0] == medium[0]
+        return replies.confirm(medium, rng) if right else replies.deny(medium, rng, asked=asked[0])
+    return replies.name(medium, rng) if intent.endswith("name") else replies.describe(medium, rng)
 
 
 def choose(rng: random.Random, weights: dict[Any, float]) -> Any:

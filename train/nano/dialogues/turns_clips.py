@@ -7,19 +7,24 @@ import random
 from nextgpt.train.nano.dialogues.phrasings import MOTION_SLOTS, SECOND_SLOTS, Phrasing, fill, roughen
 from nextgpt.train.nano.dialogues.turns import (
     ACCEPTING,
-    OUTSIDE_ANSWER,
     MediaTurns,
     Offer,
     Part,
     Setting,
     Turn,
     append,
+    reply_about,
     with_shown,
 )
 from nextgpt.train.nano.dialogues.turns_pictures import PictureTurns
 from nextgpt.train.nano.world.things import MOTIONS, Clip, Picture
 
-NO_CLIP_ANSWER = "I don't see a clip yet. Attach one, or ask me for one."
+NO_CLIP_ANSWERS = (
+    "I don't see a clip yet. Attach one, or ask me for one.",
+    "I don't see a clip here. Could you attach it?",
+    "There's nothing attached, sorry. I don't see a clip.",
+    "I don't see a clip. Please attach one.",
+)
 
 # How people say a motion: participle, bare verb, third person; the first is the most frequent.
 MOTIONS_SAID = {
@@ -117,13 +122,15 @@ class ClipTurns(MediaTurns):
         if shown and intent in NEUTRAL and rng.random() < 0.2:
             phrasings = self.setting.neutral[NEUTRAL[intent]] or phrasings
         text = roughen(fill(rng.choice(phrasings).text, self.values(rng, asked)), rng)
-        return Turn(intent, with_shown(rng, shown, text), [self._answer_about(intent, clip, asked)], clip)
+        return Turn(intent, with_shown(rng, shown, text), [self._answer_about(intent, clip, asked, rng)], clip)
 
-    def _answer_about(self, intent: str, clip: Clip, asked: Clip) -> str:
+    def _answer_about(self, intent: str, clip: Clip, asked: Clip, rng: random.Random) -> str:
+        if self.setting.replies:
+            return reply_about(self.setting.replies, intent, clip, asked, rng)
         concept = self.setting.concepts[clip.concept]
         match intent:
             case "watch_describe":
-                return self.setting.this_is(clip)
+                return self.setting.described(clip, rng)
             case "ask_motion":
                 return f"{'They are' if concept.is_plural else 'It is'} {clip.motion}."
             case "yes_no_concept":
@@ -146,7 +153,7 @@ class ClipTurns(MediaTurns):
         text = fill(phrasing.text, values)
         if len(parts) == 2:
             text = append(text, rng.choice(CHANGED_TOO).format(values["motion"]), rng)
-        return self.setting.make(intent, rng, roughen(text, rng), changed, shown=shown)
+        return self.setting.make(intent, rng, roughen(text, rng), changed, shown=shown, was=clip)
 
     # -- nothing to see -----------------------------------------------------------------------------------------
 
@@ -156,13 +163,13 @@ class ClipTurns(MediaTurns):
         phrasing = rng.choice([p for p in self.setting.phrasings[intent] if p.slots <= MOTION_SLOTS | {"the_concept"}])
         text = fill(phrasing.text, {"the_concept": "it"} | self.motion_values(rng, self.motion(rng)))
         shown: list[Part] = [self.setting.outside_shown(rng, "video")]
-        return Turn("outside_clip", with_shown(rng, shown, roughen(text, rng)), [OUTSIDE_ANSWER])
+        return Turn("outside_clip", with_shown(rng, shown, roughen(text, rng)), [self.setting.unknown("video", rng)])
 
     def ask_without(self, rng: random.Random) -> Turn:
         """A question about a clip where there is none."""
         intent = rng.choice(("watch_describe", "watch_describe", "watch_name"))
         text = rng.choice(self.setting.phrasings[intent]).text
-        return Turn("no_clip", [roughen(text, rng)], [NO_CLIP_ANSWER])
+        return Turn("no_clip", [roughen(text, rng)], [rng.choice(NO_CLIP_ANSWERS)])
 
 
 NEUTRAL = {"watch_describe": "describe", "watch_name": "name"}

@@ -95,7 +95,7 @@ class CrossingTurns:
         text = rng.choice(self.setting.phrasings["sound_of_shown"]).text
         text = fill(text, self.pictures.concept_values(rng, Picture(seen.concept)))
         if seen.concept not in self.setting.sound_of:
-            why = self.setting.no_sound_of(self.setting.concepts[seen.concept])
+            why = self.setting.no_sound_of(self.setting.concepts[seen.concept], rng)
             return self._refuse("sound_of_shown", rng, text, why, seen, shown)
         sound = self._sound_of(rng, seen.concept)
         text = roughen(self.sounds.tell(rng, text, sound), rng)
@@ -106,7 +106,7 @@ class CrossingTurns:
         clip = Clip(picture.concept, self.clips.motion(rng))
         text = self.clips.request(rng, rng.choice(self.setting.phrasings["film_of_shown"]), clip)
         if picture.concept not in self.setting.filmed:
-            why = self.setting.no_clip_of(self.setting.concepts[picture.concept])
+            why = self.setting.no_clip_of(self.setting.concepts[picture.concept], rng)
             return self._refuse("film_of_shown", rng, text, why, picture, shown)
         clip = self.setting.find(lambda: clip, derived=True)
         return self.setting.make("film_of_shown", rng, roughen(text, rng), clip, shown=shown)
@@ -201,5 +201,5 @@ class CrossingTurns:
     def _only_seen(self, intent: str, rng: random.Random, text: str, medium: Picture | Clip) -> Turn:
         """A thing that can be shown, and the word that its sound is not known."""
         turn = self.setting.make(intent, rng, roughen(text, rng), medium)
-        why = self.setting.no_sound_of(self.setting.concepts[medium.concept]).strip()
+        why = self.setting.no_sound_of(self.setting.concepts[medium.concept], rng).strip()
         return turn._replace(assistant=[*turn.assistant, why])

@@ -17,20 +17,25 @@ from nextgpt.train.nano.dialogues.phrasings import (
 )
 from nextgpt.train.nano.dialogues.turns import (
     ACCEPTING,
-    OUTSIDE_ANSWER,
     Made,
     MediaTurns,
     Offer,
     Part,
     Turn,
     append,
+    reply_about,
     with_shown,
 )
 from nextgpt.train.nano.world.things import PICTURE_DEFAULTS as DEFAULTS
 from nextgpt.train.nano.world.things import PICTURE_VALUES as VALUES
 from nextgpt.train.nano.world.things import Picture, plural
 
-NO_PICTURE_ANSWER = "I don't see a picture yet. Attach one, or ask me to draw something."
+NO_PICTURE_ANSWERS = (
+    "I don't see a picture yet. Attach one, or ask me to draw something.",
+    "I don't see a picture here. Could you attach it?",
+    "There's nothing attached, sorry. I don't see a picture.",
+    "I don't see a picture. Please attach one.",
+)
 
 # How people say an attribute's value; the first is the most frequent.
 SAID = {
@@ -170,7 +175,8 @@ class PictureTurns(MediaTurns):
         picture = self.sample(rng, concept=picture.concept, style="3d", size="large")
         colour = picture.background
         text = f"{rng.choice(COLOUR_REQUESTS)} {article(colour)} {colour} {picture.concept}"
-        answer = f"I can't change its own colours, so I put it on {colour}. Here is {picture.caption}."
+        why = f"I can't change its own colours, so I put it on {colour}."
+        answer = why if self.setting.replies else f"{why} Here is {picture.caption}."
         return Turn("draw", [roughen(text, rng)], [answer, Made(picture)], picture)
 
     def ask_for_two(self, rng: random.Random) -> Turn:
@@ -204,11 +210,13 @@ class PictureTurns(MediaTurns):
             asked = Picture(rng.choice(self.setting.names))
             named = asked
         text = roughen(fill(rng.choice(self.setting.phrasings[intent]).text, self.concept_values(rng, named)), rng)
-        return Turn(intent, with_shown(rng, shown, text), [self._answer_about(intent, picture, asked)], picture)
+        return Turn(intent, with_shown(rng, shown, text), [self._answer_about(intent, picture, asked, rng)], picture)
 
-    def _answer_about(self, intent: str, picture: Picture, asked: Picture) -> str:
+    def _answer_about(self, intent: str, picture: Picture, asked: Picture, rng: random.Random) -> str:
         if intent == "describe":
-            return self.setting.this_is(picture)
+            return self.setting.described(picture, rng)
+        if self.setting.replies:
+            return reply_about(self.setting.replies, intent, picture, asked, rng)
         if intent == "ask_background":
             return f"The background is {picture.background}."
         if intent == "ask_style":
@@ -240,7 +248,7 @@ class PictureTurns(MediaTurns):
         for attribute in attributes[1:]:
             words = rng.choice(CHANGED_TOO[attribute]).format(say(getattr(changed, attribute), rng))
             text = append(text, words, rng)
-        return self.setting.make(f"change_{attributes[0]}", rng, roughen(text, rng), changed, shown=shown)
+        return self.setting.make(f"change_{attributes[0]}", rng, roughen(text, rng), changed, shown=shown, was=picture)
 
     def accept(self, rng: random.Random, offer: Offer) -> Turn:
         """ "yes, on blue": the picture that was offered."""
@@ -261,7 +269,7 @@ class PictureTurns(MediaTurns):
         values = dict.fromkeys(CONCEPT_SLOTS, "it") | {"background": rng.choice(VALUES["background"])}
         text = roughen(fill(rng.choice(self.setting.phrasings[intent]).text, values), rng)
         shown: list[Part] = [self.setting.outside_shown(rng, "image")]
-        return Turn("outside_picture", with_shown(rng, shown, text), [OUTSIDE_ANSWER])
+        return Turn("outside_picture", with_shown(rng, shown, text), [self.setting.unknown("image", rng)])
 
     def ask_without(self, rng: random.Random) -> Turn:
         """A question about a picture where there is none."""
@@ -270,7 +278,7 @@ class PictureTurns(MediaTurns):
         picture = self.sample(rng)
         values = self.attribute_values(rng, picture) | self.concept_values(rng, picture)
         text = roughen(fill(rng.choice(self.setting.phrasings[intent]).text, values), rng)
-        return Turn("no_picture", [text], [NO_PICTURE_ANSWER])
+        return Turn("no_picture", [text], [rng.choice(NO_PICTURE_ANSWERS)])
 
 
 def implied_size(phrasing: Phrasing) -> str | None:

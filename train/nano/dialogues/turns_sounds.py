@@ -8,20 +8,25 @@ from collections.abc import Iterable
 from nextgpt.train.nano.dialogues.phrasings import NOTE_SLOTS, SECOND_SOUND_SLOTS, Phrasing, fill, roughen
 from nextgpt.train.nano.dialogues.turns import (
     ACCEPTING,
-    OUTSIDE_ANSWER,
     MediaTurns,
     Offer,
     Part,
     Setting,
     Turn,
     append,
+    reply_about,
     with_shown,
 )
 from nextgpt.train.nano.world.things import SOUND_DEFAULTS as DEFAULTS
 from nextgpt.train.nano.world.things import SOUND_VALUES as VALUES
 from nextgpt.train.nano.world.things import Sound
 
-NO_SOUND_ANSWER = "I don't hear a sound yet. Attach one, or ask me to play something."
+NO_SOUND_ANSWERS = (
+    "I don't hear a sound yet. Attach one, or ask me to play something.",
+    "I don't hear a sound here. Could you attach it?",
+    "There's nothing attached, sorry. I don't hear a sound.",
+    "I don't hear a sound. Please attach one.",
+)
 
 # How people say a register before the thing, and a figure with its article; the first is the most frequent.
 REGISTERS_SAID = {
@@ -170,13 +175,15 @@ class SoundTurns(MediaTurns):
         if shown and intent in NEUTRAL and rng.random() < 0.2:
             phrasings = self.setting.neutral[NEUTRAL[intent]] or phrasings
         text = roughen(fill(rng.choice(phrasings).text, self.values(rng, asked)), rng)
-        return Turn(intent, with_shown(rng, shown, text), [self._answer_about(intent, sound, asked)], sound)
+        return Turn(intent, with_shown(rng, shown, text), [self._answer_about(intent, sound, asked, rng)], sound)
 
-    def _answer_about(self, intent: str, sound: Sound, asked: Sound) -> str:
+    def _answer_about(self, intent: str, sound: Sound, asked: Sound, rng: random.Random) -> str:
+        if self.setting.replies and (sound.register or intent not in ("ask_register", "ask_figure")):
+            return reply_about(self.setting.replies, intent, sound, asked, rng)
         instrument = self.setting.instruments[sound.name].indefinite
         match intent:
             case "hear_describe":
-                return self.setting.this_is(sound)
+                return self.setting.described(sound, rng)
             case "hear_name":
                 return f"This is {instrument}."
             case "yes_no_sound":
@@ -203,7 +210,7 @@ class SoundTurns(MediaTurns):
         text = fill(phrasing.text, values)
         for part in parts[1:]:
             text = append(text, rng.choice(CHANGED_TOO[part]).format(_said(rng, part, changed)), rng)
-        return self.setting.make(INTENTS[parts[0]], rng, roughen(text, rng), changed, shown=shown)
+        return self.setting.make(INTENTS[parts[0]], rng, roughen(text, rng), changed, shown=shown, was=sound)
 
     def _changed(self, rng: random.Random, sound: Sound, parts: list[str]) -> Sound:
         if parts[0] != "name" or (sound.register and rng.random() < 0.85):
@@ -224,13 +231,13 @@ class SoundTurns(MediaTurns):
         phrasing = rng.choice([p for p in self.setting.phrasings[intent] if p.slots <= {"the_sound", "register"}])
         text = fill(phrasing.text, {"the_sound": "it", "register": rng.choice(VALUES["register"])})
         shown: list[Part] = [self.setting.outside_shown(rng, "audio")]
-        return Turn("outside_sound", with_shown(rng, shown, roughen(text, rng)), [OUTSIDE_ANSWER])
+        return Turn("outside_sound", with_shown(rng, shown, roughen(text, rng)), [self.setting.unknown("audio", rng)])
 
     def ask_without(self, rng: random.Random) -> Turn:
         """A question about a sound where there is none."""
         intent = rng.choice(("hear_describe", "hear_name", "hear_name", "ask_register", "ask_figure"))
         text = fill(rng.choice(self.setting.phrasings[intent]).text, self.values(rng, self.sample(rng)))
-        return Turn("no_sound", [roughen(text, rng)], [NO_SOUND_ANSWER])
+        return Turn("no_sound", [roughen(text, rng)], [rng.choice(NO_SOUND_ANSWERS)])
 
 
 INTENTS = {"name": "change_sound", "register": "change_register", "figure": "change_figure"}

@@ -13,15 +13,57 @@ from nextgpt.train.nano.dialogues.turns_pictures import PictureTurns
 from nextgpt.train.nano.dialogues.turns_sounds import SoundTurns
 from nextgpt.train.nano.world.things import PICTURE_VALUES, PLURALS, Clip, Picture
 
-CANNOT = "I can't {} {}: it is not in my little world. "
+CANNOT = (
+    *("I can't {0} {1}: it is not in my little world. ", "Sorry, I don't know how to {0} {1}. ", "I can't {0} {1}, sorry. "),
+    *(
+        "I'm afraid I can't {0} {1}. ",
+        "I don't know {1}, so I can't {0} that. ",
+        "Sorry, {1} is not among the things I know. ",
+    ),
+    *(
+        "I never learned to {0} {1}, sorry. ",
+        "I wish I could {0} {1}, but I can't. ",
+        "Sorry, I can't {0} {1}: I don't know it. ",
+    ),
+    *("I'm not able to {0} {1}, sorry. ", "Sorry, I haven't learned {1} yet. ", "That's beyond me: I can't {0} {1}. "),
+)
+OFFERS = (
+    *(
+        "Shall I {}{}?",
+        "Shall I {}{}?",
+        "Would you like me to {}{}?",
+        "I could {}{}.",
+        "Should I {}{}?",
+        "But I could {}{}.",
+    ),
+    *("Do you want me to {}{}?", "Could I {}{}?", "If you like, I can {}{}."),
+)
 IN_SHORT = {
     "image": "I know animals, plants, food, vehicles, places, instruments, tools, clothes and everyday things.",
     "audio": "I can play instruments, and noises such as birdsong, the sea, a telephone or a helicopter.",
     "video": "In my clips things slide, spin, bounce, grow or shrink.",
 }
-DECLINED_ANSWER = "All right. What would you like to see instead?"
-DECLINED_SOUND_ANSWER = "All right. What would you like to hear instead?"
-UNKNOWN_ANSWER = "I don't know that: I only know my little world of {}. Shall I draw you something?"
+DECLINED = (
+    *(
+        "All right. What would you like to {} instead?",
+        "Okay. What would you like to {}?",
+        "No problem. Just tell me what to do.",
+    ),
+    *("Fine with me. What else would you like to {}?", "As you like. Anything else?", "Okay, something else then?"),
+)
+UNKNOWN = (
+    *(
+        "I don't know that: I only know my little world of {}. Shall I draw you something?",
+        "Sorry, I don't know about that.",
+    ),
+    *(
+        "I can't help with that, I only know {}.",
+        "That's beyond me, sorry. I know {}, little else.",
+        "I'm afraid I don't know.",
+    ),
+    *("I can't say, sorry. My world is small: {}.", "Sorry, that's not something I know.", "No idea, sorry. I only do {}."),
+)
+_VERBS = {"film": "film|clip|video|movie|animat|move|gif", "play": "play|hear|sound|listen|noise|music"}
 DECLINING = ("no", "no thanks", "nope", "nah", "no thank you", "not that", "rather not", "never mind", "no, leave it")
 SCENES = (
     *("riding", "eating", "fighting", "chasing", "hugging", "dancing with", "playing with", "in love with", "holding"),
@@ -72,16 +114,19 @@ class TalkTurns:
         intent = intent or rng.choices(intents, (40, 20, 15, 25))[0]
         phrasing = rng.choice(self.setting.phrasings[intent])
         thing = rng.choice(self.setting.outside)[0]
-        reply = phrasing.reply or self.unknown_answer
+        reply = phrasing.reply or self._unknown_answer(rng)
         for what, known in (("things", "names"), ("sounds", "instruments"), ("filmed", "filmed")):
             reply = reply.replace(f"{{number_of_{what}}}", str(len(getattr(self.setting, known))))
         values = {"thing": thing} | self.pictures.concept_values(rng, Picture(rng.choice(self.setting.names)))
         return Turn(intent, [roughen(fill(phrasing.text, values), rng)], [reply])
 
-    @property
-    def unknown_answer(self) -> str:
-        names = [PLURALS[modality] for modality in self.setting.media]
-        return UNKNOWN_ANSWER.format(listed(names))
+    def _unknown_answer(self, rng: random.Random) -> str:
+        return rng.choice(UNKNOWN).format(listed([PLURALS[modality] for modality in self.setting.media]))
+
+    def cannot(self, rng: random.Random, request: str, thing: str) -> str:
+        """That something is not known, after the words of the request."""
+        verb = next((verb for verb, pattern in _VERBS.items() if re.search(pattern, request, re.IGNORECASE)), "draw")
+        return rng.choice(CANNOT).format(verb, theirs(thing)).strip()
 
     def define(self, rng: random.Random) -> Turn:
         """ "A cat is a small furry pet that purrs and catches mice." """
@@ -105,12 +150,12 @@ class TalkTurns:
                 proposal = f"play {self.setting.instruments[offer.name].indefinite}"
             case "video":
                 proposal = f"show {self.setting.concepts[offer.name].indefinite} {offer.motion}"
-        return Turn(intent, [roughen(text, rng)], [f"{why}Shall I {proposal}{instead}?"], offer=offer)
+        return Turn(intent, [roughen(text, rng)], [why + rng.choice(OFFERS).format(proposal, instead)], offer=offer)
 
     def answer_offer(self, rng: random.Random, offer: Offer) -> Turn:
         """Yes or no to what was offered."""
         if rng.random() < 0.25:
-            answer = DECLINED_SOUND_ANSWER if offer.modality == "audio" else DECLINED_ANSWER
+            answer = rng.choice(DECLINED).format("hear" if offer.modality == "audio" else "see")
             return Turn("decline", [roughen(rng.choice(DECLINING), rng)], [answer])
         return {"image": self.pictures, "audio": self.sounds, "video": self.clips}[offer.modality].accept(rng, offer)
 
@@ -125,8 +170,10 @@ class TalkTurns:
         picture = Picture("", *(rng.choice(values) for values in PICTURE_VALUES.values()))
         text = fill(phrasing.text, self.pictures.attribute_values(rng, picture) | {"thing": thing})
         if unheard or "thing" not in phrasing.slots:
-            return Turn("outside_draw", [roughen(text, rng)], [CANNOT.format("draw", "that") + IN_SHORT["image"]])
-        why = CANNOT.format("draw", theirs(thing))
+            return Turn(
+                "outside_draw", [roughen(text, rng)], [rng.choice(CANNOT).format("draw", "that") + IN_SHORT["image"]]
+            )
+        why = rng.choice(CANNOT).format("draw", theirs(thing))
         return self.offering("outside_draw", rng, text, why, Offer("image", near), " instead")
 
     def outside_scene(self, rng: random.Random) -> Turn:
@@ -148,9 +195,9 @@ class TalkTurns:
             thing, near = rng.choice((unheard_thing(rng), rng.choice(self.setting.outside)[0])), ""
         text = fill(phrasing.text, {"thing": thing})
         if not near or "thing" not in phrasing.slots:
-            answer = CANNOT.format("play", "that") + IN_SHORT["audio"]
+            answer = rng.choice(CANNOT).format("play", "that") + IN_SHORT["audio"]
             return Turn("outside_play", [roughen(text, rng)], [answer])
-        why = CANNOT.format("play", theirs(thing))
+        why = rng.choice(CANNOT).format("play", theirs(thing))
         return self.offering("outside_play", rng, text, why, Offer("audio", near), " instead")
 
     def unplayable(self, rng: random.Random) -> Turn:
@@ -159,7 +206,7 @@ class TalkTurns:
         concept = self.setting.concepts[rng.choice(silent)]
         thing = self.pictures.concept_values(rng, Picture(concept.name))["a_concept"]
         text = fill(self._phrasing(rng, "outside_play").text, {"thing": thing})
-        why = self.setting.no_sound_of(concept)
+        why = self.setting.no_sound_of(concept, rng)
         return self.offering("outside_play", rng, text, why, Offer("image", concept.name), " instead")
 
     def undrawable(self, rng: random.Random) -> Turn:
@@ -181,16 +228,16 @@ class TalkTurns:
         text = fill(phrasing.text, {"thing": thing} | self.clips.motion_values(rng, motion))
         offered = Clip(near, motion)
         if near not in self.setting.filmed or "thing" not in phrasing.slots or not self.setting.permits(offered):
-            answer = CANNOT.format("film", "that") + IN_SHORT["video"]
+            answer = rng.choice(CANNOT).format("film", "that") + IN_SHORT["video"]
             return Turn("outside_film", [roughen(text, rng)], [answer])
-        why = CANNOT.format("film", theirs(thing))
+        why = rng.choice(CANNOT).format("film", theirs(thing))
         return self.offering("outside_film", rng, text, why, Offer("video", offered.concept, offered.motion), " instead")
 
     def unfilmable(self, rng: random.Random) -> Turn:
         """ "a trumpet, spinning": it can be drawn, but there are no clips of it."""
         concept = self.setting.concepts[rng.choice([name for name in self.setting.names if name not in self.setting.filmed])]
         phrasing, clip = rng.choice(self.setting.phrasings["film"]), Clip(concept.name, self.clips.motion(rng))
-        text, why = self.clips.request(rng, phrasing, clip), self.setting.no_clip_of(concept)
+        text, why = self.clips.request(rng, phrasing, clip), self.setting.no_clip_of(concept, rng)
         return self.offering("outside_film", rng, text, why, Offer("image", concept.name), " instead")
 
     def outside_motion(self, rng: random.Random) -> Turn:

@@ -1,62 +1,65 @@
 """Makes the nano language model: a tokenizer and a small Llama trained on the words-only dialogues; knows no pixel.
 
-``python -m nextgpt.train.nano.models.language_model --data runs/nano/data --out runs/nano/language_model --minutes 4`` reads
-``text.jsonl`` (see ``dialogues.py``), trains a byte-level BPE tokenizer and the model from scratch, and measures both
-on ``text_dev.jsonl``. It goes on from its last checkpoint when started again.
+``python -m nextgpt.train.nano.models.language_model --data runs/nano/data --out runs/nano/language_model --minutes 4``
+reads ``text.jsonl`` (see ``dialogues/composer.py``), trains a byte-level BPE tokenizer and the model from scratch, and
+measures both on ``text_dev.jsonl``. It goes on from its last checkpoint when started again.
 
-In pretraining the model also learns to *read one embedding in place of a medium*: in 40% of the conversations that
-show pictures, sounds or clips, a caption is replaced by a single position whose input embedding is the sum of the
-embeddings of the caption's words, with some noise. So a linear projection of a medium's features can later speak to the
-frozen model.
+In pretraining the model also learns what the later stages need: to *read one embedding in place of a medium* (the sum of
+the embeddings of its caption's words, with noise and with other things' words mixed in, as a linear projection of a medium's
+features will be), and to *hold the caption at the place of a medium that it makes*: the hidden states of a run (see
+``dialogues/corpus.py``) are trained in parallel to give the caption's words, each through a linear reading that is not kept.
 """
 
-import argparse
 import json
 import logging
-import math
-import random
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedTokenizerFast
 
-from nextgpt.hardware import training_attention
 from nextgpt.train.nano.dialogues.corpus import (
     BAG,
-    SYSTEM_PROMPT,
+    KINDS,
+    MASKS,
+    READINGS,
+    RUN_LENGTHS,
+    Batch,
     Corpus,
     Encoder,
     Example,
     encode_corpus,
-    read_messages,
+    tokenizer_texts,
     train_tokenizer,
 )
 from nextgpt.train.nano.models import loop
-from nextgpt.train.nano.world.things import CAPTION, SHOWN
+from nextgpt.train.nano.world.things import CAPTION, WORDS
 
 logger = logging.getLogger(__name__)
 
 SOFT_NOISE = 1.5  # at most, in units of the embedding table's own standard deviation
+MASK_NOISE = 0.2  # likewise, on the positions of a run
+INTERFERING, INTERFERENCE = 6, 0.35  # other words mixed into a soft position; how much of each at most
+UNKNOWN = 1.2  # how much of each where nothing of the world is shown
+RUN_WEIGHT = 8.0  # of the loss on all words of a run together; a word of the answer counts 1
+TEXT_FILE, DEV_FILE = "text.jsonl", "text_dev.jsonl"
 
 
-# -- training ---------------------------------------------------------------------------------------------------
+# -- the model --------------------------------------------------------------------------------------------------
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """The nano Llama, about 5 M parameters."""
+    """The nano Llama, about 9.4 M parameters with 6,144 tokens."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=256,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        intermediate_size=704,
+        hidden_size=320,
+        num_hidden_layers=6,
+        num_attention_heads=5,
+        num_key_value_heads=5,
+        intermediate_size=864,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
@@ -66,27 +69,187 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def embed(model: LlamaForCausalLM, tokens: Tensor, soft: Tensor, bags: Tensor, noise: float = 0.0) -> Tensor:
-    """Input embeddings [batch, length, hidden], soft positions filled with the sum of their bag's embeddings."""
-    table = model.get_input_embeddings()
-    embeddings = table(tokens)
-    at = soft >= 0
-    if at.any():
-        bag = bags[soft[at]].long()  # [soft positions, BAG]
-        summed = (table(bag.clamp(min=0)) * (bag >= 0)[..., None]).sum(1)
-        if noise:
-            scale = noise * table.weight.detach().std() * torch.rand(len(summed), 1, device=summed.device)
-            summed = summed * torch.empty_like(scale).uniform_(0.7, 1.4) + scale * torch.randn_like(summed)
-        embeddings = embeddings.masked_scatter(at[..., None], summed.to(embeddings.dtype))
-    return embeddings
+def hidden_states(network: LlamaModel, hidden: Tensor) -> Tensor:
+    """What `network` makes of embeddings [batch, length, hidden], padded on the right: its own pass with less copying.
+
+    Two products a layer less, no cache; under autocast the sums between layers are bfloat16 too.
+    """
+    if torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    length, size = hidden.shape[1], network.layers[0].self_attn.head_dim
+    cos, sin = network.rotary_emb(hidden, torch.arange(length, device=hidden.device)[None])
+    cos, sin = cos[0, :, None, None, :], sin[0, :, None, None, :]
+    sin = torch.cat([-sin[..., : size // 2], sin[..., size // 2 :]], dim=-1)  # [length, 1, 1, head size]
+    future = torch.full((length, length), -torch.inf, dtype=hidden.dtype, device=hidden.device).triu(1)
+    for layer in network.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        normed = RMSNorm.apply(hidden, layer.input_layernorm.weight, layer.input_layernorm.variance_epsilon)
+        weight = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
+        heads = F.linear(normed, weight).unflatten(-1, (3, -1, size))  # [batch, length, 3, heads, head size]
+        turned, value = heads.split((2, 1), dim=2)
+        turned = turned * cos + turned.roll(size // 2, -1) * sin
+        query, key = turned.transpose(1, 3).unbind(2)  # [batch, heads, length, head size]
+        mixed = _attend(query, key, value.squeeze(2).transpose(1, 2), future)
+        hidden = hidden + attention.o_proj(mixed.transpose(1, 2).flatten(2))
+        normed = RMSNorm.apply(hidden, layer.post_attention_layernorm.weight, layer.input_layernorm.variance_epsilon)
+        hidden = hidden + mlp.down_proj(F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+    return RMSNorm.apply(hidden, network.norm.weight, network.norm.variance_epsilon)
 
 
-def next_token_loss(model: LlamaForCausalLM, embeddings: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
-    """Weighted next-token loss. Padding stands on the right of a causal model, so no attention mask is needed."""
-    logits = model(inputs_embeds=embeddings, use_cache=False).logits
-    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
-    weights = weights[:, 1:].flatten()
-    return (losses * weights).sum() / weights.sum()
+def _attend(query: Tensor, key: Tensor, value: Tensor, future: Tensor) -> Tensor:
+    """Causal attention [batch, heads, length, head size]; on a CPU by three plain products, twice as fast as torch's own."""
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    batch, heads, length, size = query.shape
+    query, key, value = (each.reshape(batch * heads, length, size) for each in (query, key, value))
+    scores = torch.baddbmm(future, query, key.transpose(1, 2), alpha=size**-0.5)
+    return torch.bmm(scores.softmax(-1, dtype=value.dtype), value).view(batch, heads, length, size)
+
+
+class RMSNorm(torch.autograd.Function):
+    """`F.rms_norm` with a derivative of its own: that of torch copies the activations in float32 many times over."""
+
+    @staticmethod
+    def forward(context: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """[..., hidden] → the same, of size `weight` in the mean square."""
+        scale = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = (scale.square() / hidden.shape[-1] + epsilon).rsqrt().to(hidden.dtype)
+        weight = weight.to(hidden.dtype)
+        context.save_for_backward(hidden, weight, scale)
+        return hidden * scale * weight
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The gradients of the input and of the weight."""
+        hidden, weight, scale = context.saved_tensors
+        normed = hidden * scale
+        of_weight = (gradient * normed).flatten(0, -2).sum(0, dtype=torch.float32)
+        inner = gradient * weight
+        share = torch.linalg.vecdot(inner, normed)[..., None] / hidden.shape[-1]
+        return torch.addcmul(inner, normed, share, value=-1) * scale, of_weight, None
+
+
+class WordLosses(torch.autograd.Function):
+    """Cross-entropy of the words that states `[states, hidden]` predict through a table `[tokens, hidden]`.
+
+    The probabilities stand in the states' own precision, once, instead of four times in float32.
+    """
+
+    @staticmethod
+    def forward(context: Any, states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+        """Losses for `targets`, int64 `[states]`; float32 `[states]`."""
+        table = table.to(states.dtype)
+        shares = (states @ table.T).softmax(-1)
+        context.save_for_backward(states, table, targets, shares)
+        return -shares.gather(1, targets[:, None])[:, 0].float().clamp(min=1e-20).log()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The gradients of the states and of the table."""
+        states, table, targets, shares = context.saved_tensors
+        of_logits = shares.scatter_add(1, targets[:, None], -torch.ones_like(targets, dtype=shares.dtype)[:, None])
+        of_logits *= gradient.to(shares.dtype)[:, None]
+        return of_logits @ table, (of_logits.T @ states).float(), None
+
+
+def same_words(tokenizer: PreTrainedTokenizerFast) -> Tensor:
+    """For each token the number of its word: " cat", "Cat" and " CAT" are one. int64 [tokens]"""
+    groups: dict[str, int] = {}
+    control = set(tokenizer.all_special_tokens) | {*KINDS.values(), *MASKS}
+    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    words = [name if name in control else name.replace("Ġ", " ").strip().lower() or name for name in names]
+    return torch.tensor([groups.setdefault(word, len(groups)) for word in words])
+
+
+class Pretraining(nn.Module):
+    """A language model, and what it is trained with.
+
+    Args:
+        model: is trained; its embedding table holds what sets a token apart from the others of its word until `finish`.
+        tokenizer: says which tokens are one word.
+        bag_words: tokens [words] that may be mixed into what is read.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, bag_words: Tensor):
+        super().__init__()
+        self.model = model
+        self.register_buffer("word", same_words(tokenizer), persistent=False)
+        self.register_buffer("bag_words", bag_words, persistent=False)
+        lengths = torch.ones(len(tokenizer))
+        lengths[tokenizer.convert_tokens_to_ids(list(KINDS.values()))] = torch.tensor([*RUN_LENGTHS.values()]).float()
+        self.register_buffer("run_lengths", lengths, persistent=False)
+        size = model.config.hidden_size
+        self.words = nn.Embedding(int(self.word.max()) + 1, size)
+        self.readings = nn.Linear(size, READINGS * size, bias=False)
+        nn.init.normal_(self.words.weight, std=0.02)
+        nn.init.normal_(model.get_input_embeddings().weight, std=0.005)
+
+    @property
+    def table(self) -> Tensor:
+        """Embeddings [tokens, hidden], of the input and of the output."""
+        return self.words.weight[self.word] + self.model.get_input_embeddings().weight
+
+    @torch.no_grad()
+    def finish(self) -> LlamaForCausalLM:
+        """The model with its whole embedding table."""
+        self.model.get_input_embeddings().weight.copy_(self.table)
+        self.words.weight.zero_()
+        return self.model
+
+    def embed(self, table: Tensor, batch: Batch, bags: Tensor, noisy: bool) -> Tensor:
+        """Input embeddings [batch, length, hidden], with noise where media are."""
+        embeddings, spread = F.embedding(batch.tokens, table), table.detach().std()
+        if noisy:
+            runs = (batch.targets[..., 0] >= 0)[..., None]
+            embeddings = embeddings + runs * (MASK_NOISE * spread * torch.randn_like(embeddings))
+        at = batch.soft >= 0
+        if not at.any():
+            return embeddings
+        bag = bags[batch.soft[at]].long()
+        summed = bag_sums(table, bag)
+        if noisy or (bag[:, 0] < 0).any():
+            summed = self._disturbed(table, summed, unknown=bag[:, 0] < 0, spread=spread, noisy=noisy)
+        return embeddings.masked_scatter(at[..., None], summed.to(embeddings.dtype))
+
+    def _disturbed(self, table: Tensor, summed: Tensor, unknown: Tensor, spread: Tensor, noisy: bool) -> Tensor:
+        """With Gaussian noise and a little of other words; much of them where nothing of the world is shown."""
+        count, device = len(summed), summed.device
+        others = self.bag_words[torch.randint(len(self.bag_words), (count, INTERFERING), device=device)]
+        most = torch.where(unknown, UNKNOWN, INTERFERENCE * noisy * torch.rand(count, device=device))[:, None]
+        shares = most * (2 * torch.rand(count, INTERFERING, device=device) - 1)
+        mixed = torch.einsum("nk,nkd->nd", shares, F.embedding(others, table).float())
+        if noisy:
+            summed = summed * torch.empty(count, 1, device=device).uniform_(0.7, 1.4)
+            mixed = mixed + SOFT_NOISE * spread * torch.rand(count, 1, device=device) * torch.randn_like(summed)
+        return summed + mixed
+
+    def forward(self, batch: Batch, bags: Tensor, noisy: bool = True) -> dict[str, Tensor]:
+        """The losses: `words`, of the next word, and `runs`, of the words that runs hold."""
+        table = self.table
+        hidden = hidden_states(self.model.model, self.embed(table, batch, bags, noisy))
+        # Only where something is to be learned: half of the positions, and the head is a fifth of the model.
+        learned = batch.weights[:, 1:] > 0
+        weights = batch.weights[:, 1:][learned]
+        losses = WordLosses.apply(hidden[:, :-1][learned], table, batch.tokens[:, 1:][learned])
+        found = {"words": (losses * weights).sum() / weights.sum()}
+        at = batch.targets[..., 0] >= 0
+        if at.any():
+            read = self.readings(hidden[at]).unflatten(-1, (READINGS, -1))  # [positions, readings, hidden]
+            losses = WordLosses.apply(read.flatten(0, 1), table, batch.targets[at].flatten())
+            share = 1 / (READINGS * self._lengths_of_runs(batch)[at])[:, None]
+            found["runs"] = (losses.view(-1, READINGS) * share).sum() * RUN_WEIGHT / weights.sum()
+        return found
+
+    def _lengths_of_runs(self, batch: Batch) -> Tensor:
+        """[batch, length]: of a run's positions its length."""
+        places = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
+        starts = torch.where(self.run_lengths[batch.tokens] > 1, places, 0).cummax(1).values
+        return self.run_lengths[batch.tokens.gather(1, starts)]
+
+
+def bag_sums(table: Tensor, bag: Tensor) -> Tensor:
+    """Sums of the embeddings of bags of tokens, int64 `[bags, BAG]`, -1 where unused; float32 `[bags, hidden]`."""
+    return (F.embedding(bag.clamp(min=0), table) * (bag >= 0)[..., None]).float().sum(1)
 
 
 def batches(corpus: Corpus, batch_tokens: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -103,110 +266,104 @@ def batches(corpus: Corpus, batch_tokens: int, generator: torch.Generator) -> It
             yield torch.tensor(groups[index], device=corpus.lengths.device)
 
 
-def train(
-    model: LlamaForCausalLM,
-    corpus: Corpus,
-    dev: Corpus,
-    out: Path,
-    minutes: float,
-    batch_tokens: int,
-    learning_rate: float,
-    seed: int,
-    loss_of: Callable[..., Tensor] = next_token_loss,
-) -> list[dict]:
-    """Trains for so many minutes (cosine over the time itself), going on from ``checkpoint.pt``; returns the curve."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
-    checkpoint, curve, step, spent = out / "checkpoint.pt", [], 0, 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=model.device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        curve, step, spent = state["curve"], state["step"], state["spent"]
-        logger.info("going on from step %d, %.1f minutes in", step, spent / 60)
-    generator = torch.Generator().manual_seed(seed + step)
-    start, logged, saved = time.monotonic() - spent, spent, spent
-    for rows in batches(corpus, batch_tokens, generator):
-        spent = time.monotonic() - start
-        progress = spent / (60 * minutes)
-        if progress >= 1:
-            break
-        warm = min(1.0, (step + 1) / 200)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
-        tokens, weights, soft = corpus.batch(rows)
-        with torch.autocast(model.device.type, dtype=torch.bfloat16):
-            embeddings = embed(model, tokens, soft, corpus.bags, SOFT_NOISE)
-            loss = loss_of(model, embeddings, tokens, weights)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        if spent - logged > 10:
-            logged = spent
-            curve.append(
-                {
-                    "step": step,
-                    "minutes": round(spent / 60, 2),
-                    "loss": round(loss.item(), 4),
-                    "dev_loss": dev_loss(model, dev),
-                }
-            )
-            logger.info("step %(step)d  %(minutes).2f min  loss %(loss).4f  dev %(dev_loss).4f", curve[-1])
-        if spent - saved > 120:
-            saved = spent
-            state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "curve": curve,
-                "step": step,
-                "spent": spent,
-            }
-            torch.save(state, checkpoint)
-    curve.append({"step": step, "minutes": round(spent / 60, 2), "dev_loss": dev_loss(model, dev)})
-    return curve
-
-
 @torch.no_grad()
-def dev_loss(model: LlamaForCausalLM, dev: Corpus, size: int = 128) -> float:
-    """Loss on the assistant's words in the first conversations of the development file."""
-    rows = torch.arange(min(size, len(dev.lengths)), device=dev.lengths.device)
-    tokens, weights, soft = dev.batch(rows)
-    with torch.autocast(model.device.type, dtype=torch.bfloat16):
-        embeddings = embed(model, tokens, soft, dev.bags)
-        return round(next_token_loss(model, embeddings, tokens, weights * (weights == 1)).item(), 4)
+def dev_losses(training: Pretraining, dev: Corpus, size: int = 128) -> dict[str, Tensor]:
+    """Losses in the first conversations of the development file."""
+    batch = dev.batch(torch.arange(min(size, len(dev.lengths)), device=dev.lengths.device))
+    with loop.autocast(dev.lengths.device):
+        found = training(batch._replace(weights=batch.weights * (batch.weights == 1)), dev.bags, noisy=False)
+    return {f"dev_{name}": loss for name, loss in found.items()}
 
 
-# -- measuring --------------------------------------------------------------------------------------------------
+# -- answers ----------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def answer(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[Example], max_new_tokens: int = 64
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: list[Example],
+    max_new_tokens: int = 96,
+    readings: nn.Linear | None = None,
 ) -> list[str]:
-    """Greedy answers to encoded prompts, soft positions included."""
+    """Greedy answers to encoded prompts, soft positions included.
+
+    Args:
+        readings: what turns the hidden states of a run into words; a run then stands in the text as a medium in words does.
+    """
+    device, encoder = model.device, Encoder(tokenizer)
+    table = model.get_input_embeddings().weight
     longest = max(len(prompt.tokens) for prompt in prompts)
-    pad = tokenizer.pad_token_id
-    tokens = torch.tensor([[pad] * (longest - len(p.tokens)) + p.tokens for p in prompts])
-    mask = torch.tensor([[0] * (longest - len(p.tokens)) + [1] * len(p.tokens) for p in prompts])
-    soft, bags = torch.full_like(tokens, -1), []
+    tokens = torch.tensor([[tokenizer.pad_token_id] * (longest - len(p.tokens)) + p.tokens for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p.tokens)) + [1] * len(p.tokens) for p in prompts], device=device)
+    embeddings = F.embedding(tokens, table)
     for row, prompt in enumerate(prompts):
         for column, bag in enumerate(prompt.soft, longest - len(prompt.tokens)):
             if bag >= 0:
-                soft[row, column] = len(bags)
-                bags.append(prompt.bags[bag] + [-1] * (BAG - len(prompt.bags[bag])))
-    device = model.device
-    bags = torch.tensor(bags or [[-1] * BAG], device=device)
-    embeddings = embed(model, tokens.to(device), soft.to(device), bags)
-    with torch.autocast(device.type, dtype=torch.bfloat16):
-        output = model.generate(
-            inputs_embeds=embeddings, attention_mask=mask.to(device), max_new_tokens=max_new_tokens, do_sample=False
+                words = torch.tensor([prompt.bags[bag] + [-1] * (BAG - len(prompt.bags[bag]))], device=device)
+                embeddings[row, column] = bag_sums(table, words)[0].to(table.dtype)
+    kinds = {token: modality for modality, token in encoder.kinds.items()} if encoder.has_runs else {}
+    writers = [_Writer(tokenizer, kinds, encoder.masks) for _ in prompts]
+    cache = None
+    for _ in range(max_new_tokens):
+        positions = mask.cumsum(1)[:, -embeddings.shape[1] :] - 1
+        output = model.model(
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         )
-    return [text.strip() for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
+        cache, hidden = output.past_key_values, output.last_hidden_state[:, -1]
+        chosen = F.linear(hidden, table).argmax(1).tolist()
+        read = None
+        if readings is not None and any(writer.left for writer in writers):
+            read = F.linear(readings(hidden).unflatten(-1, (READINGS, -1)), table).argmax(-1).tolist()
+        inputs = [
+            writer.write(token, read and read[row]) for row, (writer, token) in enumerate(zip(writers, chosen, strict=True))
+        ]
+        if all(writer.done for writer in writers):
+            break
+        embeddings = F.embedding(torch.tensor(inputs, device=device)[:, None], table)
+        mask = F.pad(mask, (0, 1), value=1)
+    return [writer.text.strip() for writer in writers]
+
+
+class _Writer:
+    """One answer, token by token; in a run the masks are given, whatever the model would say."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, kinds: dict[int, str], masks: list[int]):
+        self.tokenizer, self.kinds, self.masks = tokenizer, kinds, masks
+        self.done, self.text, self.left, self.kind = False, "", 0, ""
+        self.ids: list[int] = []
+        self.words: list[int] = []
+
+    def write(self, token: int, read: list[int] | None) -> int:
+        """Takes the token that the model chose and what it holds; returns what it is given next."""
+        if self.left:  # the last input stood in a run
+            self.words += read or []
+            self.left -= 1
+            if self.left:
+                return self.masks[RUN_LENGTHS[self.kind] - self.left - 1]
+            self.text += f" ({WORDS[self.kind]}: {self._caption()})"
+        if self.done or token == self.tokenizer.eos_token_id:
+            self._close()
+            self.done = True
+            return self.tokenizer.pad_token_id
+        if token in self.kinds:
+            self._close()
+            self.kind, self.left, self.words = self.kinds[token], RUN_LENGTHS[self.kinds[token]], []
+            return token
+        self.ids.append(token)
+        return token
+
+    def _close(self) -> None:
+        self.text += self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        self.ids = []
+
+    def _caption(self) -> str:
+        kept = [token for token in dict.fromkeys(self.words) if token != self.tokenizer.pad_token_id]
+        return self.tokenizer.decode(kept).strip()
 
 
 def right(intent: str, expected: str, given: str) -> bool:
-    """Whether an answer says the right thing: the same captions in the same order; the same refusal; the same fact."""
+    """Whether an answer of the first nano model, which is a caption, says the right thing."""
     captions = CAPTION.findall(expected)
     if captions or intent in {"smalltalk", "capability", "about_world", "outside_question", "decline"}:
         return CAPTION.findall(given) == captions
@@ -215,103 +372,61 @@ def right(intent: str, expected: str, given: str) -> bool:
     return given == expected
 
 
-def measure(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, file: Path, count: int, batch: int = 256
-) -> dict[str, dict[str, float]]:
-    """Share of right answers to the last turn of development conversations, by intent.
-
-    ``/soft`` marks those where a medium was read from a single embedding instead of words.
-    """
-    encoder, rng = Encoder(tokenizer), random.Random(0)
-    cases = []
-    with file.open(encoding="utf-8") as lines:
-        for line in islice(lines, count):
-            *context, (_, expected) = read_messages(line)
-            intent = json.loads(line)["intents"][-1]
-            cases.append((intent, expected, encoder(context, False, rng)))
-            if any(SHOWN.search(text) for _, text in context):
-                cases.append((f"{intent}/soft", expected, encoder(context, True, rng)))
-    cases.sort(key=lambda case: len(case[2].tokens))
-    results: dict[str, list[bool]] = defaultdict(list)
-    for start in range(0, len(cases), batch):
-        part = cases[start : start + batch]
-        for (intent, expected, _), given in zip(part, answer(model, tokenizer, [c[2] for c in part]), strict=True):
-            results[intent].append(right(intent.removesuffix("/soft"), expected, given))
-            if not results[intent][-1]:
-                logger.debug("%s: expected %r, given %r", intent, expected, given)
-    return {intent: {"right": round(sum(r) / len(r), 4), "of": len(r)} for intent, r in sorted(results.items())}
-
-
 # -- command ----------------------------------------------------------------------------------------------------
 
 
-def tokenizer_texts(file: Path, concepts: Iterable[str], limit: int) -> Iterator[str]:
-    """What the tokenizer learns from: conversations, their frame, and each name often enough to be whole tokens."""
-    frame = f"{SYSTEM_PROMPT} USER: x ASSISTANT: y"
-    yield from (frame,) * 1_000
-    for name in concepts:
-        yield from (f" {name}",) * 50
-    with file.open(encoding="utf-8") as lines:
-        for line in islice(lines, limit):
-            yield from (text for _, text in read_messages(line))
+def prepare_tokenizer(data: Path, world: Path, out: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer in `out`, made from the conversations where there is none."""
+    if not (out / "tokenizer.json").exists():
+        rows = json.loads((world / "world.json").read_text(encoding="utf-8"))["concepts"]
+        if (world / "sounds.json").exists():
+            rows += json.loads((world / "sounds.json").read_text(encoding="utf-8"))
+        names = dict.fromkeys(word for row in rows for word in (row["name"], *row["synonyms"]))
+        train_tokenizer(tokenizer_texts(data / TEXT_FILE, names, 100_000)).save_pretrained(out)
+    return AutoTokenizer.from_pretrained(out)
 
 
 def main() -> None:
     """Tokenizer, training, figures, files."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = loop.arguments(__doc__.split("\n")[0], loop.Default("language_model", minutes=100, batch=32768))
     parser.add_argument("--data", type=Path, default=Path("runs/nano/data"))
-    parser.add_argument("--world", type=Path, default=Path("runs/nano/world"))
-    parser.add_argument("--out", type=Path, default=Path("runs/nano/language_model"))
-    parser.add_argument("--minutes", type=float, default=60, help="of training, the time of earlier starts counted in")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch-tokens", type=int, default=None, help="tokens in a batch (default: 49152, on a CPU 2048)")
-    parser.add_argument("--compile", action="store_true", help="compile the model first: minutes, then a third faster")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--limit", type=int, help="conversations to learn from (default: all)")
-    parser.add_argument("--measure", type=int, default=2000, help="development conversations to answer at the end")
+    parser.add_argument("--measure", type=int, default=600, help="development conversations to answer at the end")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    _, device = loop.start(args)
     torch.manual_seed(args.seed)
-    found = torch.accelerator.current_accelerator(check_available=True)
-    device = args.device if args.device != "auto" else found.type if found else "cpu"
-    batch_tokens = args.batch_tokens or (2048 if device == "cpu" else 49152)
-    args.out.mkdir(parents=True, exist_ok=True)
-
-    if not (args.out / "tokenizer.json").exists():
-        rows = json.loads((args.world / "world.json").read_text(encoding="utf-8"))["concepts"]
-        if (args.world / "sounds.json").exists():
-            rows += json.loads((args.world / "sounds.json").read_text(encoding="utf-8"))
-        names = dict.fromkeys(row["name"] for row in rows)
-        train_tokenizer(tokenizer_texts(args.data / "text.jsonl", names, 100_000)).save_pretrained(args.out)
-    tokenizer = AutoTokenizer.from_pretrained(args.out)
-    corpus = encode_corpus(args.out, args.data / "text.jsonl", args.limit, args.workers, args.seed).to(device)
-    dev = encode_corpus(args.out, args.data / "text_dev.jsonl", 512, 1, args.seed).to(device)
-    model = new_model(tokenizer).to(device)
-    parameters = sum(p.numel() for p in model.parameters())
+    tokenizer = prepare_tokenizer(args.data, args.world, args.out)
+    corpus = encode_corpus(args.out, args.data / TEXT_FILE, args.limit, args.workers, args.seed).to(device)
+    dev = encode_corpus(args.out, args.data / DEV_FILE, 512, 1, args.seed).to(device)
+    bag_words = corpus.bags[corpus.bags >= 0].long().unique()
+    training = Pretraining(new_model(tokenizer), tokenizer, bag_words).to(device)
     logger.info(
         "%d conversations, %.1f M tokens; %.2f M parameters",
-        len(corpus.lengths),
-        len(corpus.tokens) / 1e6,
-        parameters / 1e6,
+        *(len(corpus.lengths), len(corpus.tokens) / 1e6, loop.parameter_count(training.model) / 1e6),
     )
+    optimizer = loop.adamw([training], args.learning_rate, weight_decay=0.05)
+    training_loop = loop.Loop(args.out, args.minutes, optimizer, {"training": training})
+    generator = torch.Generator().manual_seed(args.seed + training_loop.step)
+    lose = torch.compile(training, dynamic=True) if args.compile else training
+    order, recorded = batches(corpus, args.batch, generator), 0
+    for step in training_loop:
+        rows = next(order)
+        with loop.autocast(device):
+            losses = lose(corpus.batch(rows), corpus.bags)
+        loop.update(optimizer, sum(losses.values()))
+        training_loop.record(int(corpus.lengths[rows].sum()), **losses)
+        if step - recorded >= 100:
+            recorded = step
+            training_loop.record(0, **dev_losses(training, dev))
+    readings, model = training.readings.eval(), training.finish().eval()
+    from nextgpt.train.nano.evaluation.words import measure
 
-    loss_of = torch.compile(next_token_loss, dynamic=True) if args.compile else next_token_loss
-    with training_attention(model.device):
-        curve = train(model, corpus, dev, args.out, args.minutes, batch_tokens, args.learning_rate, args.seed, loss_of)
-    model.eval().bfloat16().save_pretrained(args.out, max_shard_size="15MB")
-    figures = measure(model, tokenizer, args.data / "text_dev.jsonl", args.measure)
-    log = {
-        "parameters": parameters,
-        "conversations": len(corpus.lengths),
-        "tokens": len(corpus.tokens),
-        "device": device,
-    }
-    log |= {"batch_tokens": batch_tokens, "curve": curve, "dev": figures}
-    (args.out / loop.LOG_FILE).write_text(json.dumps(log, indent=1), encoding="utf-8")
-    for intent, figure in figures.items():
-        logger.info("%-22s %5.1f%% of %d", intent, 100 * figure["right"], figure["of"])
+    figures = measure(model, tokenizer, args.data / DEV_FILE, args.world, args.measure, readings)
+    model.bfloat16().save_pretrained(args.out, max_shard_size="15MB")
+    training_loop.write_figures(args.out, parameters=loop.parameter_count(model), tokens=len(corpus.tokens), dev=figures)
 
 
 if __name__ == "__main__":
