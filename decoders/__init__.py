@@ -19,6 +19,7 @@ from nextgpt.decoders.contract import (
 )
 from nextgpt.decoders.latte import LatteDecoder
 from nextgpt.decoders.media import Audio, Video
+from nextgpt.decoders.spectrograms import SpectrogramDecoder
 from nextgpt.decoders.stable_audio import StableAudioDecoder
 from nextgpt.decoders.stable_diffusion import StableDiffusionDecoder, StableDiffusionXLDecoder
 from nextgpt.decoders.stable_diffusion_3 import StableDiffusion3Decoder
@@ -51,6 +52,7 @@ DECODERS: dict[str, type[Decoder]] = {
         StableDiffusion3Decoder,
         AudioLDMDecoder,
         StableAudioDecoder,
+        SpectrogramDecoder,
         TextToVideoDecoder,
         LatteDecoder,
         WanDecoder,

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 
 from nextgpt.decoders.base import Decoder
 from nextgpt.decoders.contract import Conditioning, ConditioningSpec, Size, TensorSpec
-from nextgpt.decoders.latents import encode_pixels, scale_factor
-from nextgpt.decoders.media import Audio, fit_waveform
+from nextgpt.decoders.media import Audio, encode_pixels, fit_waveform, scale_factor
 from nextgpt.decoders.sources import read_config, required_size
 
 

@@ -7,8 +7,7 @@ import torch
 
 from nextgpt.decoders.base import at_step_end
 from nextgpt.decoders.contract import Conditioning, ConditioningSpec, Size, TensorSpec, multiples
-from nextgpt.decoders.latents import scale_factor
-from nextgpt.decoders.media import Video, as_videos
+from nextgpt.decoders.media import Video, as_videos, scale_factor
 from nextgpt.decoders.sources import exceed, read_config, required_size
 from nextgpt.decoders.text_to_video import TextToVideoDecoder
 

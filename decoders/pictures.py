@@ -10,7 +10,7 @@ from PIL import Image
 
 from nextgpt.decoders.base import Decoder, Preview, at_step_end
 from nextgpt.decoders.contract import Size, multiples
-from nextgpt.decoders.latents import decode_latents, encode_pixels, scale_factor
+from nextgpt.decoders.media import decode_latents, encode_pixels, scale_factor
 
 PREVIEW_LATENTS = 32  # a preview decodes at most so many latents a side: 256 pixels, a quarter of the work at 512
 

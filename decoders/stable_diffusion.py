@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from nextgpt.decoders.contract import Conditioning, ConditioningSpec, TensorSpec
-from nextgpt.decoders.latents import decode_latents
+from nextgpt.decoders.media import decode_latents
 from nextgpt.decoders.pictures import PictureDecoder
 from nextgpt.decoders.sources import read_config, read_text_length, required_size
 

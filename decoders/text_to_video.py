@@ -8,8 +8,7 @@ from PIL import Image
 
 from nextgpt.decoders.base import Decoder, Preview
 from nextgpt.decoders.contract import Size, multiples
-from nextgpt.decoders.latents import scale_factor
-from nextgpt.decoders.media import Video, as_videos, check_equal_lengths
+from nextgpt.decoders.media import Video, as_videos, check_equal_lengths, scale_factor
 from nextgpt.decoders.pictures import decode_small, encode_images
 
 

@@ -9,8 +9,7 @@ from PIL import Image
 
 from nextgpt.decoders.base import Decoder, at_step_end
 from nextgpt.decoders.contract import Conditioning, ConditioningSpec, Size, TensorSpec, multiples
-from nextgpt.decoders.latents import encode_pixels
-from nextgpt.decoders.media import Video, as_videos, check_equal_lengths
+from nextgpt.decoders.media import Video, as_videos, check_equal_lengths, encode_pixels
 from nextgpt.decoders.pictures import image_pixels
 from nextgpt.decoders.sources import exceed, read_config, required_size
 

@@ -66,7 +66,6 @@ def save_tiny_text_to_video(folder: str | Path, width: int = 32, text_length: in
 def save_tiny_audioldm(folder: str | Path, width: int = 16) -> Path:
     """An AudioLDM of half a second at 4 kHz; conditioning: 1 x `width`."""
     from diffusers import AudioLDMPipeline, DDIMScheduler, UNet2DConditionModel
-    from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
     torch.manual_seed(0)
     tokenizer, text_encoder = tiny_clap_text(width)
@@ -83,24 +82,13 @@ def save_tiny_audioldm(folder: str | Path, width: int = 16) -> Path:
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )
-    vocoder_config = SpeechT5HifiGanConfig(
-        model_in_dim=16,
-        sampling_rate=4000,
-        upsample_initial_channel=16,
-        upsample_rates=[8, 4],
-        upsample_kernel_sizes=[16, 8],
-        resblock_kernel_sizes=[3],
-        resblock_dilation_sizes=[[1, 3]],
-        normalize_before=False,
-        initializer_range=0.3,  # with the usual 0.01, random weights are silent
-    )
     pipeline = AudioLDMPipeline(
         vae=_vae(channels=1),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
         scheduler=DDIMScheduler(**_schedule(), set_alpha_to_one=False, steps_offset=1),
-        vocoder=SpeechT5HifiGan(vocoder_config),
+        vocoder=_vocoder(),
     )
     return _save(pipeline, folder)
 
@@ -172,6 +160,14 @@ def save_tiny_stable_diffusion_3(folder: str | Path, encoders: int = 3, pooled: 
         **parts,
     )
     return _save(pipeline, folder)
+
+
+def save_tiny_spectrograms(folder: str | Path) -> Path:
+    """A Stable Diffusion 3 of spectrograms, 32 frames at 4 kHz: a quarter of a second; conditioning: 333 x 24 and 20."""
+    folder = save_tiny_stable_diffusion_3(folder)
+    _vae(channels=1, shift_factor=0.1).save_pretrained(folder / "vae")
+    _vocoder().save_pretrained(folder / "vocoder")
+    return folder
 
 
 def save_tiny_stable_audio(folder: str | Path) -> Path:
@@ -291,6 +287,7 @@ TINY_DECODERS = {
     "stable-diffusion-3": save_tiny_stable_diffusion_3,
     "audioldm": save_tiny_audioldm,
     "stable-audio": save_tiny_stable_audio,
+    "stable-diffusion-3-spectrograms": save_tiny_spectrograms,
     "text-to-video": save_tiny_text_to_video,
     "latte": save_tiny_latte,
     "wan": save_tiny_wan,
@@ -325,3 +322,21 @@ def _vae(channels: int = 3, **options):
         up_block_types=("UpDecoderBlock2D",) * 2,
         **options,
     )
+
+
+def _vocoder():
+    """Spectrograms of 16 bands to waveforms at 4 kHz, 32 samples a frame."""
+    from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
+
+    config = SpeechT5HifiGanConfig(
+        model_in_dim=16,
+        sampling_rate=4000,
+        upsample_initial_channel=16,
+        upsample_rates=[8, 4],
+        upsample_kernel_sizes=[16, 8],
+        resblock_kernel_sizes=[3],
+        resblock_dilation_sizes=[[1, 3]],
+        normalize_before=False,
+        initializer_range=0.3,  # with the usual 0.01, random weights are silent
+    )
+    return SpeechT5HifiGan(config)

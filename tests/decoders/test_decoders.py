@@ -41,7 +41,7 @@ def stock_encoding(kind, pipeline) -> dict:
             made = pipeline.encode_prompt(CAPTIONS, "cpu", 1, False)
         case "stable-diffusion-xl":
             made = pipeline.encode_prompt(CAPTIONS, do_classifier_free_guidance=False)
-        case "stable-diffusion-3":
+        case "stable-diffusion-3" | "stable-diffusion-3-spectrograms":
             made = pipeline.encode_prompt(CAPTIONS, None, None, do_classifier_free_guidance=False)
         case "stable-audio":
             made = [pipeline.encode_prompt(CAPTIONS, "cpu", False)]
@@ -91,12 +91,18 @@ def test_a_captions_embedding_gives_what_the_pipeline_makes_of_the_caption(kind,
     options = {name: decoder.generation_defaults[name] for name in ("num_frames",) if decoder.modality == "video"}
     options |= {"height": 32, "width": 32} if decoder.modality != "audio" else {}
     options |= {"max_sequence_length": 77} if kind == "wan" else {}
+    if kind == "stable-diffusion-3-spectrograms":
+        options |= {"height": 64, "width": 16, "output_type": "latent"}
     if kind == "latte":
         options |= {"video_length": options.pop("num_frames"), "output_type": "np"}
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 4, 5)]
     theirs = pipeline(CAPTIONS, num_inference_steps=3, guidance_scale=6.0, generator=generators, **options)
     if decoder.modality == "image":
         expected = theirs.images
+    elif kind == "stable-diffusion-3-spectrograms":
+        with torch.no_grad():
+            spectrograms = pipeline.vae.decode(theirs.images / pipeline.vae.config.scaling_factor + 0.1).sample[:, 0]
+        expected = [Audio(waveform.numpy(), 0) for waveform in decoder.vocoder(spectrograms)]
     elif decoder.modality == "audio":
         stereo = [torch.as_tensor(audio) for audio in theirs.audios]
         expected = [Audio((audio.mean(0) if audio.ndim == 2 else audio).numpy(), 0) for audio in stereo]

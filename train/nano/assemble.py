@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 DECODERS = {  # what it makes → its kind and its folder
     "image": ("stable-diffusion-3", "image_decoder"),
-    "audio": ("audioldm", "sound_decoder"),
+    "audio": ("stable-diffusion-3-spectrograms", "sound_decoder"),
     "video": ("latte", "clip_decoder"),
 }
 SHIPPED = (
@@ -74,8 +74,6 @@ def new_config(
         input_modalities=list(takes),
         output_projection={"hidden_size": 128, "num_layers": 2, "num_heads": 4},
         adapter={"peft_type": "LORA", "r": 16, "lora_alpha": 32},
-        # What conditions sounds has length 1, spread over its numbers; those of the other text states are near 1 each.
-        loss_weights={"conditioning/audio": 50.0},
     )
 
 

@@ -29,7 +29,7 @@ from nextgpt.train.nano import assemble
 from nextgpt.train.nano.dialogues.composer import DATA, Composer, combinations, load_composer, text_line, true_media
 from nextgpt.train.nano.evaluation.bench import MAIN, Bench, described, parts_of
 from nextgpt.train.nano.evaluation.classifiers import FOLDERS
-from nextgpt.train.nano.evaluation.reconstruct import reconstruct
+from nextgpt.train.nano.evaluation.reconstruct import reconstruct, vocoder_of
 from nextgpt.train.nano.evaluation.rows import CROSSING_BAR, MADE_BARS, NAMED_BARS, media_to_text, text_to_media
 from nextgpt.train.nano.evaluation.scores import Score
 from nextgpt.train.nano.models.autoencoder import load as load_autoencoder
@@ -96,7 +96,7 @@ class Ladder:
         if modality not in self.decoders:
             folder = self.part(assemble.DECODERS[modality][1])
             pipeline = read_json(str(folder), "model_index.json", None)["_class_name"]
-            kind = next(kind for kind in DECODERS.values() if kind.pipeline_class == pipeline)
+            kind = next(kind for kind in DECODERS.values() if (kind.pipeline_class, kind.modality) == (pipeline, modality))
             self.decoders[modality] = kind(str(folder))
         return self.decoders[modality]
 
@@ -109,7 +109,7 @@ class Ladder:
     def vocoder(self) -> nn.Module:
         """The sound decoder's; where there is no decoder yet, the one that it will get."""
         if (self.root / assemble.DECODERS["audio"][1]).is_dir():
-            return self.decoder("audio").pipeline.vocoder
+            return vocoder_of(self.decoder("audio"))
         return GriffinLimVocoder(VOCODER)
 
     @cached_property

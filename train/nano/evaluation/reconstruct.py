@@ -11,12 +11,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextgpt.decoders import Audio, Video
+from nextgpt.decoders import Audio, Decoder, Video
 from nextgpt.decoders.audioldm import log_mel_spectrogram
-from nextgpt.decoders.latents import scale_factor
+from nextgpt.decoders.media import scale_factor
 from nextgpt.events import Media
 
 BATCH = 16
+
+
+def vocoder_of(decoder: Decoder) -> nn.Module:
+    """The vocoder of a sound decoder: beside its pipeline, or a part of it."""
+    return getattr(decoder, "vocoder", None) or decoder.pipeline.vocoder
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from nextgpt.train.nano.evaluation.bench import (
     told,
 )
 from nextgpt.train.nano.evaluation.classifiers import UNKNOWN
-from nextgpt.train.nano.evaluation.reconstruct import reconstruct
+from nextgpt.train.nano.evaluation.reconstruct import reconstruct, vocoder_of
 from nextgpt.train.nano.evaluation.scores import Sample, Score
 from nextgpt.train.nano.world.things import CAPTION, PLURALS, Medium, modality_of
 
@@ -77,7 +77,7 @@ def vocoder_alone(bench: Bench) -> list[Score]:
     sounds = _true_media(bench, "audio")
     sounds = random.Random(bench.seed).sample(sounds, min(len(sounds), bench.count))
     true = [bench.render(sound) for sound in sounds]
-    again = reconstruct(true, None, bench.pipeline.decoders["audio"].pipeline.vocoder)
+    again = reconstruct(true, None, vocoder_of(bench.pipeline.decoders["audio"]))
     heard = bench.look("audio", again)
     samples = [
         Sample("vocoder alone", sound.caption, parts_of(sound), reading, "", [before, after])

@@ -95,7 +95,7 @@ class AnySounds:
         self.studies = log_mels(as_floats(world.studies)).to(device)
 
     def __call__(self, count: int) -> Tensor:
-        """Spectrograms `[count, 1, 128, 80]`."""
+        """Spectrograms `[count, 1, 160, 80]`."""
         chosen = [sampling.draw(self.sounds, count // 2), sampling.draw(self.studies, count - count // 2)]
         mels = F.pad(torch.cat(chosen), (0, 0, int(torch.randint(LATE + 1, ())), 0), mode="replicate")[:, :, :FRAMES]
         gains = GAIN * (2 * torch.rand(count, 1, 1, 1, device=mels.device) - 1)

@@ -12,14 +12,14 @@ from itertools import product
 
 import torch
 from torch import Tensor
-from transformers import CLIPTokenizer, PreTrainedTokenizerBase, RobertaTokenizer, T5Tokenizer
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
 from nextgpt.train.nano.world.clips import Clip, ClipWorld
 from nextgpt.train.nano.world.pictures import World
 from nextgpt.train.nano.world.sampling import IGNORED
 from nextgpt.train.nano.world.sounds import SoundWorld
 
-CONTEXT, SOUND_CONTEXT = 16, 24  # tokens of a caption, with its start, its end and padding
+CONTEXT = 16  # tokens of a caption, with its start, its end and padding
 OTHER_WORDING = 0.15  # of the captions name the thing by a synonym
 START, END = "<|startoftext|>", "<|endoftext|>"
 UNKNOWN = "something unknown"
@@ -47,25 +47,6 @@ def train_clip_tokenizer(texts: Iterable[str]) -> CLIPTokenizer:
     vocab = {token: number for number, token in enumerate([*tokens, START, END])}
     merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CONTEXT)
-
-
-def train_roberta_tokenizer(texts: Iterable[str]) -> RobertaTokenizer:
-    """RoBERTa's byte-pair encoding, learned until each word is whole."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=20_000,
-        min_frequency=0,
-        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    model = json.loads(tokenizer.to_str())["model"]
-    merges = [tuple(pair) for pair in model["merges"]]
-    return RobertaTokenizer(vocab=model["vocab"], merges=merges, model_max_length=SOUND_CONTEXT)
 
 
 def train_t5_tokenizer(texts: Iterable[str]) -> T5Tokenizer:
@@ -162,7 +143,7 @@ def sound_captions(world: SoundWorld) -> tuple[CaptionTable, dict[str, Tensor]]:
     texts = [[sound._replace(name=name).caption for name in names[sound.name]] for sound in world.captioned]
     values = world.numbers(world.captioned, IGNORED)
     phrases = range(len(world.combinations), len(world.captioned))
-    tokenizer = train_roberta_tokenizer([word for wordings in texts for word in wordings])
+    tokenizer = train_clip_tokenizer([word for wordings in texts for word in wordings])
     parts = dict(zip(("instrument", "register", "figure"), values.T, strict=True))
     return CaptionTable(tokenizer, texts, [*world.rows("train").tolist(), *phrases]), parts
 

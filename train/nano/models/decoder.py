@@ -4,8 +4,8 @@
 stay as they are. It computes the latents of the training media and the conditioning of all captions once, trains the
 denoiser on them and writes the pipeline. It goes on from its last checkpoint when started again.
 
-- `image`: `StableDiffusion3Pipeline`, a transformer over few large patches, told by the caption's embedding in each block.
-- `audio`: `AudioLDMPipeline`, a UNet told by the caption's vector in each block, with phase reconstruction for its vocoder.
+- `image`: `StableDiffusion3Pipeline`, a transformer over few large patches, told by the caption's embedding.
+- `audio`: the same on log-mel spectrograms, with a vocoder beside it (`nextgpt.decoders.spectrograms`).
 - `video`: `LattePipeline`, a transformer over patches of each frame and over time, on the pictures' autoencoder.
 """
 
@@ -18,17 +18,15 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import (
-    AudioLDMPipeline,
     AutoencoderDC,
     DiffusionPipeline,
     LattePipeline,
     LatteTransformer3DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
-    UNet2DConditionModel,
 )
 from torch import Tensor, nn
-from transformers import AutoTokenizer, ClapTextModelWithProjection, CLIPTextModelWithProjection, T5EncoderModel
+from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel
 
 from nextgpt.decoders.vocoder import GriffinLimVocoder, GriffinLimVocoderConfig
 from nextgpt.train.nano.models import loop
@@ -36,7 +34,7 @@ from nextgpt.train.nano.models.autoencoder import encode
 from nextgpt.train.nano.models.autoencoder import load as load_autoencoder
 from nextgpt.train.nano.models.captions import clip_captions, clip_numbers, picture_captions, picture_numbers, sound_captions
 from nextgpt.train.nano.models.denoising import LEARNING_RATE, Cached, Conditioning, Denoising, new_scheduler, save, train
-from nextgpt.train.nano.models.text_encoders import POOLED, SOUND_WIDTH, WIDTH, encode_captions
+from nextgpt.train.nano.models.text_encoders import POOLED, WIDTH, encode_captions
 from nextgpt.train.nano.world import sampling
 from nextgpt.train.nano.world.clips import FPS, FRAMES, ClipRenderer, ClipWorld
 from nextgpt.train.nano.world.pictures import SIDE, Renderer, World
@@ -51,7 +49,6 @@ DEFAULTS = {
 }
 LATENT_SIDE = SIDE // 4
 STEPS = 8  # the first of them is nearly right: the denoiser predicts the sample
-SOUND_CHANNELS = (96, 160)
 VOCODER = GriffinLimVocoderConfig(sampling_rate=SAMPLING_RATE, model_in_dim=BANDS, upsample_rates=(HOP,), rounds=32)
 
 
@@ -67,19 +64,28 @@ class Media(NamedTuple):
 
 
 def new_picture_denoiser(channels: int) -> SD3Transformer2DModel:
-    """At random; 12 M parameters. Four patches a picture."""
+    """At random; 12 M parameters. One patch a picture."""
+    return _new_sd3(channels, heads=9, patch=LATENT_SIDE, most=1)
+
+
+def _new_sd3(channels: int, heads: int, patch: int, most: int) -> SD3Transformer2DModel:
+    """One wide layer, told by the caption's embedding; `most` patches a side.
+
+    What is drawn is told by the caption alone, so the network is memory: few large patches and width learn it ten times
+    faster than many patches and depth.
+    """
     return SD3Transformer2DModel(
-        sample_size=LATENT_SIDE,
-        patch_size=8,
+        sample_size=patch * most,
+        patch_size=patch,
         in_channels=channels,
         out_channels=channels,
-        num_layers=5,
+        num_layers=1,
         attention_head_dim=64,
-        num_attention_heads=5,
+        num_attention_heads=heads,
         joint_attention_dim=POOLED,
-        caption_projection_dim=320,
+        caption_projection_dim=64 * heads,
         pooled_projection_dim=POOLED,
-        pos_embed_max_size=2,
+        pos_embed_max_size=most,
     )
 
 
@@ -99,28 +105,9 @@ def _pictures(args: Namespace, world: World, autoencoder: AutoencoderDC, device:
 # -- sounds -----------------------------------------------------------------------------------------------------
 
 
-def new_sound_denoiser(channels: int) -> UNet2DConditionModel:
-    """At random; the caption's vector reaches every block beside the time, as AudioLDM has it."""
-    return UNet2DConditionModel(
-        sample_size=MEL_FRAMES // 4,
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=SOUND_CHANNELS,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=16,
-        cross_attention_dim=SOUND_CHANNELS,  # without text states these attend to the sound itself
-        attention_head_dim=4,
-        resnet_time_scale_shift="scale_shift",
-        class_embed_type="simple_projection",
-        projection_class_embeddings_input_dim=SOUND_WIDTH,
-        class_embeddings_concat=True,
-    )
-
-
-def _call_audioldm(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-    return denoiser(noisy, timesteps, encoder_hidden_states=None, class_labels=conditioning["prompt_embeds"]).sample
+def new_sound_denoiser(channels: int) -> SD3Transformer2DModel:
+    """At random; 7 M parameters. Two patches a sound, each 1.28 seconds of all bands."""
+    return _new_sd3(channels, heads=6, patch=BANDS // 4, most=MEL_FRAMES // BANDS)
 
 
 def _sounds(args: Namespace, world: World, autoencoder: AutoencoderDC, device: torch.device) -> Media:
@@ -142,17 +129,17 @@ def _sounds(args: Namespace, world: World, autoencoder: AutoencoderDC, device: t
 
 
 def new_clip_denoiser(channels: int) -> LatteTransformer3DModel:
-    """At random; 9 M parameters. Four patches a frame."""
+    """At random; 9 M parameters. One patch a frame."""
     return LatteTransformer3DModel(
-        num_attention_heads=4,
+        num_attention_heads=6,
         attention_head_dim=64,
         in_channels=channels,
         out_channels=2 * channels,  # as the pipeline wants it: the second half is left unused
-        num_layers=4,
-        cross_attention_dim=256,
+        num_layers=1,
+        cross_attention_dim=384,
         attention_bias=True,
         sample_size=LATENT_SIDE,
-        patch_size=8,
+        patch_size=LATENT_SIDE,
         activation_fn="gelu-approximate",
         num_embeds_ada_norm=1000,
         norm_type="ada_norm_single",
@@ -209,6 +196,7 @@ class Kind(NamedTuple):
     generation: dict[str, Any]
 
 
+ALONE = dict.fromkeys(("text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3"))  # one text encoder is all
 SIZE = {"height": SIDE, "width": SIDE}
 KINDS = {
     "image": Kind(
@@ -220,7 +208,7 @@ KINDS = {
         text_encoder=CLIPTextModelWithProjection,
         pipeline=StableDiffusion3Pipeline,
         denoiser="transformer",
-        extra=lambda: dict.fromkeys(("text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")),
+        extra=lambda: ALONE,
         generation={"num_inference_steps": STEPS, "guidance_scale": 1.0, **SIZE, "fixed": [*SIZE]},
     ),
     "audio": Kind(
@@ -228,11 +216,11 @@ KINDS = {
         media=_sounds,
         captions=lambda folder: sound_captions(SoundWorld(folder))[0],
         new=new_sound_denoiser,
-        call=_call_audioldm,
-        text_encoder=ClapTextModelWithProjection,
-        pipeline=AudioLDMPipeline,
-        denoiser="unet",
-        extra=lambda: {"vocoder": GriffinLimVocoder(VOCODER)},
+        call=_call_sd3,
+        text_encoder=CLIPTextModelWithProjection,
+        pipeline=StableDiffusion3Pipeline,
+        denoiser="transformer",
+        extra=lambda: ALONE,
         generation={"num_inference_steps": STEPS, "guidance_scale": 1.0, "duration": SECONDS},
     ),
     "video": Kind(
@@ -283,6 +271,8 @@ def main() -> None:
         **kind.extra(),
     )
     save(pipeline, kind.generation, args.out)
+    if args.modality == "audio":
+        GriffinLimVocoder(VOCODER).save_pretrained(args.out / "vocoder")
     parameters = {"text_encoder": loop.parameter_count(encoder), "denoiser": loop.parameter_count(denoiser)}
     run.write_figures(args.out, parameters=parameters)
 

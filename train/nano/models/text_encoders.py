@@ -4,9 +4,9 @@
 captions alone, and goes on from its last checkpoint when started again; the readings are left behind. What the captions of
 two unlike media have far apart, a denoiser learns quickly, and an output projection can miss by a little.
 
-- `image`: CLIP's; its text embedding, all that a small Stable Diffusion 3 takes.
-- `audio`: CLAP's; one vector of length 1, along the sum of one code for each thing that the caption says: a denoiser that
-  learned a vector of its own for each sound would play few that it has not learned.
+- `image`, `audio`: CLIP's; its text embedding, all that a small Stable Diffusion 3 takes. That of a sound points along the
+  sum of one code for each thing that the caption says: a denoiser that learned a vector of its own for each sound would
+  play few that it has not learned.
 - `video`: T5's encoder; its last states, as Latte takes them.
 """
 
@@ -18,10 +18,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import (
-    ClapTextConfig,
-    ClapTextModelWithProjection,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
     PreTrainedTokenizerBase,
@@ -40,7 +37,7 @@ DEFAULTS = {
     "audio": loop.Default("sound_text_encoder", minutes=4, batch=2048),
     "video": loop.Default("clip_text_encoder", minutes=4, batch=2048),
 }
-WIDTH, POOLED, SOUND_WIDTH = 192, 256, 128  # of the states of pictures and clips; of the embedding of pictures; of sounds
+WIDTH, POOLED = 192, 256  # of the states; of the embedding of pictures and sounds
 LEARNING_RATE = 1.5e-3
 MOST_NOISE = 1.0  # on what is read, in units of its own deviation
 Conditioning = dict[str, Tensor]
@@ -88,27 +85,6 @@ def _encode_clip(encoder: nn.Module, ids: Tensor, padding: Tensor) -> Conditioni
     return {"prompt_embeds": vectors[:, None], "pooled_prompt_embeds": vectors}
 
 
-def _new_clap(tokenizer: PreTrainedTokenizerBase) -> ClapTextModelWithProjection:
-    config = ClapTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=SOUND_WIDTH,
-        intermediate_size=4 * SOUND_WIDTH,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        projection_dim=SOUND_WIDTH,
-        max_position_embeddings=tokenizer.model_max_length + 8,  # RoBERTa counts positions from the padding id on
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        **_special_ids(tokenizer),
-    )
-    return ClapTextModelWithProjection(config)
-
-
-def _encode_clap(encoder: nn.Module, ids: Tensor, padding: Tensor) -> Conditioning:
-    vectors = encoder(input_ids=ids, attention_mask=(~padding).long()).text_embeds
-    return {"prompt_embeds": F.normalize(vectors.float(), dim=-1)}
-
-
 def _new_t5(tokenizer: PreTrainedTokenizerBase) -> T5EncoderModel:
     config = T5Config(
         vocab_size=len(tokenizer),
@@ -145,7 +121,7 @@ def _clips(folder: Path) -> tuple[CaptionTable, dict[str, Tensor]]:
 
 KINDS = {
     "image": Kind(_pictures, _new_clip, _encode_clip, {"pooled_prompt_embeds": POOLED}),
-    "audio": Kind(_sounds, _new_clap, _encode_clap, {"prompt_embeds": SOUND_WIDTH}, codes=True),
+    "audio": Kind(_sounds, _new_clip, _encode_clip, {"pooled_prompt_embeds": POOLED}, codes=True),
     "video": Kind(_clips, _new_t5, _encode_t5, {"prompt_embeds": WIDTH}),
 }
 
@@ -176,9 +152,8 @@ def main() -> None:
     sizes = {part: int(numbers.max()) + 1 for part, numbers in values.items()}
     captions = captions.to(device)
     encoder = kind.new(captions.tokenizer).to(device)
-    scales = {name: width**0.5 if kind.codes else 1.0 for name, width in kind.widths.items()}  # codes have length 1
-    probes = nn.ModuleDict({name: Probes(sizes, width, scales[name]) for name, width in kind.widths.items()}).to(device)
-    codes = OrthogonalTargets(sizes, SOUND_WIDTH).to(device) if kind.codes else None
+    probes = nn.ModuleDict({name: Probes(sizes, width) for name, width in kind.widths.items()}).to(device)
+    codes = OrthogonalTargets(sizes, POOLED).to(device) if kind.codes else None
     rows = captions.learned.to(device)
 
     optimizer = loop.adamw([encoder, probes], LEARNING_RATE)
@@ -194,7 +169,7 @@ def main() -> None:
                 read = _read_off(made[name], ids, captions.padding).float()
                 parts[name] = sum(probes[name].losses(read, targets, MOST_NOISE).values())
             if codes:
-                parts["codes"] = TARGETS_WEIGHT * away_from(codes(targets), made["prompt_embeds"])
+                parts["codes"] = TARGETS_WEIGHT * away_from(codes(targets), made["pooled_prompt_embeds"])
         loop.update(optimizer, sum(parts.values()))
         run.record(args.batch, **parts)
     encoder.eval().save_pretrained(args.out)

@@ -25,20 +25,20 @@ TUNING = 1  # bands
 LOST = 0.2  # of the bands, at most
 TOGETHER = 64  # sounds of which energies are computed at once
 BANDS, HOP = 80, 256  # bands, and samples from frame to frame: with fewer the classifier mistakes one instrument in ten
-FRAMES = 128  # 2.048 seconds: the autoencoder halves twice, the denoiser twice more
+FRAMES = 160  # 2.56 seconds, two squares of 80 bands: silence behind
 MEL_MEAN, MEL_STD = -5.5, 3.1  # of log-mel spectrograms, over the world's sounds
 
 
 @torch.no_grad()
 def log_mels(waveforms: Tensor) -> Tensor:
-    """Log-mel spectrograms `[N, 1, 128, 80]` of waveforms `[N, 32000]`, with silence behind."""
+    """Log-mel spectrograms `[N, 1, 160, 80]` of waveforms `[N, 32000]`, with silence behind."""
     waveforms = F.pad(waveforms, (0, FRAMES * HOP - waveforms.shape[1]))
     mels = [log_mel_spectrogram(part, SAMPLING_RATE, HOP, BANDS)[:, :FRAMES] for part in waveforms.split(TOGETHER)]
     return torch.cat(mels)[:, None]
 
 
 def as_pictures(mels: Tensor) -> Tensor:
-    """Log-mel spectrograms `[N, 1, 128, 80]` to look at, `[N, 3, 80, 128]`: time to the right, pitch upwards."""
+    """Log-mel spectrograms `[N, 1, 160, 80]` to look at, `[N, 3, 80, 160]`: time to the right, pitch upwards."""
     return ((mels - MEL_MEAN) / (6 * MEL_STD) + 0.5).expand(-1, 3, -1, -1).mT.flip(2)
 
 

@@ -172,9 +172,10 @@ def load_instruments(world: Path, concepts: dict[str, Concept]) -> dict[str, Ins
 
 
 def article(noun: str, a: str = "a") -> str:
-    """The indefinite article, by spelling: good enough for the world's nouns ("a unicorn" is in the world file)."""
-    vowel = noun[:1].lower() in tuple("aeiou") and not noun.lower().startswith(("uni", "eu", "ufo", "one"))
-    return f"{a}n" if vowel else a
+    """The indefinite article, by spelling: good enough for the world's nouns ("a unicorn", "an hourglass")."""
+    noun = noun.lower()
+    vowel = noun.startswith(("a", "e", "i", "o", "u")) and not noun.startswith(("uni", "eu", "ufo", "one"))
+    return f"{a}n" if vowel or noun.startswith("hour") else a
 
 
 def bare(thing: str) -> str:
