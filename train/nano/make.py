@@ -12,6 +12,7 @@ import argparse
 import importlib.metadata
 import json
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 ROOT = Path("runs/nano")
+PARTS = Path(__file__).parent / "parts"  # frozen parts that have met their rung of the ladder: they are not made again
 LOGS, TIMES = "logs", "times.json"
 OVERHEAD = 0.25  # minutes that a trained step takes beside its training: starting, measuring, saving
 POLL_SECONDS = 0.2
@@ -130,6 +132,14 @@ class MakeError(Exception):
 def is_done(step: str, root: Path) -> bool:
     """Whether a step's result is there."""
     return (root / STEPS[step].done).exists()
+
+
+def take_final_parts(root: Path) -> None:
+    """Copies the parts that are final to where they would be made."""
+    for part in sorted(PARTS.iterdir() if PARTS.is_dir() else ()):
+        if not (root / part.name).exists():
+            shutil.copytree(part, root / part.name)
+            logger.info("%s is final: taken from %s", part.name, PARTS)
 
 
 def missing_packages() -> list[str]:
@@ -288,6 +298,8 @@ def run(args: argparse.Namespace) -> None:
     if lacking := missing_packages():
         raise MakeError(f"missing or too old: {', '.join(lacking)}")
     root = args.root or (Path("runs/rehearsal") if args.rehearse else ROOT)
+    if not args.rehearse and not args.show:
+        take_final_parts(root)
     steps = order(args.steps.split(",") if args.steps else list(STEPS), root)
     steps = [step for step in steps if args.again or not is_done(step, root)]
     accelerated = args.device not in ("auto", "cpu") or (args.device == "auto" and torch.accelerator.is_available())

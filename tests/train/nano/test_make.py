@@ -79,6 +79,17 @@ def test_a_step_that_fails_is_named_with_its_last_line_and_the_others_end(steps,
         Runner(tmp_path, {"left": [sys.executable, "-c", "pass"]}, jobs=1).run()
 
 
+def test_a_part_that_is_final_is_taken_and_not_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(make, "PARTS", tmp_path / "parts")
+    (tmp_path / "parts" / "autoencoder").mkdir(parents=True)
+    (tmp_path / "parts" / "autoencoder" / "training_log.json").write_text("{}")
+    make.take_final_parts(tmp_path / "root")
+    assert make.is_done("autoencoder", tmp_path / "root")
+    (tmp_path / "root" / "autoencoder" / "training_log.json").write_text("made here")
+    make.take_final_parts(tmp_path / "root")
+    assert (tmp_path / "root" / "autoencoder" / "training_log.json").read_text() == "made here"
+
+
 def test_a_report_of_nothing_says_so(tmp_path):
     with pytest.raises(MakeError, match="nothing was made there yet"):
         report(tmp_path)

@@ -36,7 +36,8 @@ SAID: dict[str, dict[str, str]] = {
         "high": r"high(?:er|est)?|up high|top",
     },
     "figure": {
-        "single note": r"(?:a |one |just one |single |long |held |lone )(?:\w+ )?(?:note|tone)(?! (?:after|at a time))",
+        "single note": r"(?:a |one |just one |single |long |held |lone )(?:(?!repeat)\w+ )?(?:note|tone)"
+        r"(?! (?:after|at a time))",
         "rising scale": rf"(?:rising|ascending|upward|climbing)(?: \w+)? (?:scale|run|notes)|{_GO} (?:\w+ )?(?:up|"
         rf"upwards?)\b"
         r"|scale(?: \w+)? (?:up|upwards?)|up (?:the|a) scale|climbs? (?:a|the) scale|step higher|notes (?:climb|rise)",

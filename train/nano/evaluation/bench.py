@@ -23,7 +23,7 @@ from nextgpt.hub.parts import preset_folder
 from nextgpt.signals import MODALITIES
 from nextgpt.train.nano.dialogues.composer import DATA, Composer, load_composer
 from nextgpt.train.nano.dialogues.turns import Made, Shown, Turn
-from nextgpt.train.nano.evaluation.classifiers import CLASSIFIERS, FOLDERS, NONE, Classifier
+from nextgpt.train.nano.evaluation.classifiers import CLASSIFIERS, CONFIG, FOLDERS, NONE, Classifier
 from nextgpt.train.nano.evaluation.scores import Sample, Score
 from nextgpt.train.nano.world.clips import FRAMES
 from nextgpt.train.nano.world.media_files import TrueMedia, outside_files
@@ -79,7 +79,8 @@ class Bench:
     @cached_property
     def classifiers(self) -> dict[str, Classifier]:
         """The classifiers that are there, by modality."""
-        there = {modality: self.folder / name for modality, name in FOLDERS.items() if (self.folder / name).is_dir()}
+        folders = {modality: self.folder / name for modality, name in FOLDERS.items()}
+        there = {modality: folder for modality, folder in folders.items() if (folder / CONFIG).is_file()}  # not just begun
         return {modality: CLASSIFIERS[modality].from_pretrained(folder) for modality, folder in there.items()}
 
     @cached_property
