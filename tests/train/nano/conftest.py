@@ -1,16 +1,13 @@
 """A small world with a little of everything in it, and a clock by which its makers are soon done."""
 
-import itertools
 import json
-import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from nextgpt.train.nano.models import loop
 from nextgpt.train.nano.world import sounds, unknown_sounds
 from nextgpt.train.nano.world.pictures import CONCEPTS
+from steady_clock import steady
 
 INSTRUMENTS = ("flute", "piano", "drum")
 
@@ -61,7 +58,5 @@ def few_unknown_sounds(monkeypatch):
 
 @pytest.fixture
 def steady_clock(monkeypatch):
-    """Makers train by the clock: here each look at it takes a quarter of a second, so 0.3 minutes are 24 steps."""
-    ticks = itertools.count(step=0.25)
-    clock = {name: lambda: next(ticks) for name in ("monotonic", "process_time")}
-    monkeypatch.setattr(loop, "time", SimpleNamespace(**clock, strftime=time.strftime))
+    """See `steady`."""
+    steady(monkeypatch)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from nextgpt.train.nano.world.clips import Clip
 from nextgpt.train.nano.world.pictures import Renderer, World
 from nextgpt.train.nano.world.sounds import Sound
 from nextgpt.train.nano.world.things import Picture
+from steady_clock import steady
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MEDIA = {
@@ -26,16 +28,20 @@ MEDIA = {
 }
 
 
-@pytest.fixture
-def make(small_world, tmp_path, monkeypatch, steady_clock):
-    """Runs a maker for some steps and returns the folder that it wrote."""
+@pytest.fixture(scope="module")
+def make(small_world, tmp_path_factory):
+    """Runs a maker for some steps and returns the folder that it wrote; each part is made once."""
+    root = tmp_path_factory.mktemp("parts")
 
-    def run(module: str, modality: str, minutes: float = 0.1) -> str:
+    def run(module: str, modality: str) -> Path:
         maker = importlib.import_module(f"nextgpt.train.nano.models.{module}")
-        out = tmp_path / maker.DEFAULTS[modality].part
-        words = f"{module} {modality} --world {small_world} --out {out} --minutes {minutes} --batch 4 --device cpu".split()
-        monkeypatch.setattr("sys.argv", [*words, *(["--root", str(tmp_path)] if module == "decoder" else [])])
-        maker.main()
+        out = root / maker.DEFAULTS[modality].part
+        if not out.exists():
+            words = f"{module} {modality} --world {small_world} --out {out} --minutes 0.3 --batch 4 --device cpu".split()
+            with pytest.MonkeyPatch.context() as patch:
+                steady(patch)
+                patch.setattr("sys.argv", [*words, *(["--root", str(root)] if module == "decoder" else [])])
+                maker.main()
         return out
 
     return run
@@ -43,7 +49,7 @@ def make(small_world, tmp_path, monkeypatch, steady_clock):
 
 @pytest.mark.parametrize("modality", autoencoder.DEFAULTS)
 def test_an_autoencoder_learns_and_is_saved_as_pipelines_read_it(modality, make):
-    out = make("autoencoder", modality, minutes=0.3)
+    out = make("autoencoder", modality)
     log = json.loads((out / "training_log.json").read_text(encoding="utf-8"))
     first, last = (sum(log["curve"][row][part] for part in ("pixels", "edges", "means")) for row in (0, -1))
     assert last < first
@@ -75,7 +81,7 @@ def test_the_autoencoder_of_pictures_sees_artwork_anywhere(small_world):
 
 @pytest.mark.parametrize("modality", text_encoders.KINDS)
 def test_what_a_text_encoder_makes_of_unlike_captions_stands_apart(modality, make):
-    log = json.loads((make("text_encoders", modality, minutes=0.4) / "training_log.json").read_text(encoding="utf-8"))
+    log = json.loads((make("text_encoders", modality) / "training_log.json").read_text(encoding="utf-8"))
     for name in text_encoders.KINDS[modality].widths:
         assert log["curve"][-2][name] < log["curve"][0][name]  # the last row is of a single step
         assert log["figures"]["least_distance"][name] > 0
