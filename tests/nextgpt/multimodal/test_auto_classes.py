@@ -114,3 +114,19 @@ def test_how_a_model_is_loaded_is_honoured_or_refused(folder):
     assert direct.get_base_model().config._attn_implementation == "eager"
     with pytest.raises(UserInputError, match="got 'load_in_4bit', which is not known"):
         AutoModelForMultimodalLM.from_pretrained(folder, load_in_4bit=True)
+
+
+def test_a_preset_by_its_name_asks_no_hub_for_chat_templates(monkeypatch):
+    """Online, the Hub would say that it has no repository `nano`."""
+    from huggingface_hub import HfApi
+
+    import nextgpt
+
+    def refused(*arguments, **options):
+        raise AssertionError("the Hub was asked")
+
+    for name in ("list_repo_tree", "snapshot_download", "hf_hub_download"):
+        monkeypatch.setattr(HfApi, name, refused)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    nextgpt.register()
+    assert AutoProcessor.from_pretrained("nano").tokenizer.name_or_path
