@@ -77,9 +77,13 @@ class Ladder:
 
     def part(self, name: str) -> Path:
         """The folder of a part. Raises MissingPart."""
-        if not (self.root / name).is_dir():
+        if not self.holds(name):
             raise MissingPart(f"{self.root} holds no {name}")
         return self.root / name
+
+    def holds(self, name: str) -> bool:
+        """Whether a part is there; where its making has only begun, its folder is empty."""
+        return (self.root / name).is_dir() and any((self.root / name).iterdir())
 
     @cached_property
     def composer(self) -> Composer:
@@ -102,13 +106,13 @@ class Ladder:
 
     def autoencoder(self, modality: str) -> nn.Module:
         """The decoder's; where there is no decoder yet, the one that it will get."""
-        if (self.root / assemble.DECODERS[modality][1]).is_dir():
+        if self.holds(assemble.DECODERS[modality][1]):
             return self.decoder(modality).pipeline.vae
         return load_autoencoder(self.part(KINDS[modality].parts[0]), torch.device("cpu"))
 
     def vocoder(self) -> nn.Module:
         """The sound decoder's; where there is no decoder yet, the one that it will get."""
-        if (self.root / assemble.DECODERS["audio"][1]).is_dir():
+        if self.holds(assemble.DECODERS["audio"][1]):
             return vocoder_of(self.decoder("audio"))
         return GriffinLimVocoder(VOCODER)
 
