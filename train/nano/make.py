@@ -57,7 +57,7 @@ class Step(NamedTuple):
 def _part(module: str, part: str, needs: tuple[str, ...], minutes: float, more: str = "") -> Step:
     """A step that trains a part for some minutes and writes its log last."""
     words = f"nano.{module} --world {{root}}/world --out {{root}}/{part}{more}"
-    return Step(words, needs, f"{part}/training_log.json", minutes, takes_device=True)
+    return Step(words, needs, f"{part}/training_log.json", minutes, rehearsal="--concepts 8", takes_device=True)
 
 
 def _stage(stage: str, model: str, needs: tuple[str, ...], data: str) -> Step:
