@@ -111,12 +111,12 @@ def assemble_frozen(root: Path, preset: Path) -> None:
         SoundWorld(root / "world").copy(preset / "world")
     known = json.dumps(known_names(preset / "world", {"image", *takes, *makes}), indent=1, ensure_ascii=False)
     (preset / KNOWN_FILE).write_text(f"{known}\n", encoding="utf-8")
-    new_config(relative_path(preset), takes=takes, makes=makes).save_pretrained(root / "model")
+    new_config(relative_path(preset, root / "model"), takes=takes, makes=makes).save_pretrained(root / "model")
 
 
-def relative_path(folder: Path) -> str:
-    """A folder as a configuration names it: from here on, beginning with a dot; saving moves it along."""
-    path = Path(os.path.relpath(folder)).as_posix()
+def relative_path(folder: Path, start: Path) -> str:
+    """A folder as a configuration in another one names it, beginning with a dot."""
+    path = Path(os.path.relpath(folder, start)).as_posix()
     return path if path.startswith("..") else f"./{path}"
 
 

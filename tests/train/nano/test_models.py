@@ -1,7 +1,6 @@
 """The towers, the classifiers, and how they are put together: on artwork and sounds made up here."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -235,7 +234,7 @@ def test_what_is_there_decides_what_the_model_takes_and_makes(small_world, tmp_p
     preset.mkdir()
     assemble.assemble_frozen(root, preset)
     assert config == {"takes": ["image", "video"], "makes": ["image", "video"]}
-    assert Path(places[0]).resolve() == preset.resolve() and places[0].startswith(".")
+    assert (root / "model" / places[0]).resolve() == preset.resolve() and places[0].startswith(".")
     assert not (preset / "sound_decoder").exists() and not (preset / "world" / "takes.npz").exists()
     (shared,) = sources.shared_components(preset / "clip_decoder").values()
     assert (shared / "config.json").read_text(encoding="utf-8") == "image_decoder"
