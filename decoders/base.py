@@ -108,6 +108,7 @@ class Decoder:
         self.fixed_options: frozenset[str] = frozenset()  # those whose default is the only value that `generate` takes
         self.generation_defaults = {**self.defaults, **self._read_defaults()}
         self._pipeline = None
+        self._configs: dict[str, PartConfig] = {}  # of its parts, each read once
         self._lock = threading.Lock()
         self._told_of_cuts = False
 
@@ -369,7 +370,10 @@ class Decoder:
         return pipeline
 
     def _config(self, part: str) -> PartConfig:
-        return PartConfig(read_config(self.source, part, self.revision), f"{self.source}: {part}/config.json")
+        if part not in self._configs:
+            where = f"{self.source}: {part}/config.json"
+            self._configs[part] = PartConfig(read_config(self.source, part, self.revision), where)
+        return self._configs[part]
 
     def files_of(self, patterns: tuple[str, ...]) -> tuple[str, ...]:
         """`text_encoder_files` or `autoencoder_files`, parts that lie in another pipeline's folder included."""

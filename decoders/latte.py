@@ -8,7 +8,7 @@ import torch
 from nextgpt.decoders.base import at_step_end
 from nextgpt.decoders.contract import Conditioning, ConditioningSpec, Size, TensorSpec, multiples
 from nextgpt.decoders.media import Video, as_videos, scale_factor
-from nextgpt.decoders.sources import exceed, read_config, required_size
+from nextgpt.decoders.sources import exceed, read_t5_shape
 from nextgpt.decoders.text_to_video import TextToVideoDecoder
 
 TEXT_LENGTH = 120  # at most: the pipeline's own
@@ -38,10 +38,7 @@ class LatteDecoder(TextToVideoDecoder):
     @classmethod
     def read_conditioning_spec(cls, source: str, revision: str | None = None) -> ConditioningSpec:
         """The configuration files of the text encoder and of its tokenizer."""
-        tokenizer = read_config(source, "tokenizer", revision, filename="tokenizer_config.json")
-        length = min(required_size(tokenizer, "model_max_length", source), TEXT_LENGTH)
-        width = required_size(read_config(source, "text_encoder", revision), "d_model", source)
-        return {"prompt_embeds": TensorSpec((length, width))}
+        return {"prompt_embeds": TensorSpec(read_t5_shape(source, revision, TEXT_LENGTH))}
 
     def _read_sizes(self) -> dict[str, Size]:
         transformer = self._config("transformer")

@@ -93,6 +93,14 @@ def read_text_length(source: str, config: dict, revision: str | None, tokenizer:
     return length
 
 
+def read_t5_shape(source: str, revision: str | None, most: int | None = None) -> tuple[int, int]:
+    """States of a T5 text encoder and their width: as many as its tokenizer pads to, or `most` where that is fewer."""
+    tokenizer = read_config(source, "tokenizer", revision, filename="tokenizer_config.json")
+    length = required_size(tokenizer, "model_max_length", source)
+    width = required_size(read_config(source, "text_encoder", revision), "d_model", source)
+    return (length if most is None else min(length, most)), width
+
+
 def exceed(tokenizer: Any, captions: list[str], length: int) -> bool:
     """Whether one of the captions has more tokens than `length`."""
     return any(len(ids) > length for ids in tokenizer(captions, truncation=True, max_length=length + 1).input_ids)

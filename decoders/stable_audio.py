@@ -8,7 +8,7 @@ import torch
 from nextgpt.decoders.base import Decoder
 from nextgpt.decoders.contract import Conditioning, ConditioningSpec, Size, TensorSpec
 from nextgpt.decoders.media import Audio, encode_pixels, fit_waveform
-from nextgpt.decoders.sources import read_config, required_size
+from nextgpt.decoders.sources import read_config, read_t5_shape
 
 
 class StableAudioDecoder(Decoder):
@@ -33,15 +33,14 @@ class StableAudioDecoder(Decoder):
         Raises:
             ValueError: the projection model changes the text's states, which the pipeline would do to ours once more.
         """
-        tokenizer = read_config(source, "tokenizer", revision, filename="tokenizer_config.json")
         projection = read_config(source, "projection_model", revision)
-        width = required_size(read_config(source, "text_encoder", revision), "d_model", source)
+        length, width = read_t5_shape(source, revision)
         if (projection.get("text_encoder_dim"), projection.get("conditioning_dim")) != (width, width):
             raise ValueError(
                 f"{source}: its projection_model takes states of {projection.get('text_encoder_dim')} to "
                 f"{projection.get('conditioning_dim')}; expected {width} to {width}, as its text encoder gives them."
             )
-        return {"prompt_embeds": TensorSpec((required_size(tokenizer, "model_max_length", source), width))}
+        return {"prompt_embeds": TensorSpec((length, width))}
 
     @property
     def sampling_rate(self) -> int:
