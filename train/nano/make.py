@@ -20,11 +20,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+from packaging.version import Version
+
+from nextgpt.train.nano.defaults import DEFAULTS, ROOT
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path("runs/nano")
 PARTS = Path(__file__).parent / "parts"  # frozen parts that have met their rung of the ladder: they are not made again
 LOGS, TIMES = "logs", "times.json"
 OVERHEAD = 0.25  # minutes that a trained step takes beside its training: starting, measuring, saving
@@ -41,9 +42,9 @@ class Step(NamedTuple):
         words: after `python -m nextgpt.train.`; `{root}` stands for the root folder.
         needs: the steps whose results it reads.
         done: the file under the root that says it is done.
-        minutes: of training on two cores, or None where it takes no `--minutes`; what a budget is shared out by.
+        minutes: of training on two cores, what a budget is shared out by; None where it takes no `--minutes` and no
+            `--device`.
         rehearsal: further words that make it short.
-        takes_device: whether it takes `--device`.
     """
 
     words: str
@@ -51,13 +52,12 @@ class Step(NamedTuple):
     done: str
     minutes: float | None = None
     rehearsal: str = ""
-    takes_device: bool = False
 
 
-def _part(module: str, part: str, needs: tuple[str, ...], minutes: float, more: str = "") -> Step:
+def _part(module: str, part: str, needs: tuple[str, ...], more: str = "") -> Step:
     """A step that trains a part for some minutes and writes its log last."""
     words = f"nano.{module} --world {{root}}/world --out {{root}}/{part}{more}"
-    return Step(words, needs, f"{part}/training_log.json", minutes, rehearsal="--concepts 8", takes_device=True)
+    return Step(words, needs, f"{part}/training_log.json", DEFAULTS[part].minutes, rehearsal="--concepts 8")
 
 
 def _stage(stage: str, model: str, needs: tuple[str, ...], data: str) -> Step:
@@ -74,23 +74,21 @@ DATA = "{root}/data"
 STEPS: dict[str, Step] = {
     "pictures": Step("nano.world.pictures --out {root}/world", (), "world/world.json"),
     "sounds": Step("nano.world.sounds --out {root}/world", (), "world/studies.npy"),
-    "picture_classifier": _part("evaluation.classifiers image", "picture_classifier", ("pictures",), 20),
-    "sound_classifier": _part("evaluation.classifiers audio", "sound_classifier", ("pictures", "sounds"), 15),
-    "clip_classifier": _part("evaluation.classifiers video", "clip_classifier", ("pictures",), 12),
-    "autoencoder": _part("models.autoencoder image", "autoencoder", ("pictures",), 40),
-    "sound_autoencoder": _part("models.autoencoder audio", "sound_autoencoder", ("pictures", "sounds"), 25),
-    "text_encoder": _part("models.text_encoders image", "text_encoder", ("pictures",), 8),
-    "sound_text_encoder": _part("models.text_encoders audio", "sound_text_encoder", ("pictures", "sounds"), 4),
-    "clip_text_encoder": _part("models.text_encoders video", "clip_text_encoder", ("pictures",), 4),
-    "image_decoder": _part("models.decoder image", "image_decoder", ("autoencoder", "text_encoder"), 60, " --root {root}"),
+    "picture_classifier": _part("evaluation.classifiers image", "picture_classifier", ("pictures",)),
+    "sound_classifier": _part("evaluation.classifiers audio", "sound_classifier", ("pictures", "sounds")),
+    "clip_classifier": _part("evaluation.classifiers video", "clip_classifier", ("pictures",)),
+    "autoencoder": _part("models.autoencoder image", "autoencoder", ("pictures",)),
+    "sound_autoencoder": _part("models.autoencoder audio", "sound_autoencoder", ("pictures", "sounds")),
+    "text_encoder": _part("models.text_encoders image", "text_encoder", ("pictures",)),
+    "sound_text_encoder": _part("models.text_encoders audio", "sound_text_encoder", ("pictures", "sounds")),
+    "clip_text_encoder": _part("models.text_encoders video", "clip_text_encoder", ("pictures",)),
+    "image_decoder": _part("models.decoder image", "image_decoder", ("autoencoder", "text_encoder"), " --root {root}"),
     "sound_decoder": _part(
-        "models.decoder audio", "sound_decoder", ("sound_autoencoder", "sound_text_encoder"), 60, " --root {root}"
+        "models.decoder audio", "sound_decoder", ("sound_autoencoder", "sound_text_encoder"), " --root {root}"
     ),
-    "clip_decoder": _part(
-        "models.decoder video", "clip_decoder", ("autoencoder", "clip_text_encoder"), 50, " --root {root}"
-    ),
-    "encoder": _part("models.encoder", "encoder", ("pictures",), 90),
-    "audio_encoder": _part("models.audio_encoder", "audio_encoder", ("pictures", "sounds"), 40),
+    "clip_decoder": _part("models.decoder video", "clip_decoder", ("autoencoder", "clip_text_encoder"), " --root {root}"),
+    "encoder": _part("models.encoder", "encoder", ("pictures",)),
+    "audio_encoder": _part("models.audio_encoder", "audio_encoder", ("pictures", "sounds")),
     "dialogues": Step(
         "nano.dialogues.composer --world {root}/world --out {root}/data --files --workers 2",
         ("pictures", "sounds"),
@@ -101,9 +99,8 @@ STEPS: dict[str, Step] = {
         "nano.models.language_model --world {root}/world --data {root}/data --out {root}/language_model",
         ("dialogues",),
         "language_model/training_log.json",
-        100,
+        DEFAULTS["language_model"].minutes,
         rehearsal="--measure 20",
-        takes_device=True,
     ),
     "frozen": Step(
         "nano.assemble frozen --root {root}",
@@ -151,13 +148,9 @@ def missing_packages() -> list[str]:
         except importlib.metadata.PackageNotFoundError:
             found.append(f"{name} (missing, needs {least})")
             continue
-        if _numbers(version) < _numbers(least):
+        if Version(version).release[:2] < Version(least).release[:2]:
             found.append(f"{name} ({version}, needs {least})")
     return found
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in version.split("+")[0].split(".")[:2])
 
 
 def order(steps: list[str], root: Path) -> list[str]:
@@ -207,7 +200,7 @@ def command(step: str, root: Path, device: str, minutes: float | None, rehearse:
     module, *words = [word.format(root=root) for word in found.words.split()]
     if found.minutes is not None and minutes is not None:
         words += ["--minutes", f"{minutes:g}"]
-    if found.takes_device and device != "auto":
+    if found.minutes is not None and device != "auto":
         words += ["--device", device]
     if rehearse:
         words += found.rehearsal.split()
@@ -297,6 +290,8 @@ def run(args: argparse.Namespace) -> None:
     """Runs what is left of the steps that are asked for."""
     if lacking := missing_packages():
         raise MakeError(f"missing or too old: {', '.join(lacking)}")
+    import torch  # not above: it may be what is missing
+
     root = args.root or (Path("runs/rehearsal") if args.rehearse else ROOT)
     if not args.rehearse and not args.show:
         take_final_parts(root)

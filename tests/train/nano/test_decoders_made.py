@@ -35,7 +35,7 @@ def make(small_world, tmp_path_factory):
 
     def run(module: str, modality: str) -> Path:
         maker = importlib.import_module(f"nextgpt.train.nano.models.{module}")
-        out = root / maker.DEFAULTS[modality].part
+        out = root / maker.FOLDERS[modality]
         if not out.exists():
             words = f"{module} {modality} --world {small_world} --out {out} --minutes 0.3 --batch 4 --device cpu".split()
             with pytest.MonkeyPatch.context() as patch:
@@ -47,7 +47,7 @@ def make(small_world, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("modality", autoencoder.DEFAULTS)
+@pytest.mark.parametrize("modality", autoencoder.FOLDERS)
 def test_an_autoencoder_learns_and_is_saved_as_pipelines_read_it(modality, make):
     out = make("autoencoder", modality)
     log = json.loads((out / "training_log.json").read_text(encoding="utf-8"))
@@ -82,9 +82,9 @@ def test_the_autoencoder_of_pictures_sees_artwork_anywhere(small_world):
 @pytest.mark.parametrize("modality", text_encoders.KINDS)
 def test_what_a_text_encoder_makes_of_unlike_captions_stands_apart(modality, make):
     log = json.loads((make("text_encoders", modality) / "training_log.json").read_text(encoding="utf-8"))
-    for name in text_encoders.KINDS[modality].widths:
-        assert log["curve"][-2][name] < log["curve"][0][name]  # the last row is of a single step
-        assert log["figures"]["least_distance"][name] > 0
+    name = text_encoders.KINDS[modality].reads
+    assert log["curve"][-2][name] < log["curve"][0][name]  # the last row is of a single step
+    assert log["figures"]["least_distance"][name] > 0
 
 
 @pytest.mark.parametrize("modality", MEDIA)

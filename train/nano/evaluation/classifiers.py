@@ -26,7 +26,7 @@ from nextgpt.train.nano.world.clips import FRAMES, ClipRenderer, ClipWorld, Kept
 from nextgpt.train.nano.world.pictures import Renderer, World
 from nextgpt.train.nano.world.sampling import IGNORED
 from nextgpt.train.nano.world.sounds import SAMPLES, SAMPLING_RATE, SoundWorld
-from nextgpt.train.nano.world.spectrograms import PARTS, SoundSet
+from nextgpt.train.nano.world.spectrograms import BANDS, HOP, PARTS, SoundSet
 from nextgpt.train.nano.world.unknown_pictures import UnknownClips, UnknownPictures, augment, augment_clips, turn_some
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ WEIGHTS, CONFIG = "classifier.safetensors", "config.json"
 PICTURE_MOVED = {"shift": 3, "stretch": 0.08}
 LEARNED_FRAMES = 2  # of a clip, drawn at random: in training they stand for all
 CLIP_SHIFT, CLIP_LOOKS = 3, 4  # pixels; styles and backgrounds in which each is learned
-BANDS, HOP, SCALE = 80, 256, 5.0  # of spectrograms: bands, samples, and what log energies are divided by
+SCALE = 5.0  # what log energies are divided by
 
 
 # -- networks ---------------------------------------------------------------------------------------------------
@@ -344,23 +344,18 @@ def train(classifier: Classifier, taught: MediaSet, args: argparse.Namespace, de
     return run
 
 
-DEFAULTS = {
-    "image": loop.Default("picture_classifier", minutes=20, batch=512),
-    "audio": loop.Default("sound_classifier", minutes=15, batch=512),
-    "video": loop.Default("clip_classifier", minutes=12, batch=256),
-}
+FOLDERS = {"image": "picture_classifier", "audio": "sound_classifier", "video": "clip_classifier"}
 CLASSIFIERS: dict[str, type[Classifier]] = {
     "image": PictureClassifier,
     "audio": SoundClassifier,
     "video": ClipClassifier,
 }
 MEDIA_SETS: dict[str, type[MediaSet]] = {"image": Pictures, "audio": Sounds, "video": Clips}
-FOLDERS = {modality: default.part for modality, default in DEFAULTS.items()}
 
 
 def main() -> None:
     """Trains one and measures it on the development split, or with `--final` only measures it on the held-out one."""
-    parser = loop.arguments(__doc__.split("\n")[0], DEFAULTS)
+    parser = loop.arguments(__doc__.split("\n")[0], FOLDERS)
     parser.add_argument("--final", action="store_true", help="only measure the saved one on the held-out split")
     args = parser.parse_args()
     kind, media_set = CLASSIFIERS[args.modality], MEDIA_SETS[args.modality]

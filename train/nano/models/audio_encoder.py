@@ -110,7 +110,7 @@ def measure(network: AudioTower, energies: Tensor, targets: Tensor, unknown: Ten
 
 def main() -> None:
     """Trains, measures and saves the audio tower."""
-    args = loop.arguments(__doc__.split("\n")[0], loop.Default("audio_encoder", minutes=40, batch=512)).parse_args()
+    args = loop.arguments(__doc__.split("\n")[0], "audio_encoder").parse_args()
     _, device = loop.start(args)
     world = SoundWorld(args.world)
 

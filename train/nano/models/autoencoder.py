@@ -22,10 +22,7 @@ from nextgpt.train.nano.world.pictures import Renderer
 from nextgpt.train.nano.world.sounds import SoundWorld, as_floats
 from nextgpt.train.nano.world.spectrograms import FRAMES, MEL_MEAN, MEL_STD, as_pictures, log_mels
 
-DEFAULTS = {
-    "image": loop.Default("autoencoder", minutes=40, batch=64),
-    "audio": loop.Default("sound_autoencoder", minutes=25, batch=64),
-}
+FOLDERS = {"image": "autoencoder", "audio": "sound_autoencoder"}
 LATENT_CHANNELS = 8
 LEARNING_RATE = 1e-3
 MOST_NOISE = 0.1  # on the latents, in units of their deviation: a denoiser's will be a little off
@@ -165,7 +162,7 @@ def load(folder: Path, device: torch.device) -> AutoencoderDC:
 
 def main() -> None:
     """Trains both halves, normalises the latents, saves and measures."""
-    args = loop.arguments(__doc__.split("\n")[0], DEFAULTS).parse_args()
+    args = loop.arguments(__doc__.split("\n")[0], FOLDERS).parse_args()
     world, device = loop.start(args)
     if args.modality == "image":
         renderer = Renderer(torch.from_numpy(world.art).to(device))

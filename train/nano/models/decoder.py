@@ -26,14 +26,16 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel
+from transformers import AutoTokenizer
 
+from nextgpt.decoders import Conditioning
 from nextgpt.decoders.vocoder import GriffinLimVocoder, GriffinLimVocoderConfig
-from nextgpt.train.nano.models import loop
+from nextgpt.train.nano.defaults import ROOT
+from nextgpt.train.nano.models import loop, text_encoders
 from nextgpt.train.nano.models.autoencoder import encode
 from nextgpt.train.nano.models.autoencoder import load as load_autoencoder
-from nextgpt.train.nano.models.captions import clip_captions, clip_numbers, picture_captions, picture_numbers, sound_captions
-from nextgpt.train.nano.models.denoising import LEARNING_RATE, Cached, Conditioning, Denoising, new_scheduler, save, train
+from nextgpt.train.nano.models.captions import clip_numbers, picture_numbers
+from nextgpt.train.nano.models.denoising import LEARNING_RATE, Cached, Denoising, new_scheduler, save, train
 from nextgpt.train.nano.models.text_encoders import POOLED, WIDTH, encode_captions
 from nextgpt.train.nano.world import sampling
 from nextgpt.train.nano.world.clips import FPS, FRAMES, ClipRenderer, ClipWorld
@@ -42,11 +44,7 @@ from nextgpt.train.nano.world.sounds import SAMPLING_RATE, SECONDS, SoundWorld
 from nextgpt.train.nano.world.spectrograms import BANDS, HOP, log_mels
 from nextgpt.train.nano.world.spectrograms import FRAMES as MEL_FRAMES
 
-DEFAULTS = {
-    "image": loop.Default("image_decoder", minutes=60, batch=2048),
-    "audio": loop.Default("sound_decoder", minutes=60, batch=512),
-    "video": loop.Default("clip_decoder", minutes=50, batch=256),
-}
+FOLDERS = {"image": "image_decoder", "audio": "sound_decoder", "video": "clip_decoder"}
 LATENT_SIDE = SIDE // 4
 STEPS = 8  # the first of them is nearly right: the denoiser predicts the sample
 VOCODER = GriffinLimVocoderConfig(sampling_rate=SAMPLING_RATE, model_in_dim=BANDS, upsample_rates=(HOP,), rounds=32)
@@ -129,7 +127,7 @@ def _sounds(args: Namespace, world: World, autoencoder: AutoencoderDC, device: t
 
 
 def new_clip_denoiser(channels: int) -> LatteTransformer3DModel:
-    """At random; 9 M parameters. One patch a frame."""
+    """At random; 8 M parameters. One patch a frame."""
     return LatteTransformer3DModel(
         num_attention_heads=6,
         attention_head_dim=64,
@@ -176,23 +174,19 @@ class Kind(NamedTuple):
     Attributes:
         parts: the folders under the root that it stands on: its autoencoder and its text encoder.
         media: what it learns from.
-        captions: world's folder → its captions.
         new: channels of the latents → the denoiser, at random.
         call: as `Denoising` has it.
-        pipeline: what is saved, and `denoiser` the name of the denoiser in it.
+        pipeline: what is saved; it calls the denoiser `transformer`.
         extra: further components.
         generation: the options that it generates with by default.
     """
 
     parts: tuple[str, str]
     media: Callable[[Namespace, World, AutoencoderDC, torch.device], Media]
-    captions: Callable[[Path], Any]
     new: Callable[[int], nn.Module]
     call: Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
-    text_encoder: type
     pipeline: type[DiffusionPipeline]
-    denoiser: str
-    extra: Callable[[], dict[str, Any]]
+    extra: dict[str, None]
     generation: dict[str, Any]
 
 
@@ -202,37 +196,28 @@ KINDS = {
     "image": Kind(
         parts=("autoencoder", "text_encoder"),
         media=_pictures,
-        captions=lambda folder: picture_captions(World(folder))[0],
         new=new_picture_denoiser,
         call=_call_sd3,
-        text_encoder=CLIPTextModelWithProjection,
         pipeline=StableDiffusion3Pipeline,
-        denoiser="transformer",
-        extra=lambda: ALONE,
+        extra=ALONE,
         generation={"num_inference_steps": STEPS, "guidance_scale": 1.0, **SIZE, "fixed": [*SIZE]},
     ),
     "audio": Kind(
         parts=("sound_autoencoder", "sound_text_encoder"),
         media=_sounds,
-        captions=lambda folder: sound_captions(SoundWorld(folder))[0],
         new=new_sound_denoiser,
         call=_call_sd3,
-        text_encoder=CLIPTextModelWithProjection,
         pipeline=StableDiffusion3Pipeline,
-        denoiser="transformer",
-        extra=lambda: ALONE,
+        extra=ALONE,
         generation={"num_inference_steps": STEPS, "guidance_scale": 1.0, "duration": SECONDS},
     ),
     "video": Kind(
         parts=("autoencoder", "clip_text_encoder"),
         media=_clips,
-        captions=lambda folder: clip_captions(World(folder))[0],
         new=new_clip_denoiser,
         call=_call_latte,
-        text_encoder=T5EncoderModel,
         pipeline=LattePipeline,
-        denoiser="transformer",
-        extra=dict,
+        extra={},
         generation={
             "num_inference_steps": STEPS,
             "guidance_scale": 1.0,
@@ -247,28 +232,28 @@ KINDS = {
 
 def main() -> None:
     """Caches, trains and saves the pipeline."""
-    parser = loop.arguments(__doc__.split("\n")[0], DEFAULTS)
-    parser.add_argument("--root", type=Path, default=Path("runs/nano"), help="where the autoencoder and text encoder are")
+    parser = loop.arguments(__doc__.split("\n")[0], FOLDERS)
+    parser.add_argument("--root", type=Path, default=ROOT, help="where the autoencoder and text encoder are")
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
     args = parser.parse_args()
     world, device = loop.start(args)
-    kind = KINDS[args.modality]
+    kind, captioned = KINDS[args.modality], text_encoders.KINDS[args.modality]
     autoencoder, text_encoder = (args.root / part for part in kind.parts)
     vae = load_autoencoder(autoencoder, device)
-    encoder = kind.text_encoder.from_pretrained(text_encoder).float().to(device).eval().requires_grad_(False)
-    captions = kind.captions(args.world).to(device)
+    encoder = captioned.model.from_pretrained(text_encoder).float().to(device).eval().requires_grad_(False)
+    captions = captioned.captions(world)[0].to(device)
     conditioning = encode_captions(args.modality, encoder, captions)
     media = kind.media(args, world, vae, device)
 
     network = Denoising(kind.new(media.latents.shape[1]), kind.call)
     denoiser, run = train(args, network, Cached(conditioning, media.latents, media.captions), media.choose, device)
     pipeline = kind.pipeline(
-        vae=AutoencoderDC.from_pretrained(autoencoder),
+        vae=vae,
         text_encoder=encoder,
         tokenizer=AutoTokenizer.from_pretrained(text_encoder),
         scheduler=new_scheduler(),
-        **{kind.denoiser: denoiser},
-        **kind.extra(),
+        transformer=denoiser,
+        **kind.extra,
     )
     save(pipeline, kind.generation, args.out)
     if args.modality == "audio":

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from nextgpt.decoders import Conditioning
 from nextgpt.decoders.base import DEFAULTS_FILE
 from nextgpt.train.nano.models import loop
 
@@ -33,7 +34,6 @@ NOISE_SCHEDULE = {
     "beta_schedule": "squaredcos_cap_v2",  # ends in pure noise, which the few, nearly independent latents need
     "prediction_type": "sample",
 }
-Conditioning = dict[str, Tensor]  # name → `[N, ...]`, as the denoiser takes it by that name
 
 
 def new_scheduler() -> DPMSolverMultistepScheduler:

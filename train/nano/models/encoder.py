@@ -199,7 +199,7 @@ def measure_clips(network: Contrast, motions: Probes, renderer: ClipRenderer, ro
 
 def main() -> None:
     """Trains, measures and saves the vision tower."""
-    parser = loop.arguments(__doc__.split("\n")[0], loop.Default("encoder", minutes=90, batch=1024))
+    parser = loop.arguments(__doc__.split("\n")[0], "encoder")
     parser.add_argument("--pictures-only", action="store_true", help="learn no clips")
     args = parser.parse_args()
     world, device = loop.start(args)

@@ -388,7 +388,7 @@ def prepare_tokenizer(data: Path, world: Path, out: Path) -> PreTrainedTokenizer
 
 def main() -> None:
     """Tokenizer, training, figures, files."""
-    parser = loop.arguments(__doc__.split("\n")[0], loop.Default("language_model", minutes=100, batch=32768))
+    parser = loop.arguments(__doc__.split("\n")[0], "language_model")
     parser.add_argument("--data", type=Path, default=Path("runs/nano/data"))
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--limit", type=int, help="conversations to learn from (default: all)")

@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextgpt.hardware import training_attention
+from nextgpt.hardware import resolve_device, training_attention
+from nextgpt.train.nano.defaults import DEFAULTS, ROOT
 from nextgpt.train.nano.world.pictures import World
 
 logger = logging.getLogger(__name__)
@@ -54,8 +55,7 @@ class Loop:
         kept: dict[str, Any],
         start_from: Path | None = None,
     ):
-        self.work = out.with_name(out.name + WORK_SUFFIX)
-        self.work.mkdir(parents=True, exist_ok=True)
+        self.work = _work(out)
         self.checkpoint = self.work / "checkpoint.pt"
         self.minutes, self.optimizer = minutes, optimizer
         device = optimizer.param_groups[0]["params"][0].device
@@ -159,22 +159,15 @@ def _processor_time() -> float:
     return time.process_time() / torch.get_num_threads()
 
 
-class Default(NamedTuple):
-    """What a maker does where it is not told: the folder under the root, the minutes of training, the batch on a GPU."""
+def arguments(description: str, part: str | dict[str, str]) -> argparse.ArgumentParser:
+    """The arguments that every maker has.
 
-    part: str
-    minutes: float
-    batch: int
-
-
-ROOT = Path("runs/nano")
-
-
-def arguments(description: str, defaults: Default | dict[str, Default]) -> argparse.ArgumentParser:
-    """The arguments that every maker has; the first one is the modality where it makes a part for each of several."""
+    Args:
+        part: the folder under the root that it makes; modality → folder where the first argument is the modality.
+    """
     parser = argparse.ArgumentParser(description=description)
-    if isinstance(defaults, dict):
-        parser.add_argument("modality", choices=defaults)
+    if isinstance(part, dict):
+        parser.add_argument("modality", choices=part)
     parser.add_argument("--world", type=Path, default=ROOT / "world")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--minutes", type=float, help="of training, earlier starts counted in")
@@ -183,22 +176,22 @@ def arguments(description: str, defaults: Default | dict[str, Default]) -> argpa
     parser.add_argument("--compile", action="store_true", help="compile the network first (worth it on a GPU)")
     parser.add_argument("--concepts", type=int, help="learn so many concepts only, to try the script out")
     parser.add_argument("--start-from", type=Path, help="a checkpoint of a smaller world: what fits is taken over")
-    parser.set_defaults(defaults=defaults)
+    parser.set_defaults(part=part)
     return parser
 
 
 def start(args: argparse.Namespace) -> tuple[World, torch.device]:
     """Sets up logging, seed, device, batch size and output folder; opens the world."""
-    default = args.defaults[args.modality] if isinstance(args.defaults, dict) else args.defaults
-    args.out = args.out or ROOT / default.part
+    part = args.part[args.modality] if isinstance(args.part, dict) else args.part
+    default = DEFAULTS[part]
+    args.out = args.out or ROOT / part
     args.minutes = default.minutes if args.minutes is None else args.minutes
     args.out.mkdir(parents=True, exist_ok=True)
     log = logging.FileHandler(_work(args.out) / "log.txt")
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", handlers=[logging.StreamHandler(), log], force=True
     )
-    found = torch.accelerator.current_accelerator(check_available=True)
-    device = torch.device(args.device if args.device != "auto" else found.type if found else "cpu")
+    device = resolve_device(args.device)
     args.batch = args.batch or (default.batch // 8 if device.type == "cpu" else default.batch)
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")

@@ -13,7 +13,6 @@ two unlike media have far apart, a denoiser learns quickly, and an output projec
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -21,26 +20,24 @@ from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     T5Config,
     T5EncoderModel,
 )
 
+from nextgpt.decoders import Conditioning
 from nextgpt.train.nano.models import loop
 from nextgpt.train.nano.models.captions import CaptionTable, clip_captions, picture_captions, sound_captions
 from nextgpt.train.nano.models.targets import TARGETS_WEIGHT, OrthogonalTargets, Probes, away_from
+from nextgpt.train.nano.world import sampling
 from nextgpt.train.nano.world.pictures import World
 from nextgpt.train.nano.world.sounds import SoundWorld
 
-DEFAULTS = {
-    "image": loop.Default("text_encoder", minutes=8, batch=2048),
-    "audio": loop.Default("sound_text_encoder", minutes=4, batch=2048),
-    "video": loop.Default("clip_text_encoder", minutes=4, batch=2048),
-}
+FOLDERS = {"image": "text_encoder", "audio": "sound_text_encoder", "video": "clip_text_encoder"}
 WIDTH, POOLED = 192, 256  # of the states; of the embedding of pictures and sounds
 LEARNING_RATE = 1.5e-3
 MOST_NOISE = 1.0  # on what is read, in units of its own deviation
-Conditioning = dict[str, Tensor]
 
 
 class Kind(NamedTuple):
@@ -49,15 +46,18 @@ class Kind(NamedTuple):
     Attributes:
         captions: world → its captions, and what each says: part → `[captions]`.
         new: tokenizer → the encoder, at random.
+        model: the encoder's class.
         encode: encoder, token ids `[N, L]`, whether each is padding `[N, L]` → conditioning by the decoder's names.
-        widths: name of a conditioning that is read → the width of what is read from it.
+        reads, width: the conditioning that is read, and the width of what is read of it.
         codes: whether it points along the sum of codes.
     """
 
-    captions: Callable[[Path], tuple[CaptionTable, dict[str, Tensor]]]
+    captions: Callable[[World], tuple[CaptionTable, dict[str, Tensor]]]
     new: Callable[[PreTrainedTokenizerBase], nn.Module]
+    model: type[PreTrainedModel]
     encode: Callable[[nn.Module, Tensor, Tensor], Conditioning]
-    widths: dict[str, int]
+    reads: str
+    width: int
     codes: bool = False
 
 
@@ -105,24 +105,19 @@ def _encode_t5(encoder: nn.Module, ids: Tensor, padding: Tensor) -> Conditioning
     return {"prompt_embeds": states * ~padding[..., None]}
 
 
-def _pictures(folder: Path) -> tuple[CaptionTable, dict[str, Tensor]]:
-    world = World(folder)
+def _pictures(world: World) -> tuple[CaptionTable, dict[str, Tensor]]:
     captions, values = picture_captions(world)
     return captions, values | {"artwork": values["concept"] * len(world.styles) + values["style"]}
 
 
-def _sounds(folder: Path) -> tuple[CaptionTable, dict[str, Tensor]]:
-    return sound_captions(SoundWorld(folder))
-
-
-def _clips(folder: Path) -> tuple[CaptionTable, dict[str, Tensor]]:
-    return clip_captions(World(folder))
+def _sounds(world: World) -> tuple[CaptionTable, dict[str, Tensor]]:
+    return sound_captions(SoundWorld(world.folder))
 
 
 KINDS = {
-    "image": Kind(_pictures, _new_clip, _encode_clip, {"pooled_prompt_embeds": POOLED}),
-    "audio": Kind(_sounds, _new_clip, _encode_clip, {"pooled_prompt_embeds": POOLED}, codes=True),
-    "video": Kind(_clips, _new_t5, _encode_t5, {"prompt_embeds": WIDTH}),
+    "image": Kind(_pictures, _new_clip, CLIPTextModelWithProjection, _encode_clip, "pooled_prompt_embeds", POOLED),
+    "audio": Kind(_sounds, _new_clip, CLIPTextModelWithProjection, _encode_clip, "pooled_prompt_embeds", POOLED, codes=True),
+    "video": Kind(clip_captions, _new_t5, T5EncoderModel, _encode_t5, "prompt_embeds", WIDTH),
 }
 
 
@@ -144,32 +139,30 @@ def _read_off(states: Tensor, ids: Tensor, padding: int) -> Tensor:
 
 def main() -> None:
     """Trains the encoder of one modality and saves it with its tokenizer."""
-    args = loop.arguments(__doc__.split("\n")[0], DEFAULTS).parse_args()
-    _, device = loop.start(args)
+    args = loop.arguments(__doc__.split("\n")[0], FOLDERS).parse_args()
+    world, device = loop.start(args)
     kind = KINDS[args.modality]
-    captions, values = kind.captions(args.world)
+    captions, values = kind.captions(world)
     values = {part: numbers.to(device) for part, numbers in values.items()}
     sizes = {part: int(numbers.max()) + 1 for part, numbers in values.items()}
     captions = captions.to(device)
     encoder = kind.new(captions.tokenizer).to(device)
-    probes = nn.ModuleDict({name: Probes(sizes, width) for name, width in kind.widths.items()}).to(device)
+    probes = Probes(sizes, kind.width).to(device)
     codes = OrthogonalTargets(sizes, POOLED).to(device) if kind.codes else None
     rows = captions.learned.to(device)
 
     optimizer = loop.adamw([encoder, probes], LEARNING_RATE)
     run = loop.Loop(args.out, args.minutes, optimizer, {"encoder": encoder, "probes": probes}, args.start_from)
     for _ in run:
-        chosen = rows[torch.randint(len(rows), (args.batch,), device=device)]
+        chosen = sampling.draw(rows, args.batch)
         ids = captions(chosen, varied=True)
         targets = torch.stack([numbers[chosen] for numbers in values.values()], dim=1)
         with loop.autocast(device):
             made = kind.encode(encoder, ids, ids == captions.padding)
-            parts = {}
-            for name in kind.widths:
-                read = _read_off(made[name], ids, captions.padding).float()
-                parts[name] = sum(probes[name].losses(read, targets, MOST_NOISE).values())
+            read = _read_off(made[kind.reads], ids, captions.padding).float()
+            parts = {kind.reads: sum(probes.losses(read, targets, MOST_NOISE).values())}
             if codes:
-                parts["codes"] = TARGETS_WEIGHT * away_from(codes(targets), made["pooled_prompt_embeds"])
+                parts["codes"] = TARGETS_WEIGHT * away_from(codes(targets), read)
         loop.update(optimizer, sum(parts.values()))
         run.record(args.batch, **parts)
     encoder.eval().save_pretrained(args.out)
