@@ -297,8 +297,10 @@ class Page:
             other: names of those of kinds that the model does not take.
             large: names of those that are too large.
         """
-        takes = listed([kind for kind in self.pipeline.input_modalities if kind != "text"])
-        reasons = [f"{other}: not attached, for this model takes {takes} files"] if other else []
+        reasons = []
+        if other:
+            takes = listed([kind for kind in self.pipeline.input_modalities if kind != "text"])
+            reasons.append(f"{other}: not attached, for this model takes {takes} files")
         reasons += [f"{large}: not attached, for a file may have {scripts.MAX_UPLOAD} MB at most"] if large else []
         return as_alert("; ".join(reasons))
 

@@ -60,7 +60,8 @@ ATTACH_WHAT_FITS = f"""() => {{
     const input = () => document.querySelector('#message input[type=file]');
     const isTaken = file => {{
         const kinds = input().accept.split(',').map(kind => kind.trim().replace('*', ''));
-        return kinds.some(kind => file.type.startsWith(kind));
+        const name = file.name.toLowerCase();
+        return kinds.some(kind => kind.startsWith('.') ? name.endsWith(kind) : file.type.startsWith(kind));
     }};
     const takeOut = (event, files) => {{
         const fit = new DataTransfer(), other = [], large = [];

@@ -160,6 +160,7 @@ _BUILT_IN = (
     ),
 )
 # Name → row. The order is that of the signal tokens' ids: those of the package as above, then others by their names.
+BUILT_IN = tuple(row.name for row in _BUILT_IN)
 MODALITIES: dict[str, Modality] = {row.name: row for row in _BUILT_IN}
 
 

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 from nextgpt import modalities
 from nextgpt.media.text import listed
+from nextgpt.modalities import BUILT_IN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MODALITIES = tuple(modalities.MODALITIES)  # those of the package, which nano knows; the table has those of plug-ins too
+MODALITIES = BUILT_IN  # those of the package, which nano knows; the table has those of plug-ins too
 
 
 def answer_only(kinds: Collection[str]) -> str:

@@ -116,6 +116,14 @@ def test_a_file_of_another_kind_is_not_offered_and_refused_beside_the_box(page, 
     expect(attached(page)).to_have_count(0)
 
 
+def test_a_kind_that_goes_by_the_ending_of_its_files_is_attached(page):
+    """As kinds that a program brings do where it says no more."""
+    page.eval_on_selector("#message input[type=file]", "input => input.setAttribute('accept', '.png')")
+    page.locator("#message input[type=file]").set_input_files(PICTURE)
+    expect(attached(page)).to_have_count(1)
+    expect(refusal(page)).to_have_count(0)
+
+
 @pytest.mark.parametrize("place", ["#conversation", "#message [role=group]"])
 def test_a_dropped_file_of_another_kind_is_refused_beside_the_box(page, place):
     ask(page, "hello")

@@ -5,6 +5,9 @@ Everything is brought as a user's program would bring it, through the public reg
 
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -362,3 +365,14 @@ def test_rows_of_the_package_are_whole() -> None:
     for name, row in MODALITIES.items():
         assert isinstance(row, Modality) and row.name == name
         assert row.suffix.lstrip(".") in row.suffixes and "{address}" in row.player and "{label}" in row.player
+
+
+def test_what_only_the_package_knows_does_not_grow_with_a_plug_in() -> None:
+    tests = Path(__file__).parents[1]
+    program = (
+        f"import sys; sys.path.append({str(tests)!r}); from toys.curve import CURVE; "
+        "from nextgpt import register_modality; register_modality(CURVE); "
+        "from nextgpt.signals import MODALITIES; assert MODALITIES == ('image', 'audio', 'video'), MODALITIES"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tests.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -31,7 +31,7 @@ from nextgpt.train.nano.evaluation.answers import AnswerParser
 from nextgpt.train.nano.evaluation.words import Reader
 from nextgpt.train.nano.world.pictures import CONCEPTS
 from nextgpt.train.nano.world.sounds import load_sounds
-from nextgpt.train.nano.world.things import Clip, Picture, Sound, modality_of, path_of
+from nextgpt.train.nano.world.things import MOTIONS, Clip, Picture, Sound, modality_of, path_of
 
 OUTSIDE = ["images/outside/0.png", "sounds/outside/0.wav", "clips/outside/0.mp4"]
 
@@ -338,3 +338,9 @@ def test_there_are_nineteen_thousand_wordings_and_none_is_more_than_one_of_a_hun
             if message["role"] == "user":
                 said[normalise(" ".join(part.get("text", "") for part in message["content"]))] += 1
     assert said.most_common(1)[0][1] <= said.total() / 100
+
+
+def test_a_motion_is_said_as_a_verb_for_one_thing_and_for_several(composer):
+    replies = composer.setting.replies
+    said = {(motion, replies.words(Clip(thing, motion))["moves"]) for motion in MOTIONS for thing in ("cat", "cherries")}
+    assert {("bouncing", "bounces"), ("bouncing", "bounce"), ("shrinking", "shrinks"), ("sliding up", "slide up")} <= said

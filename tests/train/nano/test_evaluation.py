@@ -319,7 +319,7 @@ def test_descriptions_are_read_off_the_words():
     [
         ("I do not know geography, sorry. I know some places as pictures, such as a house.", True),
         ("I can't draw a submarine: it is not in my little world. Shall I draw a boat instead?", True),
-        ("AdditiveTargets are beyond me. I know pictures of everyday things.", True),
+        ("Sums are beyond me. I know pictures of everyday things.", True),
         ("This is a cat.", False),
         ("A violin is a stringed instrument.", False),
         ("Sorry, here is a large cat, 3d style, white background.", False),

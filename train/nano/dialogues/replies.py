@@ -18,6 +18,7 @@ from typing import NamedTuple
 from nextgpt.media.text import listed
 from nextgpt.train.nano.dialogues.phrasings import fill
 from nextgpt.train.nano.world.things import (
+    MOTIONS_SAID,
     PARTS,
     PICTURE_DEFAULTS,
     PLURALS,
@@ -276,7 +277,8 @@ class Replies:
             return words
         words |= {"a_concept": thing.indefinite, "concept": medium.concept, "the_concept": f"the {medium.concept}"}
         if isinstance(medium, Clip):
-            words |= {"motion": medium.motion, "moves": _moves(medium.motion, several)}
+            _, move, moves = MOTIONS_SAID[medium.motion][0]
+            words |= {"motion": medium.motion, "moves": move if several else moves}
         else:
             words |= {part: parts[part] for part in ("style", "background", "size")}
         if other in self.concepts:
@@ -288,13 +290,6 @@ def _is_plural(thing: Concept | Instrument) -> bool:
     if isinstance(thing, Concept):
         return thing.is_plural
     return thing.indefinite == thing.name and thing.name.endswith("s")
-
-
-def _moves(motion: str, several: bool) -> str:
-    """ "sliding left" → "slides left"."""
-    word, *rest = motion.split(" ")
-    stem = {"sliding": "slide", "spinning": "spin", "shrinking": "shrink"}.get(word, word.removesuffix("ing"))
-    return " ".join((stem if several else f"{stem}s", *rest))
 
 
 def _sentences(text: str) -> str:

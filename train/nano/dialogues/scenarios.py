@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nextgpt.train.nano.dialogues.phrasings import fill
 from nextgpt.train.nano.dialogues.turns import Setting
-from nextgpt.train.nano.dialogues.turns_clips import MOTIONS_SAID
 from nextgpt.train.nano.dialogues.turns_pictures import say
 from nextgpt.train.nano.world.things import (
     MOTIONS,
+    MOTIONS_SAID,
     PARTS,
     PICTURE_DEFAULTS,
     PICTURE_VALUES,

@@ -17,7 +17,7 @@ from nextgpt.train.nano.dialogues.turns import (
     with_shown,
 )
 from nextgpt.train.nano.dialogues.turns_pictures import PictureTurns
-from nextgpt.train.nano.world.things import MOTIONS, Clip, Picture
+from nextgpt.train.nano.world.things import MOTIONS, MOTIONS_SAID, Clip, Picture
 
 NO_CLIP_ANSWERS = (
     "I don't see a clip yet. Attach one, or ask me for one.",
@@ -26,23 +26,6 @@ NO_CLIP_ANSWERS = (
     "I don't see a clip. Please attach one.",
 )
 
-# How people say a motion: participle, bare verb, third person; the first is the most frequent.
-MOTIONS_SAID = {
-    motion: tuple(tuple(words.split("/")) for words in said)
-    for motion, said in {
-        "spinning": ("spinning/spin/spins", "rotating/rotate/rotates", "turning round/turn round/turns round"),
-        "bouncing": ("bouncing/bounce/bounces", "bouncing up and down/bounce up and down/bounces up and down"),
-        "growing": ("growing/grow/grows", "getting bigger/get bigger/gets bigger"),
-        "shrinking": ("shrinking/shrink/shrinks", "getting smaller/get smaller/gets smaller"),
-        **{
-            f"sliding {way}": (
-                *(f"sliding {way}/slide {way}/slides {way}", f"moving {way}/move {way}/moves {way}"),
-                f"sliding {to}/slide {to}/slides {to}",
-            )
-            for way, to in (("left", "to the left"), ("right", "to the right"), ("up", "upwards"), ("down", "downwards"))
-        },
-    }.items()
-}
 SHARE_OF_FIRST = 0.65
 CHANGED_TOO = ("and {}", "but {}", "{} this time", "this time {}")
 

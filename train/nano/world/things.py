@@ -47,6 +47,23 @@ PICTURE_VALUES = {"style": tuple(STYLES), "background": tuple(BACKGROUNDS), "siz
 PICTURE_DEFAULTS = {name: Picture._field_defaults[name] for name in PICTURE_VALUES}
 SOUND_VALUES = {"register": tuple(REGISTERS), "figure": tuple(FIGURES)}
 SOUND_DEFAULTS = {"register": "middle", "figure": "single note"}
+# How people say a motion: participle, bare verb, third person; the first is the most frequent.
+MOTIONS_SAID = {
+    motion: tuple(tuple(words.split("/")) for words in said)
+    for motion, said in {
+        "spinning": ("spinning/spin/spins", "rotating/rotate/rotates", "turning round/turn round/turns round"),
+        "bouncing": ("bouncing/bounce/bounces", "bouncing up and down/bounce up and down/bounces up and down"),
+        "growing": ("growing/grow/grows", "getting bigger/get bigger/gets bigger"),
+        "shrinking": ("shrinking/shrink/shrinks", "getting smaller/get smaller/gets smaller"),
+        **{
+            f"sliding {way}": (
+                *(f"sliding {way}/slide {way}/slides {way}", f"moving {way}/move {way}/moves {way}"),
+                f"sliding {to}/slide {to}/slides {to}",
+            )
+            for way, to in (("left", "to the left"), ("right", "to the right"), ("up", "upwards"), ("down", "downwards"))
+        },
+    }.items()
+}
 # What a medium's caption tells, the main thing first.
 PARTS = {"image": ("concept", *PICTURE_VALUES), "audio": ("instrument", *SOUND_VALUES), "video": ("concept", "motion")}
 
