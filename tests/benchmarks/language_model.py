@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import sys
 import tempfile
@@ -73,7 +72,6 @@ def main() -> None:
     optimizer = loop.adamw([training], 1e-3)
     orders = {name: language_model.batches(corpora[name], args.batch, torch.Generator().manual_seed(0)) for name in corpora}
     speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in corpora}
-    random.seed(0)
     with training_attention(device):
         for step in range(args.steps + 1):
             for name, order in orders.items():

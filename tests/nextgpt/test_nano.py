@@ -21,8 +21,8 @@ from nextgpt.hub.fingerprints import file_hash
 from nextgpt.hub.parts import preset_folder, preset_names
 from nextgpt.media import guess_modality
 from nextgpt.train.nano.evaluation import evaluate
-from nextgpt.train.nano.evaluation.bench import MAIN, expected_media, kinds
-from nextgpt.train.nano.world.things import Clip, Picture, Sound, modality_of
+from nextgpt.train.nano.evaluation.bench import expected_media, kinds
+from nextgpt.train.nano.world.things import MAIN, Clip, Picture, Sound, modality_of
 
 if "nano" not in preset_names():
     pytest.skip("the nano weights are not in this checkout: nextgpt.train.nano.make makes them", allow_module_level=True)

@@ -25,13 +25,12 @@ from nextgpt.train.nano.dialogues.turns import Shown
 from nextgpt.train.nano.evaluation import people, rows
 from nextgpt.train.nano.evaluation.bench import (
     AS_TENSOR,
-    MAIN,
     Bench,
     described,
     expected_content,
     expected_media,
+    expected_parts,
     kinds,
-    parts_of,
     told,
 )
 from nextgpt.train.nano.evaluation.classifiers import UNKNOWN
@@ -40,7 +39,7 @@ from nextgpt.train.nano.evaluation.report import write_report
 from nextgpt.train.nano.world.media_files import MAKERS, outside_files, write
 from nextgpt.train.nano.world.pictures import CONCEPTS, World
 from nextgpt.train.nano.world.sounds import SAMPLES, SoundWorld, load_sounds
-from nextgpt.train.nano.world.things import Picture, Sound, modality_of, path_of
+from nextgpt.train.nano.world.things import MAIN, Picture, Sound, modality_of, path_of
 from tiny_decoders import save_tiny_stable_diffusion
 from tiny_models import tiny_model
 
@@ -123,7 +122,7 @@ class Oracle:
 
     def render(self, medium):
         rendered, modality = self._render(medium), modality_of(medium)
-        self.known[AS_TENSOR[modality](rendered).numpy().tobytes()] = parts_of(medium)
+        self.known[AS_TENSOR[modality](rendered).numpy().tobytes()] = expected_parts(medium)
         return rendered
 
     def read(self, media):
@@ -308,7 +307,7 @@ def test_descriptions_are_read_off_the_words():
     assert described("image", "This is a small cat, flat style, red background.")["concept"] == "cat"
     sound = described("audio", "This is a low church organ, rising scale.")
     assert sound == {"register": "low", "instrument": "church organ", "figure": "rising scale"}
-    assert described("audio", "This is the sound of the seashore.") == parts_of(Sound("seashore"))
+    assert described("audio", "This is the sound of the seashore.") == expected_parts(Sound("seashore"))
     for clip in ("This is an apple, sliding left.", "These are grapes, growing."):
         assert set(described("video", clip).values()) & {"apple", "grapes"}
     assert described("video", "I can't tell what this is.") == {}

@@ -14,7 +14,9 @@ from nextgpt.hub.parts import preset_folder
 from nextgpt.train.nano.dialogues import corpus
 from nextgpt.train.nano.dialogues.composer import load_composer, make_lines
 from nextgpt.train.nano.evaluation import words
+from nextgpt.train.nano.evaluation.answers import AnswerParser
 from nextgpt.train.nano.models import language_model
+from nextgpt.train.nano.world.things import load_concepts, load_instruments
 
 WORLD = preset_folder("nano") / "world"
 
@@ -203,14 +205,15 @@ def test_what_it_has_learned_by_heart_it_answers_in_words_in_runs_and_from_soft_
 
 
 def test_faults_in_kinds_and_contents_are_told_apart():
-    reader = words.Reader(WORLD)
+    concepts = load_concepts(WORLD)
+    parser = AnswerParser.of_world(concepts, load_instruments(WORLD, concepts))
     answer = said("assistant", "Your cat.", CAT)
-    assert words.fault(reader, answer, [], "Look! (picture: small cat, flat style, red background)") == ("", "")
-    kind, content = words.fault(reader, answer, [], "Look! (picture: small dog, flat style, red background)")
+    assert words.fault(parser, answer, [], "Look! (picture: small cat, flat style, red background)") == ("", "")
+    kind, content = words.fault(parser, answer, [], "Look! (picture: small dog, flat style, red background)")
     assert not kind and content.startswith("made dog flat red small, expected cat")
-    assert all(words.fault(reader, answer, [], "Listen. (sound: cat)"))
-    assert words.fault(reader, said("assistant", "A dog."), [{"names": ["cat"]}], "It's a kitty.") == ("", "")
-    assert words.fault(reader, said("assistant", "x"), [{"names": ["cat"]}], "A dog.") == (
+    assert all(words.fault(parser, answer, [], "Listen. (sound: cat)"))
+    assert words.fault(parser, said("assistant", "A dog."), [{"names": ["cat"]}], "It's a kitty.") == ("", "")
+    assert words.fault(parser, said("assistant", "x"), [{"names": ["cat"]}], "A dog.") == (
         "",
         "does not name cat",
     )

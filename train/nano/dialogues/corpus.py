@@ -181,12 +181,12 @@ class Encoder:
             parts = message["content"]
             parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
             if message["role"] == "assistant":
-                self._add_assistant(example, parts, in_words is not False, rng)
+                self._add_assistant(example, parts, in_words is not False)
             else:
                 self._add_user(example, parts, "USER: " if index else " USER: ", soft_media, rng, user_weight)
         return example
 
-    def _add_assistant(self, example: Example, parts: list[dict], in_words: bool, rng: random.Random) -> None:
+    def _add_assistant(self, example: Example, parts: list[dict], in_words: bool) -> None:
         text = " "
         for part in parts:
             if part["type"] == "text":

@@ -1,8 +1,8 @@
 """Reads the hand-written phrasings, fills their slots and roughens them; knows nothing of conversations or answers.
 
-A phrasing is one line of ``train/nano/data/phrasings/*.jsonl``: ``{"intent": ..., "text": ..., "reply": ...}``. The
-text may hold slots: ``{a_concept}`` becomes "a cat", ``{the_concept}`` "the cat", ``{concept}`` "cat", ``{concepts}``
-"cats"; ``{a_sound}`` "a trumpet", ``{figure}`` "rising scale", ``{a_figure}`` "a rising scale", ``{motion}`` "spinning",
+A phrasing is one line of ``data/phrasings/*.jsonl``: ``{"intent": ..., "text": ..., "reply": ...}``. The text may hold
+slots: ``{a_concept}`` becomes "a cat", ``{the_concept}`` "the cat", ``{concept}`` "cat", ``{concepts}`` "cats";
+``{a_sound}`` "a trumpet", ``{figure}`` "rising scale", ``{a_figure}`` "a rising scale", ``{motion}`` "spinning",
 ``{move}`` "spin", ``{moves}`` "spins". A line with ``"media": "image"`` holds only where nothing but pictures is known.
 
 ``python -m nextgpt.train.nano.dialogues.phrasings`` names the lines that are not as agreed or that the test phrasings hold

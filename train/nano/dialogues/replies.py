@@ -18,6 +18,7 @@ from typing import NamedTuple
 from nextgpt.media.text import listed
 from nextgpt.train.nano.dialogues.phrasings import fill
 from nextgpt.train.nano.world.things import (
+    MAIN,
     MOTIONS_SAID,
     PARTS,
     PICTURE_DEFAULTS,
@@ -35,8 +36,6 @@ ANSWERS = Path(__file__).parent / "data" / "answers" / "answers.jsonl"
 # What is said of a second medium only after the same thing, or after one of its kind.
 _OF_THE_SAME = r"how it |what it |look of it|\bit's\b|(?:see|hear|listen to) (?:it|\{it\})"
 _OF_ITS_KIND = r"second (?:picture|clip|sound)"
-MAIN = {modality: parts[0] for modality, parts in PARTS.items()}
-TOLD_BY = {part: modality for modality, parts in PARTS.items() for part in parts[1:]} | {"instrument": "audio"}
 NO = ("No.", "No, not quite.", "Nope.", "No, sorry.", "Not really, no.", "No, it isn't.")
 YES = ("Yes.", "Yes, it is.", "Yes, exactly.", "That's right.", "Yes, you're right.", "Correct.")
 TWO = ("{}. And then {}.", "First {}, then {}.", "{} and {}.", "{}, then {}.", "One is {}, the other is {}.")
@@ -96,11 +95,6 @@ def load_answers(file: Path = ANSWERS) -> dict[str, list[Answer]]:
         row = json.loads(line)
         found[row["for"]].append(Answer(row["text"], frozenset(row["told"]), row.get("when") or {}))
     return dict(found)
-
-
-def main_of(medium: Medium) -> str:
-    """What it is of: a concept or an instrument."""
-    return medium[0]
 
 
 def parts_of(medium: Medium) -> dict[str, str]:

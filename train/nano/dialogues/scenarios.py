@@ -392,10 +392,9 @@ class _Values:
     def wanted(self, part: dict) -> Wanted:
         """A part of an answer with its slots filled."""
         ((kind, told),) = part.items()
-        if kind == "text":
-            filled = {key: self._filled(value) for key, value in told.items()}
-            return Wanted(kind, filled)
         filled = {key: self._filled(value) for key, value in told.items()}
+        if kind == "text":
+            return Wanted(kind, filled)
         if self._is_concept(told, "instrument"):
             filled["instrument"] = self.setting.sound_of[filled["instrument"]]
         if self._is_sound(told, "concept"):
@@ -427,7 +426,7 @@ def _uses(text: str, modality: str, name: str) -> bool:
     return bool(re.search(rf'"{modality}": {{[^{{}}]*(?:{{[^{{}}]*}}[^{{}}]*)*"{main}": "{{{name}}}"', text))
 
 
-# -- whether an answer holds what it must ------------------------------------------------------------------------
+# -- how it is typed ---------------------------------------------------------------------------------------------
 
 
 def vary(text: str, how: str, rng: random.Random) -> str:

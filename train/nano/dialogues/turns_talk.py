@@ -183,7 +183,7 @@ class TalkTurns:
             (self.setting.concepts[rng.choice(self.setting.names)].indefinite, rng.choice(self.setting.outside)[0])
         )
         scene = f"{actor.indefinite} {rng.choice(SCENES)} {other}"
-        phrasing = rng.choice([p for p in self.setting.phrasings["outside_draw"] if p.slots == {"thing"}])
+        phrasing = self._phrasing(rng, "outside_draw")
         why = "I can't draw scenes, only one thing at a time. "
         return self.offering("outside_draw", rng, fill(phrasing.text, {"thing": scene}), why, Offer("image", actor.name))
 

@@ -184,6 +184,21 @@ class AnswerParser:
             names.setdefault(instrument.name, set()).update(instrument.articles)
         return cls(names)
 
+    def misses(self, text: str, told: dict) -> str:
+        """What the words should say and do not; empty if they say it."""
+        if "names" in told and not self.says(text, told["names"]):
+            return f"does not name {', '.join(told['names'])}"
+        for part, value in told.get("tells", {}).items():
+            if not self.tells(text, part, value):
+                return f"does not tell {part} {value}"
+        if "yes" in told and self.affirms(text) is not told["yes"]:
+            return f"does not say {'yes' if told['yes'] else 'no'}"
+        if told.get("refuses") and not self.refuses(text):
+            return "does not say that it cannot"
+        if told.get("abilities") and not self.abilities(text):
+            return "does not say what it can do"
+        return ""
+
     # -- what is read -------------------------------------------------------------------------------------------
 
     def claims(self, text: str) -> list[frozenset[str]]:

@@ -22,6 +22,7 @@ from nextgpt.events import Media, Reply
 from nextgpt.hub.parts import preset_folder
 from nextgpt.signals import MODALITIES
 from nextgpt.train.nano.dialogues.composer import DATA, Composer, load_composer
+from nextgpt.train.nano.dialogues.replies import parts_of
 from nextgpt.train.nano.dialogues.turns import Made, Shown, Turn
 from nextgpt.train.nano.evaluation.classifiers import CLASSIFIERS, CONFIG, FOLDERS, NONE, Classifier
 from nextgpt.train.nano.evaluation.scores import Sample, Score
@@ -29,10 +30,16 @@ from nextgpt.train.nano.world.clips import FRAMES
 from nextgpt.train.nano.world.media_files import TrueMedia, outside_files
 from nextgpt.train.nano.world.pictures import SIDE, World
 from nextgpt.train.nano.world.sounds import SAMPLES, SAMPLING_RATE
-from nextgpt.train.nano.world.things import MOTIONS, PARTS, PICTURE_VALUES, SOUND_VALUES, Clip, Medium, Sound, modality_of
+from nextgpt.train.nano.world.things import (
+    MOTIONS,
+    PARTS,
+    PICTURE_VALUES,
+    SOUND_VALUES,
+    Medium,
+    modality_of,
+)
 
 BATCH = 40
-MAIN = {modality: parts[0] for modality, parts in PARTS.items()}  # the main thing of each kind of media
 # What may be changed first of each; drawn evenly before a question is made, for changes of the main thing are the easiest.
 CHANGES = {
     "image": ("change_concept", "change_background", "change_style", "change_size"),
@@ -220,13 +227,10 @@ def made(modality: str, reply: Reply) -> list[Media]:
     return {"image": reply.images, "audio": reply.audios, "video": reply.videos}[modality]
 
 
-def parts_of(medium: Medium) -> dict[str, str]:
-    """What a classifier should find in a medium."""
-    if isinstance(medium, Sound):
-        return {"instrument": medium.name, "register": medium.register or NONE, "figure": medium.figure or NONE}
-    if isinstance(medium, Clip):
-        return {"concept": medium.concept, "motion": medium.motion}
-    return medium._asdict()
+def expected_parts(medium: Medium) -> dict[str, str]:
+    """What a classifier should find in a medium: what its caption tells; of what an effect has not, `NONE`."""
+    told = parts_of(medium)
+    return {part: told.get(part, NONE) for part in PARTS[modality_of(medium)]}
 
 
 def described(modality: str, text: str) -> dict[str, str]:

@@ -27,14 +27,14 @@ from nextgpt.errors import UserInputError
 from nextgpt.events import Media
 from nextgpt.train.nano import assemble
 from nextgpt.train.nano.dialogues.composer import DATA, Composer, combinations, load_composer, text_line, true_media
-from nextgpt.train.nano.evaluation.bench import MAIN, Bench, described, parts_of
+from nextgpt.train.nano.evaluation.bench import Bench, described, expected_parts
 from nextgpt.train.nano.evaluation.classifiers import FOLDERS
 from nextgpt.train.nano.evaluation.reconstruct import reconstruct, vocoder_of
 from nextgpt.train.nano.evaluation.rows import CROSSING_BAR, MADE_BARS, NAMED_BARS, media_to_text, text_to_media
 from nextgpt.train.nano.evaluation.scores import Score
 from nextgpt.train.nano.models.autoencoder import load as load_autoencoder
 from nextgpt.train.nano.models.decoder import KINDS, VOCODER
-from nextgpt.train.nano.world.things import CAPTION, PARTS, Medium, Sound
+from nextgpt.train.nano.world.things import CAPTION, MAIN, PARTS, Medium, Sound
 
 CLASSIFIER_BARS = {"image": 0.985, "audio": 0.97, "video": 0.985}
 THERE_AND_BACK, SMALL_THERE_AND_BACK, DRAWN, PROJECTED = 0.01, 0.02, 0.01, 0.02  # how much a rung may lose
@@ -134,7 +134,7 @@ class Ladder:
         expected = self.true_media[modality]
         self.part(FOLDERS[modality])
         found = self.bench.look(modality, list(media))
-        pairs = [(parts_of(medium), reading) for medium, reading in zip(expected, found, strict=True)]
+        pairs = [(expected_parts(medium), reading) for medium, reading in zip(expected, found, strict=True)]
         scores = [_score(row, part, part, pairs, bars) for part in PARTS[modality]]
         if modality == "image":
             small = [pair for pair in pairs if pair[0]["size"] == "small"]
@@ -219,9 +219,9 @@ def encoder(ladder: Ladder, modality: str) -> list[Score]:
     seen = embed(ladder, network, modality, ladder.true_media[modality])
     scores = []
     for part in PARTS[modality]:
-        names = sorted({parts_of(medium)[part] for medium in taught})
+        names = sorted({expected_parts(medium)[part] for medium in taught})
         targets, true = (
-            torch.tensor([names.index(parts_of(medium)[part]) for medium in media])
+            torch.tensor([names.index(expected_parts(medium)[part]) for medium in media])
             for media in (taught, ladder.true_media[modality])
         )
         right = linear_reading(known, targets, len(names))(seen).argmax(1) == true
@@ -272,7 +272,7 @@ def language_model(ladder: Ladder) -> list[Score]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from nextgpt.train.nano.dialogues.corpus import Encoder
-    from nextgpt.train.nano.models.language_model import answer, right
+    from nextgpt.train.nano.models.language_model import answer
 
     folder = ladder.part("language_model")
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -296,6 +296,16 @@ def language_model(ladder: Ladder) -> list[Score]:
             content += same_kind and right(intent, expected, given)
     row, count = "language model, words alone", len(cases)
     return [Score(row, "kind", kind, count, KIND_BAR), Score(row, "content", content, count, CONTENT_BAR)]
+
+
+def right(intent: str, expected: str, given: str) -> bool:
+    """Whether an answer of the first nano model, which is a caption, says the right thing."""
+    captions = CAPTION.findall(expected)
+    if captions or intent in {"smalltalk", "capability", "about_world", "outside_question", "decline"}:
+        return CAPTION.findall(given) == captions
+    if intent in {"outside_draw", "outside_play", "outside_film"}:
+        return not CAPTION.findall(given) and given.startswith(("I can't", "I don't know"))
+    return given == expected
 
 
 def announced(text: str) -> list[str]:

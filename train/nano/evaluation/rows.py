@@ -9,21 +9,20 @@ from nextgpt.events import Reply
 from nextgpt.train.nano.dialogues.composer import true_media
 from nextgpt.train.nano.dialogues.turns import Shown, Turn
 from nextgpt.train.nano.evaluation.bench import (
-    MAIN,
     Bench,
     described,
     expected_content,
     expected_media,
+    expected_parts,
     made,
-    parts_of,
     told,
 )
 from nextgpt.train.nano.evaluation.classifiers import UNKNOWN
 from nextgpt.train.nano.evaluation.reconstruct import reconstruct, vocoder_of
 from nextgpt.train.nano.evaluation.scores import Sample, Score
-from nextgpt.train.nano.world.things import CAPTION, PLURALS, Medium, modality_of
+from nextgpt.train.nano.world.things import CAPTION, MAIN, PLURALS, Medium, modality_of
 
-FIT_JUDGE = 0.97
+FIT_CLASSIFIER = 0.97
 MADE_BARS = {
     "image": {"concept": 0.95, "background": 0.97, "style": 0.90},
     "audio": {"instrument": 0.90, "register": 0.95, "figure": 0.90},
@@ -55,9 +54,9 @@ def classifier_itself(bench: Bench, modality: str) -> list[Score]:
     true = _true_media(bench, modality)
     true = rng.sample(true, min(len(true), 4 * bench.count))
     seen = bench.look(modality, [bench.render(medium) for medium in true])
-    pairs = [(parts_of(medium), reading) for medium, reading in zip(true, seen, strict=True)]
+    pairs = [(expected_parts(medium), reading) for medium, reading in zip(true, seen, strict=True)]
     scores = [
-        Score(row, part, sum(expected[part] == found[part] for expected, found in pairs), len(pairs), FIT_JUDGE)
+        Score(row, part, sum(expected[part] == found[part] for expected, found in pairs), len(pairs), FIT_CLASSIFIER)
         for part in NAMED_BARS[modality]
     ]
     shown = [bench.composer.setting.outside_shown(rng, modality) for _ in range(bench.count)]
@@ -80,7 +79,7 @@ def vocoder_alone(bench: Bench) -> list[Score]:
     again = reconstruct(true, None, vocoder_of(bench.pipeline.decoders["audio"]))
     heard = bench.look("audio", again)
     samples = [
-        Sample("vocoder alone", sound.caption, parts_of(sound), reading, "", [before, after])
+        Sample("vocoder alone", sound.caption, expected_parts(sound), reading, "", [before, after])
         for sound, reading, before, after in zip(sounds, heard, true, again, strict=True)
     ]
     return bench.score("vocoder alone", samples, {"instrument": VOCODER_BAR, "register": None, "figure": None})
@@ -105,7 +104,7 @@ def made_sample(bench: Bench, row: str, turn: Turn, reply: Reply) -> Sample:
     shown = [bench.render(part.medium) for part in turn.user if isinstance(part, Shown) and part.medium]
     true = [bench.render(expected)] if bench.holds(expected) else []
     media = [*shown, *true, *made(modality, reply)[:1]]
-    return Sample(row, told(turn), parts_of(expected), bench.found(modality, reply), reply.text, media)
+    return Sample(row, told(turn), expected_parts(expected), bench.found(modality, reply), reply.text, media)
 
 
 def media_to_text(bench: Bench, modality: str) -> list[Score]:
@@ -115,7 +114,7 @@ def media_to_text(bench: Bench, modality: str) -> list[Score]:
     replies = bench.ask(row, [[{"role": "user", "content": bench.content(turn)}] for turn in turns])
     samples = [
         Sample(
-            *(row, told(turn), parts_of(turn.medium), described(modality, reply.text), reply.text),
+            *(row, told(turn), expected_parts(turn.medium), described(modality, reply.text), reply.text),
             [bench.render(part.medium) for part in turn.user if isinstance(part, Shown)],
         )
         for turn, reply in zip(turns, replies, strict=True)

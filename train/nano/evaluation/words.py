@@ -15,7 +15,6 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nextgpt.train.nano.dialogues.corpus import SHOWN, Encoder, caption_parts
 from nextgpt.train.nano.evaluation.answers import AnswerParser
-from nextgpt.train.nano.evaluation.people import People
 from nextgpt.train.nano.models.language_model import answer
 from nextgpt.train.nano.world.things import WORDS, load_concepts, load_instruments
 
@@ -24,18 +23,6 @@ logger = logging.getLogger(__name__)
 BATCH = 64
 MODALITY_OF = {word: modality for modality, word in WORDS.items()}
 _AROUND = frozenset(("style", "background"))  # words of a caption that tell nothing
-
-
-class Reader(People):
-    """Reads what answers say, and asks nobody.
-
-    Args:
-        world: folder of a built world.
-    """
-
-    def __init__(self, world: Path):
-        concepts = load_concepts(world)
-        self.parser = AnswerParser.of_world(concepts, load_instruments(world, concepts))
 
 
 def made(text: str) -> list[tuple[str, frozenset[str]]]:
@@ -55,7 +42,7 @@ def expected_media(message: dict) -> list[tuple[str, frozenset[str]]]:
     ]
 
 
-def fault(reader: People, expected: dict, checks: list[dict], given: str) -> tuple[str, str]:
+def fault(parser: AnswerParser, expected: dict, checks: list[dict], given: str) -> tuple[str, str]:
     """What is wrong with the kinds of an answer, and with its content; empty if nothing is."""
     wanted, found = expected_media(expected), made(given)
     if [kind for kind, _ in wanted] != [kind for kind, _ in found]:
@@ -65,7 +52,7 @@ def fault(reader: People, expected: dict, checks: list[dict], given: str) -> tup
         if words != told:
             return "", f"made {' '.join(sorted(told))}, expected {' '.join(sorted(words))}"
     text = " ".join(SHOWN.sub(" ", given).split())
-    return "", next(filter(None, (reader.misses(text, told) for told in checks)), "")
+    return "", next(filter(None, (parser.misses(text, told) for told in checks)), "")
 
 
 def measure(
@@ -81,17 +68,18 @@ def measure(
     By what they are about, and of all, in three ways: media as words; what the user shows as soft positions (`soft`);
     what is made as runs, read by `readings` (`runs`). Conversations whose answer cannot be checked are left out.
     """
-    encoder, reader = Encoder(tokenizer), Reader(world)
+    concepts = load_concepts(world)
+    encoder, parser = Encoder(tokenizer), AnswerParser.of_world(concepts, load_instruments(world, concepts))
     ways = {"words": (False, True), "soft": (True, True)} | ({"runs": (False, False)} if readings is not None else {})
     cases = []
     with file.open(encoding="utf-8") as lines:
         for line in islice(lines, count):
             row = json.loads(line)
             *context, expected = row["messages"]
-            checks, about = row.get("checks", []), row["intents"][-1].removeprefix("scenario ")
+            checks, intent = row.get("checks", []), row["intents"][-1]
             if not checks and not expected_media(expected):
                 continue
-            about = about if row["intents"][-1].startswith("scenario") else "phrasings"
+            about = intent.removeprefix("scenario ") if intent.startswith("scenario") else "phrasings"
             shows = any("caption" in part for m in context if m["role"] == "user" for part in m["content"])
             for way, (soft, in_words) in ways.items():
                 if way == "words" or (way == "soft" and shows) or (way == "runs" and expected_media(expected)):
@@ -103,7 +91,7 @@ def measure(
         part = cases[start : start + BATCH]
         answers = answer(model, tokenizer, [case[-1] for case in part], readings=readings)
         for (way, about, expected, checks, prompt), given in zip(part, answers, strict=True):
-            kind, content = fault(reader, expected, checks, given)
+            kind, content = fault(parser, expected, checks, given)
             for row in (way, f"{way}, {about}"):
                 results[row].append((not kind, not content))
             if content:

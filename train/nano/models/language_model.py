@@ -36,7 +36,7 @@ from nextgpt.train.nano.dialogues.corpus import (
     train_tokenizer,
 )
 from nextgpt.train.nano.models import loop
-from nextgpt.train.nano.world.things import CAPTION, WORDS
+from nextgpt.train.nano.world.things import WORDS
 
 logger = logging.getLogger(__name__)
 
@@ -208,10 +208,10 @@ class Pretraining(nn.Module):
         bag = bags[batch.soft[at]].long()
         summed = bag_sums(table, bag)
         if noisy or (bag[:, 0] < 0).any():
-            summed = self._disturbed(table, summed, unknown=bag[:, 0] < 0, spread=spread, noisy=noisy)
+            summed = self._augmented(table, summed, unknown=bag[:, 0] < 0, spread=spread, noisy=noisy)
         return embeddings.masked_scatter(at[..., None], summed.to(embeddings.dtype))
 
-    def _disturbed(self, table: Tensor, summed: Tensor, unknown: Tensor, spread: Tensor, noisy: bool) -> Tensor:
+    def _augmented(self, table: Tensor, summed: Tensor, unknown: Tensor, spread: Tensor, noisy: bool) -> Tensor:
         """With Gaussian noise and a little of other words; much of them where nothing of the world is shown."""
         count, device = len(summed), summed.device
         others = self.bag_words[torch.randint(len(self.bag_words), (count, INTERFERING), device=device)]
@@ -360,16 +360,6 @@ class _Writer:
     def _caption(self) -> str:
         kept = [token for token in dict.fromkeys(self.words) if token != self.tokenizer.pad_token_id]
         return self.tokenizer.decode(kept).strip()
-
-
-def right(intent: str, expected: str, given: str) -> bool:
-    """Whether an answer of the first nano model, which is a caption, says the right thing."""
-    captions = CAPTION.findall(expected)
-    if captions or intent in {"smalltalk", "capability", "about_world", "outside_question", "decline"}:
-        return CAPTION.findall(given) == captions
-    if intent in {"outside_draw", "outside_play", "outside_film"}:
-        return not CAPTION.findall(given) and given.startswith(("I can't", "I don't know"))
-    return given == expected
 
 
 # -- command ----------------------------------------------------------------------------------------------------

@@ -32,15 +32,15 @@ def draw_evenly(kinds: Tensor, count: int) -> Tensor:
     return torch.multinomial(1 / torch.bincount(kinds).float()[kinds], count, replacement=True)
 
 
-def draw_mixed(lessons: Any, count: int, share: float, unknown: int) -> tuple[Tensor, Tensor]:
+def draw_mixed(media_set: Any, count: int, share: float, unknown: int) -> tuple[Tensor, Tensor]:
     """Media to learn from, a share of them from outside the world, and what they are: `[count, ...]`, `[count, parts]`.
 
     Args:
-        lessons: has `draw(count)` → media and targets, and `draw_unknown(count)` → media.
+        media_set: has `draw(count)` → media and targets, and `draw_unknown(count)` → media.
         unknown: the value of the first part that says so; of what is unknown nothing else is told.
     """
     unknowns = int(count * share)
-    media, targets = lessons.draw(count - unknowns)
+    media, targets = media_set.draw(count - unknowns)
     outside = torch.full((unknowns, targets.shape[1]), IGNORED, device=targets.device)
     outside[:, 0] = unknown
-    return torch.cat([media, lessons.draw_unknown(unknowns)]), torch.cat([targets, outside])
+    return torch.cat([media, media_set.draw_unknown(unknowns)]), torch.cat([targets, outside])

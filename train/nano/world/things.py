@@ -66,6 +66,7 @@ MOTIONS_SAID = {
 }
 # What a medium's caption tells, the main thing first.
 PARTS = {"image": ("concept", *PICTURE_VALUES), "audio": ("instrument", *SOUND_VALUES), "video": ("concept", "motion")}
+MAIN = {modality: parts[0] for modality, parts in PARTS.items()}  # the main thing of each kind of media
 
 PICTURE_CAPTION = rf"a (?:{'|'.join(SIZES)}) [^,.()]+, (?:{'|'.join(STYLES)}) style, (?:{'|'.join(BACKGROUNDS)}) background"
 SOUND_CAPTION = rf"a (?:{'|'.join(REGISTERS)}) [^,.()]+, (?:{'|'.join(FIGURES)})|the sound of [^,.()]+"
