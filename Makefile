@@ -25,7 +25,7 @@ demo: install
 	$(RUN) -m nextgpt demo
 
 test: install
-	HF_HUB_OFFLINE=1 $(RUN) -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 $(RUN) -m pytest --numprocesses auto --maxprocesses 4 $(ARGS)
 
 lint: install
 	$(RUN) -m ruff check .

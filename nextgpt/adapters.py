@@ -8,7 +8,6 @@ positions, labels and hidden states are those of the conversation alone.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextgpt.errors import UserInputError, first_line
+from nextgpt.errors import UserInputError, did_you_mean, first_line
 
 if TYPE_CHECKING:  # they take seconds to import; a look at the environment does not need them
     from transformers import Cache, PreTrainedModel
@@ -86,8 +85,7 @@ def check_settings(settings: dict[str, Any]) -> None:
         if name in OWN_FIELDS:
             raise UserInputError(f"adapter: {name} is set by the model itself: leave it out")
         if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0)[0]
-            raise UserInputError(f"adapter: unknown key {name!r} of {peft_type}; did you mean {nearest!r}?")
+            raise UserInputError(f"adapter: unknown key {name!r} of {peft_type}; {did_you_mean(name, known)}")
         if value and name in REFUSED_FIELDS:
             raise UserInputError(f"adapter: {name} does not work here ({REFUSED_FIELDS[name]}): leave it out")
     tokens = fields.get("num_virtual_tokens", 1)

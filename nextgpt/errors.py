@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class NextGPTError(Exception):
     """Anything a user can mend. The command line prints it without a traceback and exits with code 2.
@@ -33,3 +36,9 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
+
+
+def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str:
+    """A hint at the known name that is most like an unknown one; `otherwise` where none is like it, if that is given."""
+    near = get_close_matches(str(name), known, n=1, **({} if otherwise else {"cutoff": 0}))
+    return f"did you mean {near[0]!r}?" if near else otherwise

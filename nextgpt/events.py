@@ -6,15 +6,13 @@ import json
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from nextgpt.decoders import Audio, Video
-from nextgpt.errors import UserInputError
-from nextgpt.media import save_media as save_media
+from nextgpt.errors import UserInputError, did_you_mean
 from nextgpt.modalities import MODALITIES
 
 Media = Image.Image | Audio | Video | Any  # the last of a plug-in's kind
@@ -72,9 +70,8 @@ class GenerationOptions:
         known = [*own, *MODALITIES]
         for name in options:
             if name not in known:
-                near = get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else f"; the options are {', '.join(known)}"
-                raise UserInputError(f"unknown option {name!r}{hint}")
+                hint = did_you_mean(name, known, f"the options are {', '.join(known)}")
+                raise UserInputError(f"unknown option {name!r}; {hint}")
         media = {name: given for name, given in options.items() if name in MODALITIES}
         return cls(**{name: given for name, given in options.items() if name in own}, media=media)
 

@@ -240,7 +240,7 @@ class NextGPTForConditionalGeneration(
         if self.vocabulary.num_signals:
             rows = F.embedding((input_ids - offset).clamp(0, self.vocabulary.num_signals - 1), self.signal_rows.input)
             embeddings = torch.where(signals[..., None], rows.to(embeddings), embeddings)
-        if placeholders.any():
+        if media_features is not None and len(media_features):
             if not media_features.isfinite().all():
                 bad = media_features.isfinite().all(-1).logical_not().nonzero().flatten().tolist()
                 raise UserInputError(

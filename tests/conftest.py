@@ -8,7 +8,17 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # its share of the processor, and of whatever it starts
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 SILENCED = ("accelerate", "diffusers", "huggingface_hub", "open_clip", "peft", "py.warnings", "torch", "transformers")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """What a test printed travels from its worker as UTF-8, though a file's name in it need not be."""
+    report = yield
+    report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
+    return report
 
 
 @pytest.fixture(scope="module")

@@ -200,6 +200,7 @@ sys.exit(f"loaded for the help: {{loaded}}" if loaded else 0)
     assert "usage: nextgpt" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "heavy"),
     [
@@ -221,6 +222,7 @@ sys.exit(f"loaded for the report: {{loaded}}" if loaded else 0)
     assert done.stdout
 
 
+@pytest.mark.slow
 def test_the_rooms_load_the_heavy_libraries_only_where_they_are_used() -> None:
     heavy = ("diffusers", "gradio", "open_clip", "av", "soundfile", "torchaudio")
     program = f"""

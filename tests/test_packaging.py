@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 ROOMS = {"nextgpt": "nextgpt", "encoders": "nextgpt/encoders", "decoders": "nextgpt/decoders"}
 ROOMS |= {"train": "nextgpt/train", "demo": "nextgpt/demo"}

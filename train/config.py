@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from transformers import TrainingArguments
 from nextgpt.adapters import check_settings
 from nextgpt.checkpoint import TRAINED_GROUPS, group_name
 from nextgpt.configuration_nextgpt import loss_parts, without_tensor
-from nextgpt.errors import UserInputError
+from nextgpt.errors import UserInputError, did_you_mean
 from nextgpt.train.data.dataset import ON_BAD_ITEM
 
 logger = logging.getLogger(__name__)
@@ -255,8 +254,7 @@ def _outlived(values: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[t
 def _refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
     for key in given:
         if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
-            raise UserInputError(f"{where}unknown key {key!r}; did you mean {nearest!r}?")
+            raise UserInputError(f"{where}unknown key {key!r}; {did_you_mean(key, known)}")
 
 
 def _convert(key: str, value: Any, source: str) -> Any:

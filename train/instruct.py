@@ -1,4 +1,4 @@
-"""Stage 3, instruction tuning on dialogues: trains LoRA, the projections and the signal rows together.
+"""Stage 3, instruction tuning on dialogues: trains the adapter, the projections and the signal rows together.
 
 Usage: python -m nextgpt.train.instruct --config train/configs/nano/instruct.yaml [key=value ...]
 """

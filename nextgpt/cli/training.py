@@ -13,7 +13,7 @@ STAGES = {"encoders": "align_encoders", "decoders": "align_decoders", "instruct"
 SUMMARIES = {
     "encoders": "stage 1: media → caption; trains the input projection",
     "decoders": "stage 2: caption → signal tokens; trains the output projections and the signal rows",
-    "instruct": "stage 3: dialogues; trains LoRA, the projections and the signal rows together",
+    "instruct": "stage 3: dialogues; trains the adapter, the projections and the signal rows together",
 }
 
 

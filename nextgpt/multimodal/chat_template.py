@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from transformers import BatchFeature
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils.chat_template_utils import _get_template_variables
 
-from nextgpt.errors import UserInputError
+from nextgpt.errors import UserInputError, did_you_mean
 from nextgpt.modalities import MODALITIES
 
 ROLES = ("system", "user", "assistant")
@@ -130,8 +129,8 @@ class ChatTemplateMixin:
         known = _keywords(self.__call__) - _keywords(self.apply_chat_template) - {"template_kwargs", *PLURALS, "text"}
         for name in (*keywords, *processor_kwargs):
             if name not in known and not (name in keywords and name in variables):
-                near = get_close_matches(name, {*known, *variables, *_keywords(self.apply_chat_template)}, n=1)
-                hint = f"did you mean {near[0]}?" if near else "neither the processor nor its chat template has it"
+                every = {*known, *variables, *_keywords(self.apply_chat_template)}
+                hint = did_you_mean(name, every, "neither the processor nor its chat template has it")
                 raise UserInputError(f"apply_chat_template got {name!r}, which is not known; {hint}")
         for name in variables & set(keywords):
             if isinstance(keywords[name], str) and self._control_tokens.search(keywords[name]):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
 from nextgpt.decoders import Decoder
-from nextgpt.errors import ModelLoadError, UserInputError, first_line
+from nextgpt.errors import ModelLoadError, UserInputError, did_you_mean, first_line
 from nextgpt.events import MAX_SEED
 from nextgpt.generation import SignalRun
 from nextgpt.hardware import resolve_dtype
@@ -189,8 +188,7 @@ def check_decoder_options(decoder: Decoder, options: dict) -> None:
     known = set(decoder.defaults)
     for name in options:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it knows {', '.join(sorted(known))}"
+            hint = did_you_mean(name, known, f"it knows {', '.join(sorted(known))}")
             raise UserInputError(f"the {decoder.modality} decoder has no option {name!r}; {hint}")
     try:
         decoder.check_options(options)

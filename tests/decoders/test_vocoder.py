@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from nextgpt.decoders.audioldm import log_mel_spectrogram
@@ -51,6 +52,7 @@ def test_it_saves_and_loads(tmp_path):
     assert torch.equal(again(mel), vocoder(mel))
 
 
+@pytest.mark.slow
 def test_a_pipeline_with_it_loads_where_nobody_has_imported_it_and_nothing_is_said_of_its_type(tmp_path):
     folder = save_tiny_audioldm(tmp_path)
     shutil.rmtree(folder / "vocoder")

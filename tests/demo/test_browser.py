@@ -25,6 +25,8 @@ from tiny_visits import (
     words,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "direction",

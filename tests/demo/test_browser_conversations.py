@@ -4,7 +4,11 @@ import json
 import re
 import zipfile
 
+import pytest
+
 from tiny_visits import ask, box, example, expect, media, open_fold, open_in, option, said, set_option, value_shown, words
+
+pytestmark = pytest.mark.slow
 
 
 def past(page):

@@ -10,6 +10,8 @@ from nextgpt.demo.screenshots import SCREENS, take
 from nextgpt.errors import UserInputError
 from tiny_visits import TAGS, ask, box, example, expect, media, open_fold, open_in, said, value_shown, words
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_first_screen_names_the_model_and_what_it_can_do_and_knows(pipeline, browser):
     chat = Chat(pipeline, model="tiny", known={"things": ["cat", "dog"], "motions": ["spinning"]})

@@ -20,6 +20,8 @@ from tiny_visits import (
     words,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def refusal(page):
     return page.locator("#refusal").get_by_role("alert")

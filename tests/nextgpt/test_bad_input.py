@@ -170,7 +170,7 @@ def test_a_bad_message_is_named_in_one_line(pipeline, messages, reason):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"max_tokens": 5}, "did you mean max_new_tokens"),
+        ({"max_tokens": 5}, "did you mean 'max_new_tokens'"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": "5"}, "max_new_tokens is '5'"),
         ({"require": ["image"]}, "require is"),

@@ -169,6 +169,7 @@ def test_data_of_other_projects_are_converted_and_checked(world, trained, tmp_pa
     assert "1 points; use a longer one" in report.problems[0].reason
 
 
+@pytest.mark.slow
 def test_other_processes_that_read_the_data_know_it(world, tmp_path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text(json.dumps(settings(world, "instruct", tmp_path, features=str(tmp_path / "features"))))

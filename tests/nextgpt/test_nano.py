@@ -24,6 +24,8 @@ from nextgpt.train.nano.evaluation import evaluate
 from nextgpt.train.nano.evaluation.bench import expected_media, kinds
 from nextgpt.train.nano.world.things import MAIN, Clip, Picture, Sound, modality_of
 
+pytestmark = pytest.mark.slow
+
 if "nano" not in preset_names():
     pytest.skip("the nano weights are not in this checkout: nextgpt.train.nano.make makes them", allow_module_level=True)
 

@@ -130,6 +130,7 @@ def test_what_is_switched_off_is_left_out_and_told_and_nothing_comes_instead(pip
         assert streamed.split() == " ".join(p["text"] for p in rest.message["content"] if p["type"] == "text").split()
 
 
+@pytest.mark.slow
 def test_a_session_reuses_its_cache_and_answers_the_same(pipe):
     session = pipe.new_session()
     options = {"max_new_tokens": 16, "seed": 1, **STEPS}
@@ -141,6 +142,7 @@ def test_a_session_reuses_its_cache_and_answers_the_same(pipe):
         messages += [with_session.message, {"role": "user", "content": f"and {turn}?"}]
 
 
+@pytest.mark.slow
 def test_a_session_sees_another_picture_in_the_same_place(pipe):
     session = pipe.new_session()
     other = [{"role": "user", "content": [{"type": "image", "image": BLUE}, ASK[0]["content"][1]]}]
@@ -188,6 +190,7 @@ def test_an_abandoned_stream_stops(pipe):
     assert pipe(TALK, max_new_tokens=2, output_modalities=("text",)).token_ids
 
 
+@pytest.mark.slow
 def test_threads_take_turns(pipe):
     options = {"max_new_tokens": 12, "seed": 1, **STEPS}
     expected = [pipe(messages, **options).token_ids for messages in (ASK, TALK)]
@@ -223,7 +226,7 @@ def test_a_reply_saves_its_media_and_itself(pipe, tmp_path):
     ("options", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0: expected 1 or more"),
-        ({"temprature": 1.0}, "unknown option 'temprature'; did you mean temperature"),
+        ({"temprature": 1.0}, "unknown option 'temprature'; did you mean 'temperature'"),
         ({"require": ["image"]}, "require is"),
         ({"image": {"num_steps": 3}}, "has no option 'num_steps'; did you mean"),
         ({"seed": -1}, "seed is -1"),

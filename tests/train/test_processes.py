@@ -12,6 +12,8 @@ import pytest
 
 from tiny_training import REPOSITORY, log_of, settings
 
+pytestmark = pytest.mark.slow
+
 STEPS = {"max_steps": 6, "logging_steps": 1, "save_steps": 6, "per_device_train_batch_size": 2, "weight_decay": 0.1}
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]  # accelerate wants MPI for it
 

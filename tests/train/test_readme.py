@@ -15,6 +15,8 @@ import pytest
 from nextgpt.__main__ import main
 from own_pictures import OWN_FILE, RUN, make_own_pictures, readme_commands
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:

@@ -24,7 +24,7 @@ from tiny_training import config_for as config
 STEPS = {"max_steps": 20, "save_steps": 2, "save_total_limit": 2, "lr_scheduler_type": "linear"}
 KILLS = 12
 # The killed runs have one thread, and another number of threads adds up in another order.
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def assert_equal_checkpoints(expected: Path, found: Path) -> None:

@@ -260,6 +260,7 @@ def test_a_batch_holds_features_in_the_order_of_their_tokens(world, tmp_path, pr
     assert (batch["attention_mask"].diff(dim=1) <= 0).all(), "padding stands on the right"
 
 
+@pytest.mark.slow
 def test_several_processes_tokenize_as_one_does(world, tmp_path, processor) -> None:
     alone, shared = (ChatDataset([world / "instruct.jsonl"], Reader(processor), workers=n) for n in (0, 1))
     for expected, found in ((alone[i], shared[i]) for i in range(len(alone))):
@@ -382,6 +383,7 @@ def test_a_message_says_whether_the_file_or_the_command_line_is_wrong(given, mes
         TrainingConfig.from_file(file, given)
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_says_what_is_wrong_in_one_line(world, tmp_path) -> None:
     file = tmp_path / "run.yaml"
     config = {"model": str(world / "model"), "data": str(world / "align_encoders.jsonl"), "use_cpu": True}

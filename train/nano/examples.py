@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nextgpt.events import save_media
 from nextgpt.hub.parts import preset_folder
+from nextgpt.media import save_media
 from nextgpt.train.nano.world.clips import Clip
 from nextgpt.train.nano.world.media_files import TrueMedia
 from nextgpt.train.nano.world.pictures import World

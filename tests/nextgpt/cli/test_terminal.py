@@ -13,6 +13,8 @@ from nextgpt.events import Finished, MediaDone, MediaProgress, MediaStarted, Rep
 from nextgpt.hub.parts import preset_names
 from tiny_terminal import Screen, Terminal
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[3]
 EXAMPLES = REPOSITORY / "demo" / "examples"
 NEXTGPT = (sys.executable, "-m", "nextgpt")

@@ -21,6 +21,8 @@ from nextgpt.hub.download import RemoteFile, _needed
 from nextgpt.hub.parts import is_repository_name
 from tiny_models import tiny_config
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 COMMIT = "a" * 40
 WEIGHTS = os.urandom(24_000_000)  # huggingface_hub takes a connection up after every ten megabytes

@@ -25,7 +25,7 @@ def processor():
         ({"documents": [{"title": "a", "text": "b"}]}, "documents is given"),
         ({"load_audio_from_video": True}, "load_audio_from_video is given"),
         ({"enable_thinking": False}, "got 'enable_thinking', which is not known"),
-        ({"add_generation_promt": True}, "did you mean add_generation_prompt"),
+        ({"add_generation_promt": True}, "did you mean 'add_generation_prompt'"),
         ({"processor_kwargs": {"truncation": True}}, "got 'truncation', which is not known"),
         ({"padding": "max_length", "tokenize": True}, "padding is 'max_length'"),
         ({"return_tensors": "np", "tokenize": True}, "return_tensors is 'np'"),

@@ -15,7 +15,7 @@ from PIL import Image
 from nextgpt.__main__ import main
 from nextgpt.decoders import Audio, Video
 from nextgpt.errors import UserInputError
-from nextgpt.events import save_media
+from nextgpt.media import save_media
 from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.check import check_files
 from nextgpt.train.data.convert import convert_files
@@ -295,6 +295,7 @@ def test_a_broken_file_stops_training_by_its_name(world, tmp_path) -> None:
         run_stage("align_encoders", config_for(world, "align_encoders", tmp_path, data=data, on_bad_item="skip"))
 
 
+@pytest.mark.slow
 def test_a_check_reports_every_kind_of_problem(world, tmp_path, capsys) -> None:
     write_broken(world, tmp_path)
     Image.new("RGB", (4, 4)).save(world / "pictures" / "tiny.png")
@@ -381,6 +382,7 @@ def test_sounds_and_clips_are_checked_too(media_world) -> None:
 # ---------------------------------------------------------------------- the cache
 
 
+@pytest.mark.slow
 def test_a_cache_made_ahead_is_used_and_a_stale_one_refused(world, tmp_path, monkeypatch) -> None:
     values = settings(world, "instruct", tmp_path / "out", features=str(tmp_path / "features"), max_steps=1)
     file = tmp_path / "run.yaml"

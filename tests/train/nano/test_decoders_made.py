@@ -20,7 +20,7 @@ from nextgpt.train.nano.world.sounds import Sound
 from nextgpt.train.nano.world.things import Picture
 from steady_clock import steady
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 MEDIA = {
     "image": Picture("dog", "flat", "red", "large"),
     "audio": Sound("flute", "low", "chord"),

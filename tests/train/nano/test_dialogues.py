@@ -70,6 +70,7 @@ def test_the_same_seed_gives_the_same_lines_in_any_chunks(world, kind, media):
     assert whole != list(make_lines(composer, kind, 0, 60, seed=4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "dev"])
 @pytest.mark.parametrize("kind", LINES)
 def test_no_combination_of_another_split_is_in_any_line(composers, kind, split):
@@ -107,6 +108,7 @@ def test_everything_can_be_asked_for(composer):
     assert {composer.sounds.sample(random.Random(i)).name for i in range(5_000)} == set(setting.instruments)
 
 
+@pytest.mark.slow
 def test_what_is_announced_is_made_and_nothing_else_is_promised(composer):
     """The last thing that an announcement names is what it announces, in the right number."""
     parser = AnswerParser.of_world(composer.setting.concepts, composer.setting.instruments)
@@ -286,6 +288,7 @@ def test_a_training_phrasing_that_is_tested_is_a_fault():
     assert "unknown intent" in fault('{"intent": "smell", "text": ""}', set())
 
 
+@pytest.mark.slow
 def test_no_test_phrasing_is_within_two_edits_of_what_is_learned():
     tested = {normalise(phrasing.text) for some in load_phrasings(TEST_PHRASINGS).values() for phrasing in some}
     assert not near(tested, {normalise(text) for text in taught()})

@@ -205,6 +205,7 @@ def test_media_files_are_read_as_they_were_and_named_in_the_dialogues(folder, tm
     assert path_of(shown) in dict(MAKERS["video"](World(folder), "dev"))
 
 
+@pytest.mark.slow
 def test_time_memory_and_weights_are_measured(bench, tmp_path):
     decoders = {"image": {"kind": "stable-diffusion", "source": str(save_tiny_stable_diffusion(tmp_path / "image"))}}
     model, processor = tiny_model(tmp_path, decoders=decoders)

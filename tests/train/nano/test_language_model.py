@@ -172,6 +172,7 @@ def test_the_lean_loss_is_cross_entropy():
         assert torch.allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_it_has_learned_by_heart_it_answers_in_words_in_runs_and_from_soft_positions(tokenizer, encoder):
     answer = said("assistant", "Your cat.", CAT, " And a trumpet.", TRUMPET)
     named = said("assistant", "A trumpet.")
@@ -219,6 +220,7 @@ def test_faults_in_kinds_and_contents_are_told_apart():
     )
 
 
+@pytest.mark.slow
 def test_the_command_trains_goes_on_measures_and_saves(data, tmp_path, monkeypatch):
     out = tmp_path / "language_model"
     command = ["language_model", "--data", str(data), "--world", str(WORLD), "--out", str(out), "--device", "cpu"]

@@ -106,6 +106,7 @@ def run_make(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_command_shows_what_it_would_run_and_bad_input_is_one_line(tmp_path):
     words = ("--root", str(tmp_path), "--device", "cpu", "--show")
     shown = run_make("run", *words, "--minutes", "60").stdout.splitlines()

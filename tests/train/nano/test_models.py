@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from nextgpt.decoders import sources
 from nextgpt.encoders import ImageBind, preprocessor_for
@@ -13,6 +14,7 @@ from nextgpt.report.info import known_world
 from nextgpt.train.nano import assemble
 from nextgpt.train.nano.evaluation import classifiers
 from nextgpt.train.nano.models import audio_encoder, encoder, loop
+from nextgpt.train.nano.models.loop import PatchProjection
 from nextgpt.train.nano.models.targets import OrthogonalTargets
 from nextgpt.train.nano.world import sampling, sounds, spectrograms
 from nextgpt.train.nano.world.clips import FPS, ClipRenderer, ClipWorld, KeptClips
@@ -67,6 +69,23 @@ def test_a_picture_tower_goes_on_as_one_that_watches(tmp_path):
     like = torch.nn.Linear(3, 2)
     loop.Loop(tmp_path / "like", 1, loop.adamw([like], 0.1), {"motions": like}, later.checkpoint)
     assert torch.equal(like.weight, added.weight)
+
+
+@pytest.mark.parametrize(
+    ("convolution", "shape"),
+    [
+        (nn.Conv2d(4, 6, 8, stride=8), (2, 4, 16, 24)),
+        (nn.Conv2d(4, 6, (2, 3), stride=(2, 3), bias=False), (2, 4, 4, 9)),
+        (nn.Conv3d(3, 6, (2, 4, 4), stride=(2, 4, 4), bias=False), (2, 3, 4, 8, 12)),
+    ],
+)
+def test_patches_are_projected_as_the_convolution_does(convolution, shape):
+    network, inputs = nn.Sequential(convolution, nn.Conv2d(6, 6, 3)), torch.randn(shape)
+    expected, names = network[0](inputs), list(network.state_dict())
+    PatchProjection.replace_in(network)
+    assert isinstance(network[0], PatchProjection) and isinstance(network[1], nn.Conv2d)
+    assert list(network.state_dict()) == names
+    torch.testing.assert_close(network[0](inputs), expected)
 
 
 def test_codes_are_orthonormal_and_what_is_not_said_adds_nothing():
@@ -134,6 +153,7 @@ def test_clips_from_outside_and_kept_clips_have_the_shape_and_range_of_clips(sma
     assert any(torch.equal(clip[..., :-1], still[0][..., 1:]) for clip in moved), "none went to the left"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", classifiers.CLASSIFIERS)
 def test_a_classifier_learns_and_is_read_again(
     modality, small_world, tmp_path, monkeypatch, few_unknown_sounds, steady_clock
@@ -245,6 +265,7 @@ def test_what_is_there_decides_what_the_model_takes_and_makes(small_world, tmp_p
         assemble.check_sizes(preset)
 
 
+@pytest.mark.slow
 def test_the_audio_tower_learns_to_tell_sounds_apart(small_world, tmp_path, monkeypatch, few_unknown_sounds, steady_clock):
     words = f"audio_encoder --world {small_world} --out {tmp_path / 'made'} --minutes 0.3 --batch 24 --device cpu"
     monkeypatch.setattr("sys.argv", words.split())

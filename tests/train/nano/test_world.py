@@ -105,6 +105,7 @@ def test_batches_and_single_pictures_are_the_same(world):
         assert np.abs(pixels.mul(255).permute(1, 2, 0).numpy() - single).max() <= 1
 
 
+@pytest.mark.slow
 def test_every_word_of_a_caption_is_one_token_and_synonyms_fit_the_context(world):
     captions, values = picture_captions(world)  # raises when one is longer than the context
     for concept in CONCEPT_LIST:

@@ -149,7 +149,7 @@ def energies_of(waveforms: Tensor) -> Tensor:
 class SoundClassifier(Classifier):
     """Reads instrument (or `UNKNOWN`), register and figure (or `NONE`) off sounds."""
 
-    default_shape = {"fold": 1, "widths": [32, 64, 128, 192]}
+    default_shape = {"fold": 2, "widths": [64, 128, 256]}
 
     def __init__(self, labels: dict[str, list[str]], shape: dict[str, Any] | None = None):
         shape = shape or self.default_shape

@@ -11,7 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from nextgpt.decoders import Audio
-from nextgpt.events import Media, save_media
+from nextgpt.events import Media
+from nextgpt.media import save_media
 from nextgpt.train.nano.evaluation.scores import Sample, Score, table
 
 SHOWN = 60  # samples of a row that are shown with their media

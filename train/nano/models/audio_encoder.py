@@ -121,6 +121,7 @@ def main() -> None:
     sizes = {"instrument": len(world.names) + 1, "register": len(world.registers), "figure": len(world.figures)}
     network = AudioTower(ImageBind(new_config()), Probes(sizes, EMBED_DIM, scale=EMBED_DIM**0.5)).to(device)
     first = EMBED_DIM - sum(sizes.values())  # the vision tower takes the first ones
+    loop.PatchProjection.replace_in(network)
     sums = OrthogonalTargets(sizes, EMBED_DIM, first).to(device)
     optimizer = loop.adamw([network], LEARNING_RATE, WEIGHT_DECAY)
     compute = torch.compile(network) if args.compile else network

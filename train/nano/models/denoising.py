@@ -117,6 +117,7 @@ def train(
     Args:
         choose: count → the numbers of as many cached media.
     """
+    loop.PatchProjection.replace_in(network)
     network = network.to(device)
     averaged = AveragedModel(network, multi_avg_fn=average)
     optimizer = loop.adamw([network], args.learning_rate)

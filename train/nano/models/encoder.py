@@ -214,6 +214,7 @@ def main() -> None:
         unknown_clips = UnknownClips(unknown, moving)
 
     towers = new_towers(len(captions.tokenizer))
+    loop.PatchProjection.replace_in(towers)
     counts = (len(world.names) + 1, len(world.styles), len(world.backgrounds), len(world.sizes))
     sizes = dict(zip(PARTS, counts, strict=True))
     network = Contrast(towers, Probes(sizes, EMBED_DIM, scale=EMBED_DIM**0.5)).to(device)

@@ -226,6 +226,37 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
+class PatchProjection(nn.Module):
+    """A convolution over patches that do not overlap, with its weights, as one matrix product.
+
+    On a processor oneDNN's gradient of such a convolution takes longer than all else in a training step.
+    """
+
+    def __init__(self, convolution: nn.Conv2d | nn.Conv3d):
+        super().__init__()
+        self.weight, self.bias, self.patch = convolution.weight, convolution.bias, convolution.kernel_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`[N, C, sides...]` → `[N, D, patches a side...]`."""
+        sides = range(2, images.ndim)
+        for side, patch in zip(reversed(sides), reversed(self.patch), strict=True):
+            images = images.unflatten(side, (-1, patch))
+        patches = images.permute(0, *range(2, images.ndim, 2), 1, *range(3, images.ndim, 2))
+        return F.linear(patches.flatten(len(sides) + 1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+
+    @classmethod
+    def replace_in(cls, network: nn.Module) -> None:
+        """Puts one in place of each such convolution; the names of the weights stay."""
+        for module in network.modules():
+            for name, child in module.named_children():
+                if (
+                    isinstance(child, (nn.Conv2d, nn.Conv3d))
+                    and child.kernel_size == child.stride
+                    and not any(child.padding)
+                ):
+                    setattr(module, name, cls(child))
+
+
 def autocast(device: torch.device) -> torch.autocast:
     """Mixed precision in bfloat16."""
     return torch.autocast(device.type, dtype=torch.bfloat16)

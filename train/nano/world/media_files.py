@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from nextgpt.decoders import Audio, Video
-from nextgpt.events import Media, save_media
+from nextgpt.events import Media
+from nextgpt.media import save_media
 from nextgpt.train.nano.world.clips import FPS, MOTIONS, Clip, ClipRenderer, ClipWorld
 from nextgpt.train.nano.world.pictures import BACKGROUNDS, SIZES, Renderer, World, render_art
 from nextgpt.train.nano.world.sounds import SAMPLING_RATE, Sound, SoundWorld
