@@ -169,7 +169,7 @@ class ChatTemplateMixin:
 
     def _check_not_rendered(self, text: Any) -> None:
         """A prompt that was rendered already would be read as a user's words."""
-        marks = [*self.vocabulary.strings[self.vocabulary.num_signals :]]
+        marks = self.vocabulary.strings[self.vocabulary.num_signals :]
         begins = (self.tokenizer.bos_token,) if self.tokenizer.bos_token else ()
         if isinstance(text, str) and (text.startswith(begins) or any(mark in text for mark in marks)):
             raise UserInputError(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
@@ -143,9 +144,7 @@ class GenerationModesMixin:
     def _padded(self, prompts: Tensor, answers: list[list[int]]) -> Tensor:
         pad = self.generation_config.pad_token_id
         pad = pad if pad is not None else next(iter(self._eos_ids()), 0)
-        rows = torch.full((len(answers), max(map(len, answers))), pad, dtype=prompts.dtype, device=prompts.device)
-        for row, answer in zip(rows, answers, strict=True):
-            row[: len(answer)] = torch.tensor(answer)
+        rows = pad_sequence([prompts.new_tensor(answer) for answer in answers], batch_first=True, padding_value=pad)
         return torch.cat([prompts, rows], dim=1)
 
     def _media_decoder(self, modality: str) -> Decoder:

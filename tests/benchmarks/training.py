@@ -48,7 +48,7 @@ def build(folder: Path, samples: int) -> None:
     from nextgpt.encoders import encoder_from_config
     from nextgpt.train.nano.assemble import new_config
     from nextgpt.train.nano.dialogues import corpus
-    from nextgpt.train.nano.models import autoencoder, captions, encoder, image_decoder, language_model, text_encoder
+    from nextgpt.train.nano.models import autoencoder, captions, decoder, encoder, language_model, text_encoders
     from tiny_text_encoders import tiny_clip_tokenizer
 
     torch.manual_seed(0)
@@ -58,11 +58,11 @@ def build(folder: Path, samples: int) -> None:
     language_model.new_model(tokenizer).save_pretrained(folder / "language_model")
     tokenizer.save_pretrained(folder / "language_model")
     encoder_from_config(encoder.new_config()).save_pretrained(folder / "encoder")
-    pictures = autoencoder.new_autoencoder()
-    pictures.save_pretrained(folder / "autoencoder")
+    pictures = autoencoder.new_autoencoder(torch.rand(64, 3, 64, 64))
     clip = tiny_clip_tokenizer(captions.CONTEXT)
-    parts = text_encoder.new_text_encoder(clip), image_decoder.new_unet(pictures.config.latent_channels)
-    image_decoder.new_pipeline(folder / "autoencoder", *parts, clip).save_pretrained(folder / "image_decoder")
+    denoiser = decoder.new_picture_denoiser(pictures.config.latent_channels)
+    parts = (pictures, text_encoders.KINDS["image"].new(clip), clip, denoiser)
+    decoder.save_pipeline("image", *parts, folder / "image_decoder")
     new_config(str(folder)).save_pretrained(folder / "model")
 
     (folder / "pictures").mkdir()

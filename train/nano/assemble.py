@@ -55,13 +55,17 @@ LICENCE = "Apache-2.0; trained on artwork listed in ATTRIBUTION.md"
 
 
 def new_config(
-    parts: str = "preset:nano", takes: Sequence[str] = ("image",), makes: Sequence[str] = ("image",)
+    parts: str = "preset:nano",
+    takes: Sequence[str] = ("image",),
+    makes: Sequence[str] = ("image",),
+    folder: str | Path = "",
 ) -> NextGPTConfig:
     """The nano model: every number that is not its frozen parts' own.
 
     Args:
         parts: where the frozen parts' folders lie.
         takes, makes: which modalities, beside text.
+        folder: an existing one that relative places of parts start from.
     """
     return NextGPTConfig(
         language_model={"source": f"{parts}/language_model", "license": LICENCE},
@@ -74,6 +78,7 @@ def new_config(
         input_modalities=list(takes),
         output_projection={"hidden_size": 128, "num_layers": 2, "num_heads": 4},
         adapter={"peft_type": "LORA", "r": 16, "lora_alpha": 32},
+        name_or_path=str(folder),
     )
 
 
@@ -111,7 +116,9 @@ def assemble_frozen(root: Path, preset: Path) -> None:
         SoundWorld(root / "world").copy(preset / "world")
     known = json.dumps(known_names(preset / "world", {"image", *takes, *makes}), indent=1, ensure_ascii=False)
     (preset / KNOWN_FILE).write_text(f"{known}\n", encoding="utf-8")
-    new_config(relative_path(preset, root / "model"), takes=takes, makes=makes).save_pretrained(root / "model")
+    model = root / "model"
+    model.mkdir(exist_ok=True)
+    new_config(relative_path(preset, model), takes=takes, makes=makes, folder=model).save_pretrained(model)
 
 
 def relative_path(folder: Path, start: Path) -> str:

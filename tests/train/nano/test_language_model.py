@@ -226,7 +226,7 @@ def test_the_command_trains_goes_on_measures_and_saves(data, tmp_path, monkeypat
     command = ["language_model", "--data", str(data), "--world", str(WORLD), "--out", str(out), "--device", "cpu"]
     command += ["--batch", "512", "--measure", "6", "--workers", "1", "--limit", "120"]
     steps = []
-    for minutes in ("0.01", "0.1"):
+    for minutes in ("0.01", "0.04"):
         monkeypatch.setattr(sys, "argv", [*command, "--minutes", minutes])
         language_model.main()
         log = json.loads((out / "training_log.json").read_text(encoding="utf-8"))

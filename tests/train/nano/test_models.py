@@ -1,13 +1,15 @@
 """The towers, the classifiers, and how they are put together: on artwork and sounds made up here."""
 
 import json
-from types import SimpleNamespace
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig
 
+from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders import sources
 from nextgpt.encoders import ImageBind, preprocessor_for
 from nextgpt.report.info import known_world
@@ -238,9 +240,6 @@ def test_the_package_gets_the_sounds_that_no_part_learned_from(small_world, tmp_
 
 
 def test_what_is_there_decides_what_the_model_takes_and_makes(small_world, tmp_path, monkeypatch):
-    places, config = [], {}
-    saver = SimpleNamespace(save_pretrained=lambda folder: None)
-    monkeypatch.setattr(assemble, "new_config", lambda parts, **given: places.append(parts) or config.update(given) or saver)
     root, preset = tmp_path / "root", tmp_path / "preset"
     for part in ("encoder", "language_model", "image_decoder", "clip_decoder", "autoencoder"):
         (root / part).mkdir(parents=True)
@@ -248,13 +247,17 @@ def test_what_is_there_decides_what_the_model_takes_and_makes(small_world, tmp_p
     for decoder in ("image_decoder", "clip_decoder"):
         (root / decoder / "vae").mkdir()
         (root / decoder / "vae" / "config.json").write_text(decoder, encoding="utf-8")
+    LlamaConfig(hidden_size=24, num_attention_heads=3).save_pretrained(root / "language_model")
     (root / "sound_decoder").mkdir()  # only begun
     (root / "world").symlink_to(small_world)
     (small_world / "ATTRIBUTION.md").write_text("# Where\n", encoding="utf-8")
     preset.mkdir()
     assemble.assemble_frozen(root, preset)
-    assert config == {"takes": ["image", "video"], "makes": ["image", "video"]}
-    assert (root / "model" / places[0]).resolve() == preset.resolve() and places[0].startswith(".")
+    shutil.rmtree(root / "language_model")  # the preset's own counts
+    monkeypatch.chdir(root / "encoder")  # from wherever the stages are started
+    config = NextGPTConfig.from_pretrained(root / "model")
+    assert config.input_modalities == list(config.decoders) == ["image", "video"]
+    assert config.text_config.hidden_size == 24 and config.language_model["source"].startswith(".")
     assert not (preset / "sound_decoder").exists() and not (preset / "world" / "takes.npz").exists()
     (shared,) = sources.shared_components(preset / "clip_decoder").values()
     assert (shared / "config.json").read_text(encoding="utf-8") == "image_decoder"

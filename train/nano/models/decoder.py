@@ -26,13 +26,13 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from torch import Tensor, nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from nextgpt.decoders import Conditioning
 from nextgpt.decoders.vocoder import GriffinLimVocoder, GriffinLimVocoderConfig
 from nextgpt.train.nano.defaults import ROOT
 from nextgpt.train.nano.models import loop, text_encoders
-from nextgpt.train.nano.models.autoencoder import encode
+from nextgpt.train.nano.models.autoencoder import FACTOR, encode
 from nextgpt.train.nano.models.autoencoder import load as load_autoencoder
 from nextgpt.train.nano.models.captions import clip_numbers, picture_numbers
 from nextgpt.train.nano.models.denoising import LEARNING_RATE, Cached, Denoising, new_scheduler, save, train
@@ -45,7 +45,7 @@ from nextgpt.train.nano.world.spectrograms import BANDS, HOP, log_mels
 from nextgpt.train.nano.world.spectrograms import FRAMES as MEL_FRAMES
 
 FOLDERS = {"image": "image_decoder", "audio": "sound_decoder", "video": "clip_decoder"}
-LATENT_SIDE = SIDE // 4
+LATENT_SIDE = SIDE // FACTOR
 STEPS = 1  # it predicts the sample, and so narrow a network can only blur what a first step has found
 VOCODER = GriffinLimVocoderConfig(sampling_rate=SAMPLING_RATE, model_in_dim=BANDS, upsample_rates=(HOP,), rounds=32)
 
@@ -62,8 +62,8 @@ class Media(NamedTuple):
 
 
 def new_picture_denoiser(channels: int) -> SD3Transformer2DModel:
-    """At random; 20 M parameters. One patch a picture."""
-    return _new_sd3(channels, heads=12, patch=LATENT_SIDE, most=1)
+    """At random; 9 M parameters. One patch a picture."""
+    return _new_sd3(channels, heads=8, patch=LATENT_SIDE, most=1)
 
 
 def _new_sd3(channels: int, heads: int, patch: int, most: int) -> SD3Transformer2DModel:
@@ -105,7 +105,7 @@ def _pictures(args: Namespace, world: World, autoencoder: AutoencoderDC, device:
 
 def new_sound_denoiser(channels: int) -> SD3Transformer2DModel:
     """At random; 7 M parameters. Two patches a sound, each 1.28 seconds of all bands."""
-    return _new_sd3(channels, heads=6, patch=BANDS // 4, most=MEL_FRAMES // BANDS)
+    return _new_sd3(channels, heads=6, patch=BANDS // FACTOR, most=MEL_FRAMES // BANDS)
 
 
 def _sounds(args: Namespace, world: World, autoencoder: AutoencoderDC, device: torch.device) -> Media:
@@ -230,6 +230,22 @@ KINDS = {
 }
 
 
+def save_pipeline(
+    modality: str,
+    autoencoder: AutoencoderDC,
+    text_encoder: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    denoiser: nn.Module,
+    out: Path,
+) -> None:
+    """Saves the parts together as the decoder of a modality."""
+    kind = KINDS[modality]
+    parts = {"vae": autoencoder, "text_encoder": text_encoder, "tokenizer": tokenizer, "transformer": denoiser}
+    save(kind.pipeline(**parts, scheduler=new_scheduler(), **kind.extra), kind.generation, out)
+    if modality == "audio":
+        GriffinLimVocoder(VOCODER).save_pretrained(out / "vocoder")
+
+
 def main() -> None:
     """Caches, trains and saves the pipeline."""
     parser = loop.arguments(__doc__.split("\n")[0], FOLDERS)
@@ -247,17 +263,7 @@ def main() -> None:
 
     network = Denoising(kind.new(media.latents.shape[1]), kind.call)
     denoiser, run = train(args, network, Cached(conditioning, media.latents, media.captions), media.choose, device)
-    pipeline = kind.pipeline(
-        vae=vae,
-        text_encoder=encoder,
-        tokenizer=AutoTokenizer.from_pretrained(text_encoder),
-        scheduler=new_scheduler(),
-        transformer=denoiser,
-        **kind.extra,
-    )
-    save(pipeline, kind.generation, args.out)
-    if args.modality == "audio":
-        GriffinLimVocoder(VOCODER).save_pretrained(args.out / "vocoder")
+    save_pipeline(args.modality, vae, encoder, AutoTokenizer.from_pretrained(text_encoder), denoiser, args.out)
     parameters = {"text_encoder": loop.parameter_count(encoder), "denoiser": loop.parameter_count(denoiser)}
     run.write_figures(args.out, parameters=parameters)
 
