@@ -49,7 +49,7 @@ SHIPPED = (
 INSIDE = ("autoencoder", "text_encoder", "clip_text_encoder", "sound_autoencoder", "sound_text_encoder")
 SHARED = {"clip_decoder": {"vae": "../image_decoder/vae"}}
 MOST_BYTES, MOST_FILE_BYTES = 100_000_000, 20_000_000
-LEFT_OUT = ("checkpoint*", LOG_FILE, "*.png", "README.md", "runs")
+LEFT_OUT = ("checkpoint*", "*.work", LOG_FILE, "*.png", "README.md", "runs")
 OF_THE_RUN = ("trainer_state.json", "training_args.bin", "run.json", "README.md", "skipped.jsonl")  # not of the preset
 LICENCE = "Apache-2.0; trained on artwork listed in ATTRIBUTION.md"
 

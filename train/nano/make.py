@@ -83,9 +83,11 @@ STEPS: dict[str, Step] = {
     "sound_text_encoder": _part("models.text_encoders audio", "sound_text_encoder", ("pictures", "sounds")),
     "clip_text_encoder": _part("models.text_encoders video", "clip_text_encoder", ("pictures",)),
     "image_decoder": _part("models.decoder image", "image_decoder", ("autoencoder", "text_encoder"), " --root {root}"),
+    "image_refinement": _part("models.refinement image", "image_decoder/vae", ("image_decoder",), " --root {root}"),
     "sound_decoder": _part(
         "models.decoder audio", "sound_decoder", ("sound_autoencoder", "sound_text_encoder"), " --root {root}"
     ),
+    "sound_refinement": _part("models.refinement audio", "sound_decoder/vae", ("sound_decoder",), " --root {root}"),
     "clip_decoder": _part("models.decoder video", "clip_decoder", ("autoencoder", "clip_text_encoder"), " --root {root}"),
     "encoder": _part("models.encoder", "encoder", ("pictures",)),
     "audio_encoder": _part("models.audio_encoder", "audio_encoder", ("pictures", "sounds")),
@@ -105,8 +107,8 @@ STEPS: dict[str, Step] = {
     "frozen": Step(
         "nano.assemble frozen --root {root}",
         (
-            *("picture_classifier", "sound_classifier", "clip_classifier", "image_decoder", "sound_decoder", "clip_decoder"),
-            *("encoder", "audio_encoder", "language_model"),
+            *("picture_classifier", "sound_classifier", "clip_classifier", "image_refinement", "sound_refinement"),
+            *("clip_decoder", "encoder", "audio_encoder", "language_model"),
         ),
         "model/config.json",
     ),

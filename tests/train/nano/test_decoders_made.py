@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nextgpt.decoders import DECODERS, load_decoder
 from nextgpt.train.nano import assemble
-from nextgpt.train.nano.models import autoencoder, decoder, text_encoders
+from nextgpt.train.nano.models import autoencoder, decoder, refinement, text_encoders
 from nextgpt.train.nano.models.captions import picture_captions, picture_numbers
 from nextgpt.train.nano.models.denoising import Cached, Denoising, draw_timesteps, new_scheduler
 from nextgpt.train.nano.world.clips import Clip
@@ -37,11 +37,11 @@ def make(small_world, tmp_path_factory):
     def run(module: str, modality: str) -> Path:
         maker = importlib.import_module(f"nextgpt.train.nano.models.{module}")
         out = root / maker.FOLDERS[modality]
-        if not out.exists():
+        if not (out / "training_log.json").exists():
             words = f"{module} {modality} --world {small_world} --out {out} --minutes 0.3 --batch 4 --device cpu".split()
             with pytest.MonkeyPatch.context() as patch:
                 steady(patch)
-                patch.setattr("sys.argv", [*words, *(["--root", str(root)] if module == "decoder" else [])])
+                patch.setattr("sys.argv", [*words, *(["--root", str(root)] if "decoder" in maker.FOLDERS[modality] else [])])
                 maker.main()
         return out
 
@@ -116,6 +116,20 @@ def test_a_decoder_is_made_and_read_by_its_kind(modality, make):
             assert medium.sampling_rate == 16_000 and len(medium.array) == 32_000 and np.isfinite(medium.array).all()
         case "video":
             assert medium.frames.shape == (8, 64, 64, 3) and medium.fps == 4
+
+
+@pytest.mark.parametrize("modality", refinement.FOLDERS)
+def test_an_autoencoder_is_refined_on_what_the_denoiser_makes(modality, make):
+    before = AutoencoderDC.from_pretrained(make("autoencoder", modality)).state_dict()
+    for module in ("text_encoders", "decoder"):
+        make(module, modality)
+    out = make("refinement", modality)
+    log = json.loads((out / "training_log.json").read_text(encoding="utf-8"))
+    assert log["curve"][-1]["made_pixels"] < log["curve"][0]["made_pixels"]
+    after = AutoencoderDC.from_pretrained(out).state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items() if name.startswith("encoder."))
+    assert not torch.equal(before["decoder.conv_in.weight"], after["decoder.conv_in.weight"])
+    assert load_decoder(assemble.DECODERS[modality][0], out.parent).encode([MEDIA[modality].caption])
 
 
 def test_what_is_cached_is_what_the_decoder_says_of_a_caption(small_world, make):

@@ -51,11 +51,26 @@ VOCODER = GriffinLimVocoderConfig(sampling_rate=SAMPLING_RATE, model_in_dim=BAND
 
 
 class Media(NamedTuple):
-    """What a denoiser learns from: the latents of media, the numbers of their captions, and which of them to draw."""
+    """What a denoiser learns from.
+
+    Attributes:
+        latents: of all media, `[media, C, ...]`.
+        captions: the numbers of their captions `[media]`.
+        choose: count → the numbers of as many media, at random.
+        pixels: numbers of media → what the autoencoder takes of them.
+    """
 
     latents: Tensor
     captions: Tensor
     choose: Callable[[int], Tensor]
+    pixels: Callable[[Tensor], Tensor]
+
+
+def _media(autoencoder: AutoencoderDC, pixels: Callable[[Tensor], Tensor], captions: Tensor) -> Media:
+    """Each of them is as likely as any other."""
+    every = torch.arange(len(captions), device=captions.device)
+    latents = torch.cat([encode(autoencoder, pixels(part)).bfloat16() for part in every.split(64)])
+    return Media(latents, captions, lambda count: torch.randint(len(captions), (count,), device=captions.device), pixels)
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------
@@ -95,17 +110,19 @@ def _call_sd3(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, conditionin
 def _pictures(args: Namespace, world: World, autoencoder: AutoencoderDC, device: torch.device) -> Media:
     renderer = Renderer(torch.from_numpy(world.art).to(device))
     rows = sampling.combinations(world, "train", args.concepts, device)
-    latents = torch.cat([encode(autoencoder, renderer(part) * 2 - 1).bfloat16() for part in rows.split(256)])
-    numbers = picture_numbers(world, rows)
-    return Media(latents, numbers, lambda count: torch.randint(len(rows), (count,), device=device))
+
+    def pixels(chosen: Tensor) -> Tensor:
+        return renderer(rows[chosen]) * 2 - 1
+
+    return _media(autoencoder, pixels, picture_numbers(world, rows))
 
 
 # -- sounds -----------------------------------------------------------------------------------------------------
 
 
 def new_sound_denoiser(channels: int) -> SD3Transformer2DModel:
-    """At random; 7 M parameters. Two patches a sound, each 1.28 seconds of all bands."""
-    return _new_sd3(channels, heads=6, patch=BANDS // FACTOR, most=MEL_FRAMES // BANDS)
+    """At random; 5 M parameters. Two patches a sound, each 1.28 seconds of all bands."""
+    return _new_sd3(channels, heads=5, patch=BANDS // FACTOR, most=MEL_FRAMES // BANDS)
 
 
 def _sounds(args: Namespace, world: World, autoencoder: AutoencoderDC, device: torch.device) -> Media:
@@ -120,21 +137,21 @@ def _sounds(args: Namespace, world: World, autoencoder: AutoencoderDC, device: t
         chosen[: count // 2] %= plain  # the others vary: with one sound for each caption it learns by heart
         return chosen
 
-    return Media(encode(autoencoder, mels).bfloat16(), numbers, choose)
+    return _media(autoencoder, mels.__getitem__, numbers)._replace(choose=choose)
 
 
 # -- clips ------------------------------------------------------------------------------------------------------
 
 
 def new_clip_denoiser(channels: int) -> LatteTransformer3DModel:
-    """At random; 8 M parameters. One patch a frame."""
+    """At random; 5 M parameters. One patch a frame."""
     return LatteTransformer3DModel(
-        num_attention_heads=6,
+        num_attention_heads=5,
         attention_head_dim=64,
         in_channels=channels,
         out_channels=2 * channels,  # as the pipeline wants it: the second half is left unused
         num_layers=1,
-        cross_attention_dim=384,
+        cross_attention_dim=320,
         attention_bias=True,
         sample_size=LATENT_SIDE,
         patch_size=LATENT_SIDE,
@@ -157,12 +174,12 @@ def _clips(args: Namespace, world: World, autoencoder: AutoencoderDC, device: to
     clips = ClipWorld(world)
     renderer = ClipRenderer(world, Renderer(torch.from_numpy(world.art).to(device)))
     rows = clips.rows("train", args.concepts).to(device)
-    latents = []
-    for part in rows.split(16):
-        frames = renderer(part).transpose(1, 2).flatten(0, 1)  # [N * 8, 3, 64, 64]
-        latents.append(encode(autoencoder, frames * 2 - 1).unflatten(0, (-1, FRAMES)).transpose(1, 2).bfloat16())
-    numbers = clip_numbers(clips, rows)
-    return Media(torch.cat(latents), numbers, lambda count: torch.randint(len(rows), (count,), device=device))
+
+    def pixels(chosen: Tensor) -> Tensor:
+        return renderer(rows[chosen]).transpose(1, 2).flatten(0, 1) * 2 - 1  # [N * 8, 3, 64, 64]
+
+    frames = _media(autoencoder, pixels, clip_numbers(clips, rows))
+    return frames._replace(latents=frames.latents.unflatten(0, (-1, FRAMES)).transpose(1, 2))
 
 
 # -- pipelines --------------------------------------------------------------------------------------------------
