@@ -6,14 +6,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders import sources
 from nextgpt.encoders import ImageBind, preprocessor_for
 from nextgpt.report.info import known_world
 from nextgpt.train.nano import assemble
+from nextgpt.train.nano.dialogues import corpus
 from nextgpt.train.nano.evaluation import classifiers
 from nextgpt.train.nano.models import audio_encoder, encoder, loop
 from nextgpt.train.nano.models.loop import PatchProjection
@@ -277,3 +279,29 @@ def test_the_audio_tower_learns_to_tell_sounds_apart(small_world, tmp_path, monk
     assert log["curve"][-1]["instrument"] < log["curve"][0]["instrument"]
     assert set(log["figures"]["dev"]) == {"instrument", "register", "figure", "unknown"}
     assert ImageBind.from_pretrained(tmp_path / "made").modalities == ("audio",)
+
+
+def test_signal_tokens_begin_as_the_marks_that_the_language_model_knows(tmp_path):
+    tokenizer = corpus.train_tokenizer(["a cat", "a dog"])
+    tokenizer.save_pretrained(tmp_path / "language_model")
+    llm = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )
+    llm.save_pretrained(tmp_path / "language_model")
+    stage = tmp_path / "align_encoders"
+    stage.mkdir()
+    decoders = {modality: {"kind": kind, "source": "."} for modality, (kind, _) in assemble.DECODERS.items()}
+    parts = {"language_model": {"source": "../language_model"}, "decoders": decoders}
+    NextGPTConfig(**parts, input_modalities=["image"], name_or_path=str(stage)).save_pretrained(stage)
+    count = sum(corpus.RUN_LENGTHS.values())
+    rows = {f"signal_rows.{name}": torch.zeros(count, 16) for name in ("input", "output")}
+    save_file(rows | {"kept": torch.ones(2)}, stage / "model.safetensors")
+    assemble.copy_signals(tmp_path)
+    found = load_file(tmp_path / "signals" / "model.safetensors")
+    table, ids = llm.get_input_embeddings().weight, tokenizer.convert_tokens_to_ids
+    for name in rows:
+        assert torch.equal(found[name][0], table[ids("<picture>")]), "pictures come first"
+        assert torch.equal(found[name][4 : 4 + 8], table[ids(["<sound>", *corpus.MASKS[:7]])])
+        assert torch.equal(found[name][-23:], table[ids(list(corpus.MASKS))])
+    assert torch.equal(found["kept"], torch.ones(2))
+    assert NextGPTConfig.from_pretrained(tmp_path / "signals").text_config.hidden_size == 16
