@@ -122,7 +122,8 @@ def test_the_command_shows_what_it_would_run_and_bad_input_is_one_line(tmp_path)
 def test_ctrl_c_ends_the_steps_too(tmp_path):
     """What runs is asked to end as Ctrl-C asks it, and the command says that it goes on when started again."""
     script = (
-        "import sys; from pathlib import Path; from nextgpt.train.nano import make\n"
+        "import signal, sys; from nextgpt.train.nano import make\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background has it ignored
         "make.STEPS = {'slow': make.Step('x', (), 'slow.done')}\n"
         "line = [sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(60)']\n"
         "make.run = lambda args: make.Runner(args.root, {'slow': line}, 1).run()\n"
