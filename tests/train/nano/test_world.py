@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nextgpt.train.nano.dialogues.composer import DATA
-from nextgpt.train.nano.models.captions import CONTEXT, picture_captions, picture_numbers
+from nextgpt.train.nano.models.captions import CONTEXT, picture_captions, picture_numbers, train_clip_tokenizer
 from nextgpt.train.nano.world.pictures import BACKGROUNDS, CONCEPTS, SIZES, STYLES, Renderer, World
 from nextgpt.train.nano.world.sounds import load_sounds
 from nextgpt.train.nano.world.split import split_of
@@ -103,6 +103,12 @@ def test_batches_and_single_pictures_are_the_same(world):
         c, s, b, z = row
         single = world.render(world.names[c], world.styles[s], world.backgrounds[b], world.sizes[z])
         assert np.abs(pixels.mul(255).permute(1, 2, 0).numpy() - single).max() <= 1
+
+
+def test_a_tokenizer_that_is_made_again_gives_words_the_same_ids():
+    words = [f"{a}{b}{c}" for a in "bcfhmprs" for b in "aeiou" for c in "dgnrt"]
+    first, *others = (train_clip_tokenizer(words).convert_tokens_to_ids([f"{word}</w>" for word in words]) for _ in range(4))
+    assert len(set(first)) == len(words) and all(ids == first for ids in others)
 
 
 @pytest.mark.slow

@@ -29,7 +29,10 @@ UNKNOWN = "something unknown"
 
 
 def train_clip_tokenizer(texts: Iterable[str]) -> CLIPTokenizer:
-    """CLIP's byte-pair encoding, learned until each word is whole; the end token has the highest id."""
+    """CLIP's byte-pair encoding, learned until each word is whole; the end token has the highest id.
+
+    Whole words have the same ids every time; which pieces are learned on the way to them is a matter of chance.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     pattern = re.compile(r"[^\W\d]+|\d|[^\w\s]+")  # as CLIP splits: letters, single digits, the rest
@@ -43,7 +46,8 @@ def train_clip_tokenizer(texts: Iterable[str]) -> CLIPTokenizer:
     tokenizer.train_from_iterator(words, trainer)
     learned = tokenizer.get_vocab()
     tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
-    tokens += sorted(set(learned) - set(tokens), key=learned.__getitem__)
+    whole = {f"{word}</w>" for word in words}
+    tokens += sorted(set(learned) - set(tokens), key=lambda token: (token not in whole, token))
     vocab = {token: number for number, token in enumerate([*tokens, START, END])}
     merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CONTEXT)
@@ -106,8 +110,14 @@ def _names(entries: Iterable[dict]) -> list[list[str]]:
     return [[entry["name"], *entry["synonyms"]] for entry in entries]
 
 
-def picture_captions(world: World) -> tuple[CaptionTable, dict[str, Tensor]]:
-    """The captions of all pictures, by `picture_numbers`, and what each says: part → its values' numbers `[captions]`."""
+def picture_captions(
+    world: World, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[CaptionTable, dict[str, Tensor]]:
+    """The captions of all pictures, by `picture_numbers`, and what each says: part → its values' numbers `[captions]`.
+
+    Args:
+        tokenizer: that of a text encoder; by default a new one.
+    """
     names = _names(world.concepts)
     sizes = list(world.sizes)
     every = list(product(range(len(names)), world.styles, world.backgrounds, sizes))
@@ -116,7 +126,7 @@ def picture_captions(world: World) -> tuple[CaptionTable, dict[str, Tensor]]:
     values = torch.cartesian_prod(*(torch.arange(count) for count in _picture_counts(world)))
     learned = picture_numbers(world, world.combinations("train")).tolist()
     parts = dict(zip(("concept", "style", "background", "size"), values.T, strict=True))
-    return CaptionTable(train_clip_tokenizer([*words, UNKNOWN]), texts, learned), parts
+    return CaptionTable(tokenizer or train_clip_tokenizer([*words, UNKNOWN]), texts, learned), parts
 
 
 def unknown_caption(captions: CaptionTable) -> Tensor:
@@ -137,25 +147,27 @@ def picture_numbers(world: World, rows: Tensor) -> Tensor:
     return numbers
 
 
-def sound_captions(world: SoundWorld) -> tuple[CaptionTable, dict[str, Tensor]]:
+def sound_captions(
+    world: SoundWorld, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[CaptionTable, dict[str, Tensor]]:
     """The captions of all sounds and phrases, as `SoundWorld.captioned` has them, and what each says."""
     names = {sound["name"]: [sound["name"], *sound["synonyms"]] for sound in world.sounds}
     texts = [[sound._replace(name=name).caption for name in names[sound.name]] for sound in world.captioned]
     values = world.numbers(world.captioned, IGNORED)
     phrases = range(len(world.combinations), len(world.captioned))
-    tokenizer = train_clip_tokenizer([word for wordings in texts for word in wordings])
+    tokenizer = tokenizer or train_clip_tokenizer([word for wordings in texts for word in wordings])
     parts = dict(zip(("instrument", "register", "figure"), values.T, strict=True))
     return CaptionTable(tokenizer, texts, [*world.rows("train").tolist(), *phrases]), parts
 
 
-def clip_captions(world: World) -> tuple[CaptionTable, dict[str, Tensor]]:
+def clip_captions(world: World, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[CaptionTable, dict[str, Tensor]]:
     """The captions of all clips, by `clip_numbers`, and what each says."""
     clips = ClipWorld(world)
     names = [names for names in _names(world.concepts) if names[0] in clips.names]
     texts = [[Clip(name, motion).caption for name in some] for some in names for motion in clips.motions]
     values = torch.cartesian_prod(torch.arange(len(names)), torch.arange(len(clips.motions)))
     learned = clip_numbers(clips, clips.rows("train")).tolist()
-    tokenizer = train_t5_tokenizer([word for wordings in texts for word in wordings])
+    tokenizer = tokenizer or train_t5_tokenizer([word for wordings in texts for word in wordings])
     return CaptionTable(tokenizer, texts, learned), dict(zip(("concept", "motion"), values.T, strict=True))
 
 

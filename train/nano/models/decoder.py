@@ -274,13 +274,14 @@ def main() -> None:
     autoencoder, text_encoder = (args.root / part for part in kind.parts)
     vae = load_autoencoder(autoencoder, device)
     encoder = captioned.model.from_pretrained(text_encoder).float().to(device).eval().requires_grad_(False)
-    captions = captioned.captions(world)[0].to(device)
+    tokenizer = AutoTokenizer.from_pretrained(text_encoder)  # the one that the encoder has learned with
+    captions = captioned.captions(world, tokenizer)[0].to(device)
     conditioning = encode_captions(args.modality, encoder, captions)
     media = kind.media(args, world, vae, device)
 
     network = Denoising(kind.new(media.latents.shape[1]), kind.call)
     denoiser, run = train(args, network, Cached(conditioning, media.latents, media.captions), media.choose, device)
-    save_pipeline(args.modality, vae, encoder, AutoTokenizer.from_pretrained(text_encoder), denoiser, args.out)
+    save_pipeline(args.modality, vae, encoder, tokenizer, denoiser, args.out)
     parameters = {"text_encoder": loop.parameter_count(encoder), "denoiser": loop.parameter_count(denoiser)}
     run.write_figures(args.out, parameters=parameters)
 

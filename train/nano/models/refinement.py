@@ -34,7 +34,7 @@ def made_latents(
 ) -> tuple[Media, Tensor]:
     """The media that the denoiser has learned, and what it makes of their captions in one step, `[media, C, H, W]`."""
     kind, captioned = KINDS[args.modality], text_encoders.KINDS[args.modality]
-    captions = captioned.captions(world)[0].to(device)
+    captions = captioned.captions(world, pipeline.tokenizer)[0].to(device)
     conditioning = encode_captions(args.modality, pipeline.text_encoder.to(device), captions)
     media, last = kind.media(args, world, vae, device), NOISE_SCHEDULE["num_train_timesteps"] - 1
     made = []

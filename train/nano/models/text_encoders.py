@@ -44,7 +44,7 @@ class Kind(NamedTuple):
     """How the text encoder of one modality is made.
 
     Attributes:
-        captions: world → its captions, and what each says: part → `[captions]`.
+        captions: world, and a tokenizer if there is one → its captions, and what each says: part → `[captions]`.
         new: tokenizer → the encoder, at random.
         model: the encoder's class.
         encode: encoder, token ids `[N, L]`, whether each is padding `[N, L]` → conditioning by the decoder's names.
@@ -52,7 +52,7 @@ class Kind(NamedTuple):
         codes: whether it points along the sum of codes.
     """
 
-    captions: Callable[[World], tuple[CaptionTable, dict[str, Tensor]]]
+    captions: Callable[..., tuple[CaptionTable, dict[str, Tensor]]]
     new: Callable[[PreTrainedTokenizerBase], nn.Module]
     model: type[PreTrainedModel]
     encode: Callable[[nn.Module, Tensor, Tensor], Conditioning]
@@ -105,13 +105,13 @@ def _encode_t5(encoder: nn.Module, ids: Tensor, padding: Tensor) -> Conditioning
     return {"prompt_embeds": states * ~padding[..., None]}
 
 
-def _pictures(world: World) -> tuple[CaptionTable, dict[str, Tensor]]:
-    captions, values = picture_captions(world)
+def _pictures(world: World, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[CaptionTable, dict[str, Tensor]]:
+    captions, values = picture_captions(world, tokenizer)
     return captions, values | {"artwork": values["concept"] * len(world.styles) + values["style"]}
 
 
-def _sounds(world: World) -> tuple[CaptionTable, dict[str, Tensor]]:
-    return sound_captions(SoundWorld(world.folder))
+def _sounds(world: World, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[CaptionTable, dict[str, Tensor]]:
+    return sound_captions(SoundWorld(world.folder), tokenizer)
 
 
 KINDS = {
