@@ -23,7 +23,7 @@ DEFAULTS = {
     "text_encoder": Default(8, 2048),
     "sound_text_encoder": Default(4, 2048),
     "clip_text_encoder": Default(4, 2048),
-    "image_decoder": Default(28, 2048),
+    "image_decoder": Default(45, 2048),
     "image_decoder/vae": Default(10, 64),
     "sound_decoder": Default(25, 512),
     "sound_decoder/vae": Default(8, 64),
