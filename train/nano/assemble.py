@@ -229,7 +229,7 @@ def copy_signals(root: Path) -> None:
     runs = SignalVocabulary.create(config.signal_tokens, config.input_modalities, 0).runs
     marks = [mark for modality, run in runs.items() for mark in (KINDS[modality], *MASKS[: len(run) - 1])]
     rows = table[tokenizer.convert_tokens_to_ids(marks)]
-    copy_folder(source, out)
+    copy_folder(source, out, [TRAINED_FILE])  # which comes last: where it lies, all is done
     tensors = load_file(source / TRAINED_FILE)
     for name in ("signal_rows.input", "signal_rows.output"):
         tensors[name] = rows.to(tensors[name], copy=True)

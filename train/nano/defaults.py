@@ -28,7 +28,7 @@ DEFAULTS = {
     "sound_decoder": Default(25, 512),
     "sound_decoder/vae": Default(8, 64),
     "clip_decoder": Default(25, 256),
-    "encoder": Default(22, 1024),
-    "audio_encoder": Default(15, 512),
+    "encoder": Default(90, 1024),
+    "audio_encoder": Default(40, 512),
     "language_model": Default(100, 32768),
 }

@@ -35,14 +35,14 @@ def made_latents(
     """The media that the denoiser has learned, and what it makes of their captions in one step, `[media, C, H, W]`."""
     kind, captioned = KINDS[args.modality], text_encoders.KINDS[args.modality]
     captions = captioned.captions(world, pipeline.tokenizer)[0].to(device)
-    conditioning = encode_captions(args.modality, pipeline.text_encoder.to(device), captions)
+    conditioning = encode_captions(args.modality, pipeline.text_encoder, captions)
     media, last = kind.media(args, world, vae, device), NOISE_SCHEDULE["num_train_timesteps"] - 1
     made = []
     for part in torch.arange(len(media.captions), device=device).split(BATCH):
         asked = {name: states[media.captions[part]].float() for name, states in conditioning.items()}
         noise = torch.randn_like(media.latents[part], dtype=torch.float32)
         timesteps = torch.full((len(part),), last, device=device)
-        made.append(kind.call(pipeline.transformer.to(device), noise, timesteps, asked).bfloat16())
+        made.append(kind.call(pipeline.transformer, noise, timesteps, asked).bfloat16())
     return media, torch.cat(made)
 
 
@@ -63,7 +63,7 @@ def main() -> None:
     world, device = loop.start(args)
     kind = KINDS[args.modality]
     vae = autoencoder.load(args.root / kind.parts[0], device)
-    pipeline = kind.pipeline.from_pretrained(args.out.parent, dtype=torch.float32, **kind.extra)
+    pipeline = kind.pipeline.from_pretrained(args.out.parent, dtype=torch.float32, **kind.extra).to(device)
     media, made = made_latents(args, world, vae, pipeline, device)
     vae.decoder.requires_grad_(True)
     vae.to(memory_format=torch.channels_last)
