@@ -245,7 +245,8 @@ def main() -> None:
     args = loop.arguments(__doc__.split("\n")[0], FOLDERS).parse_args()
     world, device = loop.start(args)
     draw, dev = material(args, world, device)
-    autoencoder = new_autoencoder(torch.cat([draw(args.batch) for _ in range(SAMPLE // args.batch + 1)]))
+    sample = torch.cat([draw(args.batch) for _ in range(SAMPLE // args.batch + 1)])
+    autoencoder = new_autoencoder(sample.cpu())  # it is made there, and moved below
     if args.modality == "audio":
         scale_to_mels(autoencoder)
     autoencoder = autoencoder.to(device, memory_format=torch.channels_last)
