@@ -17,6 +17,7 @@ from nextgpt.modalities import MODALITIES
 
 Media = Image.Image | Audio | Video | Any  # the last of a plug-in's kind
 MAX_SEED = 2**31
+COLDEST = 1e-3  # below, the likeliest token is all that is left, and scores divided by it are no numbers any more
 
 
 @dataclass
@@ -81,7 +82,7 @@ class GenerationOptions:
 
     def sampling(self) -> dict:
         """The arguments of transformers' `generate`."""
-        if not self.do_sample:
+        if not self.do_sample or self.temperature < COLDEST:
             return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
 

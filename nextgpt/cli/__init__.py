@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from nextgpt import __version__
-from nextgpt.cli import chat, convert, demo, doctor, download, evaluate, generate, info, params, training
+from nextgpt.cli import chat, convert, demo, doctor, download, evaluate, generate, info, params, serve, training
 from nextgpt.errors import NextGPTError
 
 
@@ -52,6 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"nextgpt {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (chat, generate, demo, params, info, doctor, download, training, evaluate, convert):
+    for command in (chat, generate, demo, serve, params, info, doctor, download, training, evaluate, convert):
         command.add(commands, debug)
     return parser

@@ -33,10 +33,10 @@ from nextgpt.train.data.convert import convert_files
 from nextgpt.train.stages import run_stage
 from tiny_models import save_tiny_language_model
 from tiny_training import checkpoint_tensors, config_for, log_of, make_responsive, settings, write_lines
-from toy_decoder import save_toy_decoder
 from toys.curve import CURVE, Curve, save_curve
 from toys.curve_decoder import ROWS, WIDTH, CurveDecoder, save_curve_decoder
 from toys.curve_encoder import CurveEncoder, CurveEncoderConfig, CurvePreprocessor
+from toys.toy_decoder import save_toy_decoder
 
 KINDS = {"high": 1.0, "low": -1.0}
 SLOPES = {"rising": 1.0, "falling": -1.0}

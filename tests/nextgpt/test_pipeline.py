@@ -207,6 +207,11 @@ def test_sampling_follows_the_seed_and_leaves_the_global_generator_alone(pipe):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_the_coldest_sampling_takes_the_likeliest(pipe):
+    options = {"max_new_tokens": 12, "output_modalities": ("text",)}
+    assert pipe(TALK, do_sample=True, temperature=1e-300, **options).token_ids == pipe(TALK, **options).token_ids
+
+
 def test_a_reply_saves_its_media_and_itself(pipe, tmp_path):
     options = STEPS | {"video": {"num_inference_steps": 2}}
     reply = pipe(ASK, require={"image": 1, "audio": 1, "video": 1}, max_new_tokens=80, seed=7, **options)

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from nextgpt.decoders import Conditioning, ConditioningSpec, Decoder, TensorSpec
-from toy_decoder import ToyPipeline
 from toys.curve import Curve
+from toys.toy_decoder import ToyPipeline
 
 ROWS, WIDTH = 2, 4
 

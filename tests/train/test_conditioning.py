@@ -15,7 +15,7 @@ from nextgpt.report.doctor import Finding, examine
 from nextgpt.train.data.feature_cache import FeatureCache
 from nextgpt.train.stages import run_stage
 from tiny_training import build_world, checkpoint_tensors, config_for, log_of
-from toy_decoder import ROWS, ToyDecoder, save_toy_decoder
+from toys.toy_decoder import ROWS, ToyDecoder, save_toy_decoder
 
 ASK = [{"role": "user", "content": "draw red"}]
 

@@ -46,6 +46,7 @@ from nextgpt.train.nano.world.spectrograms import FRAMES as MEL_FRAMES
 
 FOLDERS = {"image": "image_decoder", "audio": "sound_decoder", "video": "clip_decoder"}
 LATENT_SIDE = SIDE // FACTOR
+MOST_OFTEN = 3.0
 STEPS = 1  # it predicts the sample, and so narrow a network can only blur what a first step has found
 VOCODER = GriffinLimVocoderConfig(sampling_rate=SAMPLING_RATE, model_in_dim=BANDS, upsample_rates=(HOP,), rounds=32)
 
@@ -114,7 +115,22 @@ def _pictures(args: Namespace, world: World, autoencoder: AutoencoderDC, device:
     def pixels(chosen: Tensor) -> Tensor:
         return renderer(rows[chosen]) * 2 - 1
 
-    return _media(autoencoder, pixels, picture_numbers(world, rows))
+    media = _media(autoencoder, pixels, picture_numbers(world, rows))
+    every = torch.arange(len(rows), device=device)
+    weights = faintness(torch.cat([pixels(part) for part in every.split(256)]))
+    return media._replace(choose=lambda count: torch.multinomial(weights, count, replacement=True))
+
+
+def faintness(pixels: Tensor) -> Tensor:
+    """How often each picture is drawn, `[N]`, 1 to `MOST_OFTEN` times: the fainter on its background, the more often.
+
+    A small thing, and one of its background's colour, adds little to a mean square, so that they would be learned last.
+
+    Args:
+        pixels: pictures `[N, 3, S, S]`; their first pixel is background.
+    """
+    contrast = (pixels - pixels[..., :1, :1]).square().mean((1, 2, 3)).sqrt().clamp(min=1e-6)
+    return (contrast.median() / contrast).clamp(1, MOST_OFTEN)
 
 
 # -- sounds -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,52 @@
+"""`nextgpt serve`: OpenAI's API over the model."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from nextgpt.cli.common import add_command, add_model_options, load_pipeline
+
+KEY_VARIABLE = "NEXTGPT_API_KEY"
+
+
+def add(commands: Any, debug: argparse.ArgumentParser) -> None:
+    """Adds `nextgpt serve`."""
+    parser = add_command(commands, "serve", run, "serve OpenAI's API", debug)
+    add_model_options(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--api-key",
+        action="append",
+        metavar="KEY",
+        help=f"that requests must bring; repeat it for several (default: {KEY_VARIABLE}, separated by commas). "
+        "Other users of this machine see it in the list of processes: the variable keeps it from them.",
+    )
+    parser.add_argument("--name", help="that requests call the model by (default: MODEL, of a path its last part)")
+    for name, example in (("host", "a name of this server"), ("origin", "a web page's, as https://chat.example.org")):
+        parser.add_argument(f"--allowed-{name}", action="append", default=[], help=f"{example}; * for any; may be repeated")
+    parser.add_argument("--public-url", help="what the addresses of media begin with, behind a proxy")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Serves until Ctrl-C."""
+    from nextgpt.serve.settings import ServerSettings
+
+    keys = options.api_key or [key.strip() for key in os.environ.get(KEY_VARIABLE, "").split(",") if key.strip()]
+    settings = ServerSettings(
+        model=options.name or Path(options.model).name or options.model,
+        api_keys=tuple(keys),
+        host=options.host,
+        port=options.port,
+        allowed_hosts=tuple(options.allowed_host),
+        allowed_origins=tuple(options.allowed_origin),
+        public_url=options.public_url,
+    )
+    pipeline = load_pipeline(options)
+    from nextgpt.serve.server import Running
+
+    running = Running(pipeline, settings)
+    running.run(lambda address: print(f"NExT-GPT is ready at {address}/v1 (Ctrl-C stops it)", flush=True))

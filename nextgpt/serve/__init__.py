@@ -1,0 +1,1 @@
+"""`nextgpt serve`: OpenAI's API over the pipeline."""

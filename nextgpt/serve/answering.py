@@ -1,0 +1,267 @@
+"""Answers one request: the pipeline runs in a thread, its events become the steps that a client gets."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta
+from nextgpt.pipeline import NextGPTPipeline
+from nextgpt.serve.errors import SERVER, ApiError
+from nextgpt.serve.media_store import KeptAnswer, KeptMedium, MediaStore
+from nextgpt.serve.metrics import Metrics
+from nextgpt.serve.responses import AudioOfAnswer, Delta, MediaEvent, Medium
+from nextgpt.serve.sessions import SessionStore
+from nextgpt.serve.writing import AnswerWriter
+from nextgpt.streaming import AnyOf
+
+PREVIEW_EVERY = 0.2  # seconds
+
+
+@dataclass
+class Asked:
+    """What one answer is asked for.
+
+    Args:
+        messages: in the pipeline's format.
+        options: of the pipeline's call.
+        owner: whose request it is.
+        stop: sequences that end the answer.
+        address_of: a kept medium → its address for this client.
+        embed: media as base64 in place of addresses.
+        previews: rough pictures of diffusion steps.
+        tells_parts: `modalities` was given: parts, pictures and sounds come beside the text.
+    """
+
+    messages: list[dict[str, Any]]
+    options: dict[str, Any]
+    owner: str
+    stop: tuple[str, ...] = ()
+    address_of: Callable[[KeptMedium], str] = lambda kept: ""
+    embed: bool = False
+    previews: bool = False
+    tells_parts: bool = False
+
+
+@dataclass
+class Answered:
+    """A finished answer.
+
+    Args:
+        content: its text with links.
+        parts: what it is made of, in order.
+        media: the kept files, in order.
+        reply: as the pipeline gave it; None where a stop sequence ended it before.
+        finish_reason: `stop` or `length`.
+        prompt_tokens, completion_tokens, cached_tokens: of the LLM.
+    """
+
+    content: str = ""
+    parts: list[Medium] = field(default_factory=list)
+    media: list[KeptMedium] = field(default_factory=list)
+    reply: Reply | None = None
+    finish_reason: str = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Answering:
+    """Runs answers of a pipeline.
+
+    Args:
+        pipeline: answers.
+        store: keeps the media.
+        metrics: counts.
+        running: how many answers may run at once.
+        deadline: seconds.
+    """
+
+    def __init__(self, pipeline: NextGPTPipeline, store: MediaStore, metrics: Metrics, running: int, deadline: float):
+        self.pipeline, self.store, self.metrics, self.deadline = pipeline, store, metrics, deadline
+        self.sessions = SessionStore(pipeline.new_session)
+        self._threads = ThreadPoolExecutor(running, "nextgpt-serve")
+        self._cancels: set[threading.Event] = set()
+
+    async def answer(self, asked: Asked, cancel: threading.Event) -> AsyncIterator[Delta | Answered]:
+        """The steps of an answer; the last is the whole of it.
+
+        Leaving the iteration, or setting `cancel`, stops the answer within one token or one diffusion step.
+
+        Raises:
+            ApiError: it took longer than the deadline.
+            NextGPTError: as the pipeline's call.
+        """
+        began = time.perf_counter()
+        writer, record = AnswerWriter(asked.stop), KeptAnswer()
+        answered, embedded = Answered(), {}
+        enough = threading.Event()
+        events = self._events(asked, enough, AnyOf(enough, cancel), record)
+        started = ended = False
+        try:
+            yield Delta(role="assistant", content="")
+            async for event, extra in events:
+                if not started:
+                    started = True
+                    self.metrics.first_event.observe(time.perf_counter() - began)
+                if isinstance(event, Finished):
+                    answered.reply = event.reply
+                    break
+                if writer.stopped:
+                    continue
+                for delta in self._deltas(event, extra, asked, writer, answered, embedded):
+                    yield delta
+                if writer.stopped:
+                    enough.set()  # the pipeline ends within a token and gives its reply
+            if held := writer.flush():
+                yield Delta(content=held)
+            ended = True
+        finally:
+            enough.set()
+            await events.aclose()
+            if not ended:
+                self.store.drop(answered.media)
+        self._finish(asked, answered, writer, record, embedded)
+        yield answered
+
+    def _deltas(self, event: Event, extra: Any, asked: Asked, writer: AnswerWriter, answered: Answered, embedded: dict):
+        match event:
+            case TextDelta(text):
+                if written := writer.text(text):
+                    yield Delta(content=written)
+            case MediaStarted(index, modality, seed):
+                if held := writer.flush():
+                    yield Delta(content=held)
+                yield Delta(media=MediaEvent(event="started", index=index, type=modality, seed=seed))
+            case MediaProgress(index, modality, step, total):
+                told = MediaEvent(event="progress", index=index, type=modality, step=step, total=total, preview=extra)
+                yield Delta(media=told)
+            case MediaDone(index, modality, _, seed, seconds):
+                kept, data = extra
+                self.metrics.media_seconds.labels(modality).observe(seconds)
+                answered.media.append(kept)
+                embedded[kept.id] = data
+                address = asked.address_of(kept)
+                told = medium_of(kept, address, data if asked.embed else None).model_dump()
+                yield Delta(media=MediaEvent(event="done", index=index, **told))
+                yield Delta(content=writer.medium(kept, address))
+                if asked.tells_parts and (sound := first_sound([kept], embedded)):
+                    yield Delta(audio=sound)
+
+    def _finish(self, asked: Asked, answered: Answered, writer: AnswerWriter, record: KeptAnswer, embedded: dict) -> None:
+        reply = answered.reply
+        whole = not writer.stopped
+        record.content = answered.content = writer.content
+        record.parts = writer.parts
+        if whole:  # the texts as the pipeline gives them at the end, so that the next turn finds the cache valid
+            record.parts = [part if part["type"] == "text" else {"type": part["type"]} for part in reply.message["content"]]
+        files = iter(answered.media)
+        for part in writer.parts:
+            if part["type"] == "text":
+                answered.parts.append(Medium(type="text", text=part["text"]))
+            else:
+                kept = next(files)
+                data = embedded[kept.id] if asked.embed else None
+                answered.parts.append(medium_of(kept, asked.address_of(kept), data))
+        timings = reply.timings
+        answered.prompt_tokens, answered.cached_tokens = timings.prompt_tokens, timings.cached_tokens
+        answered.completion_tokens = len(reply.token_ids)
+        answered.finish_reason = "stop" if writer.stopped or reply.finished else "length"
+        self.metrics.tokens.labels("prompt").inc(timings.prompt_tokens)
+        self.metrics.tokens.labels("cached").inc(timings.cached_tokens)
+        self.metrics.tokens.labels("completion").inc(len(reply.token_ids))
+
+    # ------------------------------------------------------------------ the pipeline's thread
+
+    async def _events(
+        self, asked: Asked, enough: threading.Event, cancel: AnyOf, record: KeptAnswer
+    ) -> AsyncIterator[tuple[Event, Any]]:
+        """The pipeline's events, each with what belongs to it: of a medium its kept file, of a step its preview."""
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue()
+        next_preview = 0.0
+
+        def tell(item: Any) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, item)
+
+        def prepare(event: Event) -> Any:
+            nonlocal next_preview
+            if isinstance(event, MediaDone):
+                kept = self.store.keep(event.modality, event.media, event.seed, asked.owner, record)
+                return kept, kept.base64() if asked.embed or asked.tells_parts else None
+            if isinstance(event, MediaProgress) and asked.previews and event.preview and time.monotonic() >= next_preview:
+                next_preview = time.monotonic() + PREVIEW_EVERY
+                return _data_url(event.preview())
+            return None
+
+        def work() -> None:
+            made: list[KeptMedium] = []
+            session = None
+            try:
+                session = self.sessions.take(asked.messages, asked.owner)
+                stream = self.pipeline.stream(asked.messages, session=session, cancel=cancel, **asked.options)
+                for event in stream:
+                    extra = prepare(event)
+                    if isinstance(event, MediaDone):
+                        made.append(extra[0])
+                    if isinstance(event, Finished):
+                        answer = {"role": "assistant", "content": event.reply.message["content"]}
+                        self.sessions.put([*asked.messages, answer], asked.owner, session)
+                    tell((event, extra))
+            except BaseException as error:
+                self.store.drop(made)
+                tell(error)
+            else:
+                tell(None)
+
+        self._cancels.add(enough)
+        running = loop.run_in_executor(self._threads, work)
+        until = loop.time() + self.deadline
+        try:
+            while (item := await asyncio.wait_for(queue.get(), until - loop.time())) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        except TimeoutError:
+            message = f"the answer took longer than {self.deadline:g} s and was stopped"
+            raise ApiError(504, message, type=SERVER, code="deadline_exceeded") from None
+        finally:
+            enough.set()
+            await asyncio.shield(running)
+            self._cancels.discard(enough)
+
+    def stop(self) -> None:
+        """Stops all answers that are under way."""
+        for cancel in list(self._cancels):
+            cancel.set()
+
+    def close(self) -> None:
+        """Stops all answers, and waits for that."""
+        self.stop()
+        self._threads.shutdown()
+
+
+def medium_of(kept: KeptMedium, address: str, data: str | None) -> Medium:
+    """A kept file as a part of an answer: with its data where they are given, else with its address."""
+    place = {"url": address} if data is None else {"b64_json": data}
+    return Medium(type=kept.kind, id=kept.id, mime_type=kept.mime_type, seed=kept.seed, expires_at=kept.expires_at, **place)
+
+
+def first_sound(media: list[KeptMedium], embedded: dict[str, str]) -> AudioOfAnswer | None:
+    """The first sound among media as OpenAI gives it: it has room for one."""
+    for kept in media:
+        if kept.mime_type.startswith("audio/"):
+            return AudioOfAnswer(id=kept.id, data=embedded[kept.id], expires_at=kept.expires_at, transcript="")
+    return None
+
+
+def _data_url(picture: Any) -> str:
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()

@@ -1,0 +1,321 @@
+"""`POST /v1/chat/completions` and `POST /v1/images/generations`: from a body to answers, whole or streamed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from nextgpt.serve.answering import Answered, Answering, Asked, first_sound
+from nextgpt.serve.conversation import MEDIA_PATH, ConversationReader
+from nextgpt.serve.errors import ApiError, from_exception, invalid
+from nextgpt.serve.gate import Admission
+from nextgpt.serve.media_store import KeptMedium
+from nextgpt.serve.metrics import Metrics
+from nextgpt.serve.responses import (
+    AnswerMessage,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Choice,
+    ChunkChoice,
+    Delta,
+    GeneratedImage,
+    GeneratedImages,
+    ImageAddress,
+    ImageOfAnswer,
+    ImageTokens,
+    ImageUsage,
+    PromptTokens,
+    Usage,
+)
+from nextgpt.serve.schema import SPOKEN_FIELDS, ChatRequest, ImageRequest
+from nextgpt.serve.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TOKENS = 256
+MAX_SEED = 2**31
+
+
+class Chat:
+    """Answers bodies.
+
+    Args:
+        settings: the limits.
+        answering: runs answers.
+        reader: reads messages.
+        admission: gives places.
+        metrics: counts.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        answering: Answering,
+        reader: ConversationReader,
+        admission: Admission,
+        metrics: Metrics,
+    ):
+        self.settings, self.answering, self.reader = settings, answering, reader
+        self.admission, self.metrics = admission, metrics
+
+    async def complete(self, body: ChatRequest, request: Request) -> ChatCompletion | StreamingResponse:
+        """Answers a chat request.
+
+        Raises:
+            ApiError: the request does not fit, or there is no place for it.
+        """
+        self._check(body)
+        with ExitStack() as places:
+            places.enter_context(self.admission.place(_who(request)))
+            asked = await self._ask(body, request)
+            answers = [
+                replace(asked, options=asked.options | {"seed": asked.options["seed"] + i}) for i in range(body.n or 1)
+            ]
+            if body.stream:
+                return StreamingResponse(
+                    self._stream(body, answers, request, places.pop_all()), media_type="text/event-stream"
+                )
+            answered = await self._together(answers, request)
+        choices = [_choice(i, each, asked) for i, each in enumerate(answered)]
+        return ChatCompletion(choices=choices, usage=_usage(answered), **self._heading())
+
+    async def draw(self, body: ImageRequest, request: Request) -> GeneratedImages:
+        """Draws pictures.
+
+        Raises:
+            ApiError: as `complete`.
+        """
+        self._check(body)
+        kind, size = "image", body.size or "auto"
+        options: dict[str, Any] = {"num_inference_steps": body.num_inference_steps, "guidance_scale": body.guidance_scale}
+        if size != "auto":
+            options["width"], options["height"] = map(int, size.split("x"))
+        messages = [{"role": "user", "content": [{"type": "text", "text": body.prompt}]}]
+        seed = secrets.randbelow(MAX_SEED) if body.seed is None else body.seed
+        asked = Asked(messages, {"require": {kind: 1}, kind: options}, _owner(request), address_of=self._addresses(request))
+        asked.embed = body.response_format == "b64_json"
+        answers = [replace(asked, options=asked.options | {"seed": seed + i}) for i in range(body.n or 1)]
+        with self.admission.place(_who(request)):
+            answered = await self._together(answers, request)
+        data = [
+            GeneratedImage(url=part.url, b64_json=part.b64_json)
+            for each in answered
+            for part in each.parts
+            if part.type == kind
+        ]
+        made = [part[kind] for each in answered for part in each.reply.message["content"] if part["type"] == kind]
+        usage = _usage(answered)
+        return GeneratedImages(
+            created=int(time.time()),
+            data=data,
+            size="{}x{}".format(*made[0].size),
+            usage=ImageUsage(
+                input_tokens=usage.prompt_tokens,
+                output_tokens=usage.completion_tokens,
+                total_tokens=usage.total_tokens,
+                input_tokens_details=ImageTokens(text_tokens=usage.prompt_tokens),
+            ),
+        )
+
+    # ------------------------------------------------------------------ from a body to what is asked
+
+    def _check(self, body: ChatRequest | ImageRequest) -> None:
+        """What the schema leaves open."""
+        check_model(body.model, self.settings)
+        if not isinstance(body, ChatRequest):
+            return
+        if body.modalities is not None and "text" not in body.modalities:
+            raise invalid("modalities must hold text: an answer may always have words", "modalities")
+        if body.stream_options is not None and not body.stream:
+            raise invalid("stream_options is for streams: set stream, or leave it out", "stream_options")
+        if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
+            raise invalid("max_tokens is max_completion_tokens' old name: give one of them", "max_tokens")
+
+    async def _ask(self, body: ChatRequest, request: Request) -> Asked:
+        owner = _owner(request)
+        messages = await self.reader.read(body.messages, owner)
+        options: dict[str, Any] = {
+            "max_new_tokens": body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS,
+            "seed": secrets.randbelow(MAX_SEED) if body.seed is None else body.seed,
+        }
+        if body.modalities is not None:
+            options["output_modalities"] = tuple(dict.fromkeys(body.modalities))
+        if body.require is not None:
+            options["require"] = body.require.model_dump(exclude_none=True)
+        if body.temperature or (body.temperature is None and body.top_p is not None):
+            options |= {"do_sample": True, "temperature": body.temperature or 1.0, "top_p": body.top_p or 1.0}
+        for kind in self.answering.pipeline.output_modalities:
+            if kind != "text" and (given := getattr(body, kind, None)) is not None:
+                options[kind] = given.model_dump(exclude_none=True, exclude=set(SPOKEN_FIELDS))
+        stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+        return Asked(
+            messages,
+            options,
+            owner,
+            stop,
+            self._addresses(request),
+            embed=body.media_format == "b64_json",
+            previews=bool(body.stream_options and body.stream_options.include_previews),
+            tells_parts=body.modalities is not None,
+        )
+
+    def _addresses(self, request: Request) -> Callable[[KeptMedium], str]:
+        base = (self.settings.public_url or str(request.base_url)).rstrip("/")
+        return lambda kept: f"{base}{MEDIA_PATH}{kept.path.name}"
+
+    def _heading(self) -> dict[str, Any]:
+        return {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self.settings.model}
+
+    # ------------------------------------------------------------------ whole answers
+
+    async def _together(self, answers: list[Asked], request: Request) -> list[Answered]:
+        """Several answers at once; when the client goes away, or one of them fails, the others stop."""
+        cancel = threading.Event()
+
+        async def one(asked: Asked) -> Answered:
+            answered = None
+            async for step in self.answering.answer(asked, cancel):
+                answered = step
+            return answered
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                watching = group.create_task(self._cancel_when_gone(request, cancel))
+                tasks = [group.create_task(_cancelling(one(asked), cancel)) for asked in answers]
+                await asyncio.wait(tasks)
+                watching.cancel()
+        except* Exception as errors:
+            raise from_exception(_first(errors)) from _first(errors)
+        answered = [task.result() for task in tasks]
+        if cancel.is_set():  # nobody gets the addresses
+            for each in answered:
+                self.answering.store.drop(each.media)
+        return answered
+
+    async def _cancel_when_gone(self, request: Request, cancel: threading.Event) -> None:
+        while not cancel.is_set():
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                self.metrics.cancelled.inc()
+                cancel.set()
+
+    # ------------------------------------------------------------------ streams
+
+    async def _stream(
+        self, body: ChatRequest, answers: list[Asked], request: Request, places: ExitStack
+    ) -> AsyncIterator[bytes]:
+        """The events of a stream, as Server-Sent Events."""
+        heading, cancel, steps = self._heading(), threading.Event(), asyncio.Queue()
+        finished: list[Answered] = []
+
+        async def one(index: int, asked: Asked) -> None:
+            try:
+                async for step in self.answering.answer(asked, cancel):
+                    await steps.put((index, step))
+            except Exception as error:
+                await steps.put((index, error))
+
+        tasks = [asyncio.create_task(one(i, asked)) for i, asked in enumerate(answers)]
+        watching = asyncio.create_task(self._cancel_when_gone(request, cancel))
+        try:
+            while len(finished) < len(answers):
+                index, step = await steps.get()
+                if isinstance(step, Exception):
+                    error = from_exception(step)
+                    if error.code == "internal_error":
+                        logger.error("an answer failed", exc_info=step)
+                    self.metrics.errors.labels(error.code).inc()
+                    yield _event(json.dumps(error.body))
+                    return
+                if isinstance(step, Answered):
+                    finished.append(step)
+                    choice = ChunkChoice(index=index, delta=Delta(), finish_reason=step.finish_reason)
+                else:
+                    choice = ChunkChoice(index=index, delta=step)
+                yield _event(ChatCompletionChunk(choices=[choice], **heading))
+            if body.stream_options is not None and body.stream_options.include_usage:
+                yield _event(ChatCompletionChunk(choices=[], usage=_usage(finished), **heading))
+            yield _event("[DONE]")
+        finally:
+            cancel.set()
+            watching.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            places.close()
+
+
+def _with_seeds(asked: Asked, count: int | None) -> list[Asked]:
+    """The same asked several times, each with the next seed."""
+    return [replace(asked, options=asked.options | {"seed": asked.options["seed"] + i}) for i in range(count or 1)]
+
+
+def check_model(name: str | None, settings: ServerSettings) -> None:
+    """Refuses a model that is not here; None is the one that is.
+
+    Raises:
+        ApiError: with status 404.
+    """
+    if name not in (None, settings.model):
+        message = f"the model {name!r} is not here; this server has {settings.model!r}"
+        raise ApiError(404, message, param="model", code="model_not_found")
+
+
+async def _cancelling(answer: Coroutine[Any, Any, Answered], cancel: threading.Event) -> Answered:
+    try:
+        return await answer
+    except BaseException:
+        cancel.set()
+        raise
+
+
+def _first(errors: BaseExceptionGroup) -> BaseException:
+    """The error that came first; the group may be nested."""
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _choice(index: int, answered: Answered, asked: Asked) -> Choice:
+    message = AnswerMessage(content=answered.content)
+    if asked.tells_parts:
+        message.parts = answered.parts
+        message.images = [
+            ImageOfAnswer(image_url=ImageAddress(url=part.url or f"data:{part.mime_type};base64,{part.b64_json}"), index=i)
+            for i, part in enumerate(part for part in answered.parts if (part.mime_type or "").startswith("image/"))
+        ]
+        message.audio = first_sound(answered.media, {kept.id: kept.base64() for kept in answered.media})
+    return Choice(index=index, message=message, finish_reason=answered.finish_reason)
+
+
+def _usage(answered: list[Answered]) -> Usage:
+    """Of all answers; the prompt counts once."""
+    prompt, completion = answered[0].prompt_tokens, sum(each.completion_tokens for each in answered)
+    details = PromptTokens(cached_tokens=answered[0].cached_tokens)
+    return Usage(
+        prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion, prompt_tokens_details=details
+    )
+
+
+def _event(data: BaseModel | str) -> bytes:
+    text = data if isinstance(data, str) else data.model_dump_json()
+    return f"data: {text}\n\n".encode()
+
+
+def _owner(request: Request) -> str:
+    """Whose request it is, as the gate found it."""
+    return getattr(request.state, "owner", "")
+
+
+def _who(request: Request) -> str:
+    """By whom requests are counted: the key, or the address where there are no keys."""
+    return _owner(request) or (request.client.host if request.client else "")

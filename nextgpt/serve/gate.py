@@ -1,0 +1,230 @@
+"""What stands before every request: who may ask, from where, how large and how slow a body may be."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from nextgpt.serve.conversation import MEDIA_PATH
+from nextgpt.serve.errors import AUTHENTICATION, PERMISSION, ApiError, too_large, too_many
+from nextgpt.serve.metrics import Metrics
+from nextgpt.serve.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+OPEN = ("/health", "/ready", MEDIA_PATH)  # media addresses are secrets themselves: pages show them without a key
+SAFE = ("GET", "HEAD", "OPTIONS")
+
+
+class Gate:
+    """ASGI middleware that refuses what may not come in, with errors as OpenAI's API has them, and counts.
+
+    It reads a request's body before the application sees it. The owner of a request, a digest of its key, stands in
+    `scope["state"]["owner"]`.
+
+    Args:
+        app: what answers.
+        settings: the limits.
+        metrics: counts.
+        guarded: beginnings of paths that are guarded; others (the chat's page) guard themselves and stream their uploads.
+    """
+
+    def __init__(self, app: Any, settings: ServerSettings, metrics: Metrics, guarded: tuple[str, ...]):
+        self.app, self.settings, self.metrics, self.guarded = app, settings, metrics, guarded
+        self._keys = [key.encode() for key in settings.api_keys]
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """As ASGI has it."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        status = 0
+
+        async def counted(message: dict[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        is_guarded = scope["path"].startswith(self.guarded)
+        try:
+            self._check_size(scope)
+            self._check_host(headers)
+            self._check_origin(headers)
+            if scope["type"] == "websocket" or not is_guarded:
+                await self.app(scope, receive, send)
+                return
+            scope.setdefault("state", {})["owner"] = self._owner(scope["path"], headers)
+            if scope["method"] not in SAFE:
+                _check_content_type(headers)
+                receive = await self._with_body(headers, receive)
+            await self.app(scope, receive, counted)
+        except ApiError as error:
+            status = error.status
+            self.metrics.errors.labels(error.code).inc()
+            if scope["type"] == "http":
+                await send_error(error, send)
+            else:
+                await send({"type": "websocket.close", "code": 1008, "reason": error.message})
+        finally:
+            if is_guarded:
+                path = MEDIA_PATH if scope["path"].startswith(MEDIA_PATH) else scope["path"]
+                self.metrics.requests.labels(path if status != 404 else "unknown", str(status)).inc()
+                logger.info("%s %s %s", scope.get("method", "WS"), path, status)
+
+    def _check_size(self, scope: dict[str, Any]) -> None:
+        size = (
+            len(scope["path"]) + len(scope["query_string"]) + sum(len(name) + len(value) for name, value in scope["headers"])
+        )
+        if size > self.settings.max_header:
+            limit = self.settings.max_header
+            raise ApiError(
+                431, f"the headers have {size} bytes, at most {limit} are taken (max_header)", code="header_too_large"
+            )
+
+    def _check_host(self, headers: dict[str, str]) -> None:
+        names = self.settings.host_names
+        if names is not None and _host_name(headers.get("host", "")) not in names:
+            raise ApiError(
+                403,
+                "the server is not called so: use its own address, or allow the name with --allowed-host",
+                type=PERMISSION,
+                code="host_not_allowed",
+            )
+
+    def _check_origin(self, headers: dict[str, str]) -> None:
+        """A page of another place gets nothing: it would use the server with what its visitor may."""
+        origin = headers.get("origin")
+        if origin is None or {"*", origin} & set(self.settings.allowed_origins):
+            return
+        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+            raise ApiError(
+                403,
+                "web pages of this origin may not use the server: allow it with --allowed-origin",
+                type=PERMISSION,
+                code="origin_not_allowed",
+            )
+
+    def _owner(self, path: str, headers: dict[str, str]) -> str:
+        if not self._keys or path.startswith(OPEN):
+            return ""
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        key = given.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b""
+        if not sum(hmac.compare_digest(key, known) for known in self._keys):  # compared with each, whichever fits
+            message = "wrong API key" if key else "no API key: send it as Authorization: Bearer …"
+            challenge = {"WWW-Authenticate": "Bearer"}
+            raise ApiError(401, message, type=AUTHENTICATION, code="invalid_api_key", headers=challenge)
+        return hashlib.sha256(key).hexdigest()
+
+    async def _with_body(self, headers: dict[str, str], receive: Any) -> Any:
+        """Reads the body within its limits; returns a `receive` that gives it again."""
+        limit = self.settings.max_body
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > limit:
+            raise _body_too_large(limit)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.settings.upload_seconds):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ApiError(400, "the body broke off", code="incomplete_body")
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(body) > limit:
+                        raise _body_too_large(limit)
+        except TimeoutError:
+            message = f"the body did not arrive within {self.settings.upload_seconds:g} s (upload_seconds)"
+            raise ApiError(408, message, code="upload_timeout", headers={"Connection": "close"}) from None
+        given = False
+
+        async def again() -> dict[str, Any]:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+        return again
+
+
+class Admission:
+    """How many requests run and wait, in all and of each key.
+
+    Args:
+        settings: the limits.
+        metrics: shows how many there are.
+    """
+
+    def __init__(self, settings: ServerSettings, metrics: Metrics):
+        self.settings, self.metrics = settings, metrics
+        self.closing = False
+        self._of: Counter[str] = Counter()
+
+    @property
+    def count(self) -> int:
+        """Requests in progress."""
+        return self._of.total()
+
+    @contextmanager
+    def place(self, who: str) -> Iterator[None]:
+        """A place for one request, until it is answered.
+
+        Raises:
+            ApiError: there is none, or the server is closing.
+        """
+        limits = self.settings
+        if self.closing:
+            raise ApiError(503, "the server is closing", code="closing", headers={"Retry-After": "30"})
+        if self.count >= limits.max_running + limits.max_waiting:
+            raise too_many(f"too many requests are waiting ({limits.max_waiting}, max_waiting): ask again later")
+        if self._of[who] >= limits.max_per_key:
+            raise too_many(f"you have {self._of[who]} requests in progress, the most that one may have (max_per_key)")
+        self._of[who] += 1
+        self.metrics.in_progress.set(self.count)
+        try:
+            yield
+        finally:
+            self._of[who] -= 1
+            if not self._of[who]:
+                del self._of[who]
+            self.metrics.in_progress.set(self.count)
+
+
+async def send_error(error: ApiError, send: Any) -> None:
+    """Sends an error as a whole answer."""
+    body = json.dumps(error.body).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+    pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _host_name(host: str) -> str:
+    """`localhost:8000` → `localhost`, `[::1]:8000` → `::1`."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _check_content_type(headers: dict[str, str]) -> None:
+    """A page's form can send other types without asking the browser."""
+    found = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if found != "application/json":
+        message = f"the body is {found or 'of no type'}, expected Content-Type: application/json"
+        raise ApiError(415, message, code="unsupported_media_type")
+
+
+def _body_too_large(limit: int) -> ApiError:
+    return too_large(f"the body is larger than {limit / 1e6:g} MB (max_body)")

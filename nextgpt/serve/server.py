@@ -1,0 +1,120 @@
+"""Runs the application until Ctrl-C or SIGTERM: uvicorn, with limits on what comes before a request's body."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from nextgpt.errors import UserInputError
+from nextgpt.pipeline import NextGPTPipeline
+from nextgpt.serve.app import create_app
+from nextgpt.serve.settings import EVERYWHERE, ServerSettings
+
+HEADER_SECONDS = 20.0  # for a request's headers to arrive
+IDLE_SECONDS = 30  # that a connection is kept between requests
+CLOSING_SECONDS = 10  # for answers in progress, once the server is closing
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP/1.1 that closes a connection on which no request begins: whoever sends a byte a minute holds nothing."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._impatience = self.loop.call_later(HEADER_SECONDS, self._close_if_nothing_came)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._impatience.cancel()
+        super().connection_lost(exc)
+
+    def _close_if_nothing_came(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+
+class Running:
+    """A server that listens already; [`run`] answers.
+
+    Args:
+        pipeline: answers.
+        settings: who may ask, how much, and where.
+
+    Raises:
+        UserInputError: the port is taken or the address is not this machine's.
+    """
+
+    def __init__(self, pipeline: NextGPTPipeline, settings: ServerSettings):
+        self.settings = settings
+        app = create_app(pipeline, settings, created=int(time.time()))
+        config = uvicorn.Config(
+            app,
+            http=PatientProtocol,
+            h11_max_incomplete_event_size=settings.max_header,
+            timeout_keep_alive=IDLE_SECONDS,
+            timeout_graceful_shutdown=CLOSING_SECONDS,
+            log_level="warning",
+            access_log=False,  # its lines would hold the addresses of media
+            server_header=False,
+            lifespan="on",
+        )
+        self._listening = _listen(settings.host, settings.port)
+        self._server = _Server(config, app)
+
+    def run(self, on_ready: Callable[[str], None] | None = None) -> None:
+        """Answers requests until Ctrl-C, SIGTERM or [`stop`]; answers in progress are stopped then, and all media go.
+
+        Args:
+            on_ready: called with the server's address as soon as it answers.
+        """
+        self._server.on_ready = on_ready and (lambda: on_ready(_address(self.settings.host, self._listening)))
+        try:
+            self._server.run(sockets=[self._listening])
+        finally:
+            self._listening.close()
+
+    def stop(self) -> None:
+        """Ends `run`, from another thread."""
+        self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """Says when it is ready, and stops answers as soon as it is told to close."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI):
+        super().__init__(config)
+        self.app = app
+        self.on_ready: Callable[[], None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self.on_ready is not None:
+            self.on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.app.state.admission.closing = True
+        self.app.state.answering.stop()
+        await super().shutdown(sockets)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    bare = host.strip("[]")
+    family = socket.AF_INET6 if ":" in bare else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((bare, port))
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise UserInputError(f"cannot listen on {host}, port {port} ({error}): give another --port or --host") from None
+    return listening
+
+
+def _address(host: str, listening: socket.socket) -> str:
+    host = "localhost" if host in EVERYWHERE else host
+    name = f"[{host.strip('[]')}]" if ":" in host else host
+    return f"http://{name}:{listening.getsockname()[1]}"
