@@ -110,7 +110,7 @@ class Answering:
             async for event, extra in events:
                 if not started:
                     started = True
-                    self.metrics.first_event.observe(time.perf_counter() - began)
+                    self.metrics.first_token.observe(time.perf_counter() - began)
                 if isinstance(event, Finished):
                     answered.reply = event.reply
                     break

@@ -20,8 +20,8 @@ class Metrics:
         self.cancelled = Counter("cancelled", "Requests whose client went away.", **own)
         self.in_progress = Gauge("requests_in_progress", "Requests that are answered or wait for it.", **own)
         self.tokens = Counter("tokens", "Tokens of the LLM: prompt, cached (of the prompt), completion.", ["kind"], **own)
-        self.first_event = Histogram(
-            "first_event_seconds", "From the request to the first token or medium.", buckets=SECONDS, **own
+        self.first_token = Histogram(
+            "first_token_seconds", "From the request to the first token or medium.", buckets=SECONDS, **own
         )
         self.media_seconds = Histogram("media_seconds", "Seconds that a medium takes.", ["kind"], buckets=SECONDS, **own)
         self.kept_media = Gauge("kept_media", "Files of answers that are kept.", **own)

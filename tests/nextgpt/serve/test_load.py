@@ -189,7 +189,7 @@ def test_requests_are_counted(address):
     counted = (
         'nextgpt_requests_total{path="/v1/chat/completions",status="200"}',
         'nextgpt_media_seconds_count{kind="image"}',
-        "nextgpt_first_event_seconds_count",
+        "nextgpt_first_token_seconds_count",
     )
     assert [value(after, name) - value(before, name) for name in counted] == [1, 1, 1]
     assert value(after, 'nextgpt_tokens_total{kind="completion"}') > value(before, 'nextgpt_tokens_total{kind="completion"}')
