@@ -14,7 +14,7 @@ from nextgpt.media import guess_modality
 from nextgpt.serve.errors import ApiError, invalid, too_large
 from nextgpt.serve.fetch import Fetcher, media_too_large
 from nextgpt.serve.media_store import KeptMedium, MediaStore
-from nextgpt.serve.schema import AnswerPart, AssistantMessage, FilePart, Strict, UserMessage
+from nextgpt.serve.schema import AnswerPart, AssistantMessage, FilePart, Strict, SystemMessage
 from nextgpt.serve.settings import ServerSettings
 
 MEDIA_PATH = "/v1/media/"
@@ -37,6 +37,8 @@ class ConversationReader:
     async def read(self, messages: Sequence[Strict], owner: str) -> list[dict[str, Any]]:
         """Messages as the pipeline takes them; the files that users show are in them as bytes.
 
+        All that the system and the developer say comes first, for models are told once.
+
         Args:
             owner: whose request it is: media of other owners' answers are not found.
 
@@ -44,20 +46,20 @@ class ConversationReader:
             ApiError: a limit is passed, a medium cannot be had, or an id is not known; its `param` names the part.
         """
         self._check_counts(messages)
-        read = []
+        told = [text for message in messages if isinstance(message, SystemMessage) for text in _texts(message)]
+        read = [{"role": "system", "content": [{"type": "text", "text": "\n\n".join(told)}]}] if told else []
         for i, message in enumerate(messages):
+            if isinstance(message, SystemMessage):
+                continue
             if isinstance(message, AssistantMessage):
                 content = self._answer(message, owner, f"messages.{i}")
-            elif isinstance(message, UserMessage) and not isinstance(message.content, str):
-                places = [f"messages.{i}.content.{j}" for j in range(len(message.content))]
-                reading = [self._part(part, place) for part, place in zip(message.content, places, strict=True)]
-                content = list(await asyncio.gather(*reading))
             elif isinstance(message.content, str):
                 content = [{"type": "text", "text": message.content}]
             else:
-                content = [{"type": "text", "text": part.text} for part in message.content]
-            role = "system" if message.role == "developer" else message.role
-            read.append({"role": role, "content": content})
+                places = [f"messages.{i}.content.{j}" for j in range(len(message.content))]
+                reading = [self._part(part, place) for part, place in zip(message.content, places, strict=True)]
+                content = list(await asyncio.gather(*reading))
+            read.append({"role": message.role, "content": content})
         return read
 
     def _check_counts(self, messages: Sequence[Strict]) -> None:
@@ -157,6 +159,10 @@ class ConversationReader:
         if kept is None:
             raise unknown_medium(id, place)
         return kept
+
+
+def _texts(message: SystemMessage) -> list[str]:
+    return [message.content] if isinstance(message.content, str) else [part.text for part in message.content]
 
 
 TEXTS = ("text", "refusal")

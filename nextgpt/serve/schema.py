@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from nextgpt.decoders import Decoder
 from nextgpt.pipeline import NextGPTPipeline
@@ -48,9 +48,15 @@ class Nothing(Strict):
     """An empty object."""
 
 
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of numbers: 2.0 is 2."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(_whole)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 Never = Annotated[list[Nothing], Field(max_length=0)]
-Id = Annotated[str, Field(min_length=1, max_length=128)]
+Id = Annotated[str, Field(min_length=1, max_length=128, json_schema_extra={"format": "medium-id"})]
 Address = Annotated[
     str, Field(min_length=1, json_schema_extra={"format": "uri"}, description="an http(s) address or a base64 data: URL")
 ]
@@ -155,7 +161,7 @@ class AudioReference(Strict):
 
     id: Id
     data: str | None = None
-    expires_at: int | None = None
+    expires_at: Integer | None = None
     transcript: str | None = None
 
 
@@ -166,10 +172,10 @@ class AnswerPart(Strict):
     text: str | None = None
     id: Id | None = None
     mime_type: str | None = None
-    seed: int | None = None
+    seed: Integer | None = None
     url: str | None = None
     b64_json: str | None = None
-    expires_at: int | None = None
+    expires_at: Integer | None = None
 
 
 class AnswerImage(Strict):
@@ -177,7 +183,7 @@ class AnswerImage(Strict):
 
     type: Literal["image_url"]
     image_url: MediaAddress
-    index: int | None = None
+    index: Integer | None = None
 
 
 class AssistantMessage(Strict):
@@ -221,12 +227,12 @@ class ChatRequest(Strict):
     messages: Annotated[list[Message], Field(min_length=1)]
     modalities: Annotated[list[str], Field(min_length=1, max_length=16)] | None = None
     media_format: Literal["url", "b64_json"] | None = None
-    max_completion_tokens: int | None = None
-    max_tokens: int | None = None
+    max_completion_tokens: Integer | None = None
+    max_tokens: Integer | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**53)] | None = None
-    n: int | None = None
+    seed: Annotated[Integer, Field(ge=0, lt=2**53)] | None = None
+    n: Integer | None = None
     stop: (
         Annotated[str, Field(min_length=1, max_length=256)]
         | Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=4)]
@@ -247,7 +253,7 @@ class ChatRequest(Strict):
     presence_penalty: Zero | None = None
     logit_bias: Nothing | None = None
     logprobs: Literal[False] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    top_logprobs: Annotated[Integer, Field(ge=0, le=0)] | None = None
     tools: Never | None = None
     tool_choice: Literal["none", "auto"] | None = None
     functions: Never | None = None
@@ -266,15 +272,15 @@ def media_options(kind: str, decoder: Decoder, limits: ServerSettings) -> type[S
     """The options of a decoder: those that it has, as far as it can make them and the server lets it."""
     steps, most = limits.max_steps, {"num_frames": limits.max_frames, "duration": limits.max_seconds}
     fields: dict[str, Any] = {
-        "num_inference_steps": Annotated[int, Field(ge=1, le=steps)],
+        "num_inference_steps": Annotated[Integer, Field(ge=1, le=steps)],
         "guidance_scale": Annotated[float, Field(ge=0, le=100)],
     }
     for name, size in decoder.sizes.items():
         bound = most.get(name, limits.max_side)
         bound = bound if size.most is None else min(bound, size.most) if size.least <= bound else size.most
         step = size.step if size.step and size.least % size.step == 0 else None
-        number = float if name in ("fps", "duration") else int
-        fields[name] = Annotated[number, Field(ge=size.least, le=bound, multiple_of=step if number is int else None)]
+        number = float if name in ("fps", "duration") else Integer
+        fields[name] = Annotated[number, Field(ge=size.least, le=bound, multiple_of=step if number is Integer else None)]
     if kind == SPOKEN:
         fields |= SPOKEN_FIELDS
     own = {name: (field | None, None) for name, field in fields.items()}
@@ -284,19 +290,19 @@ def media_options(kind: str, decoder: Decoder, limits: ServerSettings) -> type[S
 def chat_request(pipeline: NextGPTPipeline, limits: ServerSettings) -> type[ChatRequest]:
     """The body with what a model can make: each kind has options under its own name, and a count in `require`."""
     kinds = tuple(kind for kind in pipeline.output_modalities if kind != "text")
-    count = (Annotated[int, Field(ge=0, le=16)] | None, None)
+    count = (Annotated[Integer, Field(ge=0, le=16)] | None, None)
     require = create_model("Require", __base__=Strict, __doc__="How many of each kind.", **dict.fromkeys(kinds, count))
     options = {kind: media_options(kind, decoder, limits) for kind, decoder in pipeline.decoders.items()}
     fields: dict[str, Any] = {kind: (own | None, None) for kind, own in options.items()}
     listed = list[Literal[("text", *kinds)]]
-    tokens = (Annotated[int, Field(ge=1, le=limits.max_new_tokens)] | None, None)
+    tokens = (Annotated[Integer, Field(ge=1, le=limits.max_new_tokens)] | None, None)
     return create_model(
         "ChatCompletionRequest",
         __base__=ChatRequest,
         __doc__=ChatRequest.__doc__,
         model=(Annotated[str, Field(json_schema_extra={"enum": [limits.model]})], ...),
         modalities=(Annotated[listed, Field(min_length=1, max_length=16)] | None, None),
-        n=(Annotated[int, Field(ge=1, le=limits.max_answers)] | None, None),
+        n=(Annotated[Integer, Field(ge=1, le=limits.max_answers)] | None, None),
         max_tokens=tokens,
         max_completion_tokens=tokens,
         require=(require | None, None),
@@ -314,11 +320,11 @@ class ImageRequest(Strict):
 
     prompt: Annotated[str, Field(min_length=1, max_length=32_000)]
     model: str | None = None
-    n: int | None = None
+    n: Integer | None = None
     size: Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,3}x[1-9][0-9]{0,3})$")] | None = None
     response_format: Literal["url", "b64_json"] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**53)] | None = None
-    num_inference_steps: int | None = None
+    seed: Annotated[Integer, Field(ge=0, lt=2**53)] | None = None
+    num_inference_steps: Integer | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
     user: Annotated[str, Field(max_length=1024)] | None = None
     safety_identifier: Annotated[str, Field(max_length=1024)] | None = None
@@ -326,10 +332,10 @@ class ImageRequest(Strict):
     background: Literal["auto", "opaque"] | None = None
     moderation: Literal["auto", "low"] | None = None
     output_format: Literal["png"] | None = None
-    output_compression: Annotated[int, Field(ge=100, le=100)] | None = None
+    output_compression: Annotated[Integer, Field(ge=100, le=100)] | None = None
     style: None = None
     stream: Literal[False] | None = None
-    partial_images: Annotated[int, Field(ge=0, le=0)] | None = None
+    partial_images: Annotated[Integer, Field(ge=0, le=0)] | None = None
 
 
 def image_request(limits: ServerSettings) -> type[ImageRequest]:
@@ -340,6 +346,6 @@ def image_request(limits: ServerSettings) -> type[ImageRequest]:
         __base__=ImageRequest,
         __doc__=ImageRequest.__doc__,
         model=(named | None, None),
-        n=(Annotated[int, Field(ge=1, le=limits.max_answers)] | None, None),
-        num_inference_steps=(Annotated[int, Field(ge=1, le=limits.max_steps)] | None, None),
+        n=(Annotated[Integer, Field(ge=1, le=limits.max_answers)] | None, None),
+        num_inference_steps=(Annotated[Integer, Field(ge=1, le=limits.max_steps)] | None, None),
     )

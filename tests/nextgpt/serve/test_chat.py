@@ -197,13 +197,18 @@ def test_the_model_sees_what_is_shown(client, pipe, part):
     assert answer.choices[0].message.content == expected.text
 
 
-def test_system_and_developer_are_the_same(client):
-    answers = [
-        ask(client, [{"role": role, "content": "Be brief."}, *ASK], max_completion_tokens=8).choices[0].message.content
-        for role in ("system", "developer")
+def test_what_system_and_developer_say_comes_first_wherever_it_stands(client, pipe):
+    options = TEXT | {"max_completion_tokens": 8}
+    brief = {"type": "text", "text": "Be brief."}
+    orders = [
+        [{"role": "system", "content": "Be brief.\n\nBe kind."}, *ASK],
+        [{"role": "developer", "content": [brief]}, {"role": "system", "content": "Be kind."}, *ASK],
+        [{"role": "system", "content": "Be brief."}, *ASK, {"role": "developer", "content": "Be kind."}],
     ]
-    unnamed = [re.sub(r"/v1/media/[\w-]+", "", answer) for answer in answers]
-    assert unnamed[0] == unnamed[1]
+    answers = [ask(client, messages, **options) for messages in orders]
+    expected = pipe(orders[0], output_modalities=("text",), max_new_tokens=8)
+    assert {answer.choices[0].message.content for answer in answers} == {expected.text}
+    assert {answer.usage.prompt_tokens for answer in answers} == {expected.timings.prompt_tokens}
 
 
 # -- options ------------------------------------------------------------------------------------------------------

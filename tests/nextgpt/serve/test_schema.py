@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tiny_server import data_url, serving, tiny_pipeline
+from tiny_server import ASK, data_url, send, serving, tiny_pipeline
 
 CASES = int(os.environ.get("NEXTGPT_API_CASES", 200))
 CHAT = "POST /v1/chat/completions"
@@ -35,6 +35,8 @@ CHECKS = [
     negative_data_rejection,
 ]
 schemathesis.openapi.format("uri", st.sampled_from([data_url(), data_url("audio")]))
+KEPT: list[str] = []  # the id of a medium of an answer
+schemathesis.openapi.format("medium-id", st.builds(lambda: KEPT[0]))
 schemathesis.openapi.format("byte", st.sampled_from([data_url("audio").partition(",")[2]]))
 
 
@@ -43,6 +45,9 @@ def address(tmp_path_factory):
     pipe = tiny_pipeline(tmp_path_factory.mktemp("described"), ["image"])
     limits = {"max_steps": 1, "max_new_tokens": 12, "max_side": 16, "max_frames": 2, "max_seconds": 0.2, "max_answers": 1}
     with serving(pipe, **limits) as address:
+        asked = ASK | {"require": {"image": 1}, "max_completion_tokens": 12, "modalities": ["text", "image"]}
+        parts = send(address, asked)[2]["choices"][0]["message"]["parts"]
+        KEPT[:] = [part["id"] for part in parts if part["type"] == "image"]
         yield address
 
 
