@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 import os
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
+from fastapi import FastAPI
 from gradio.utils import get_upload_folder
 
 from nextgpt.demo.answers import PLACES, AnswerQueue
@@ -59,6 +62,44 @@ def launch(
             address = chat.serve(host, port, share)
             (on_ready or (lambda address: logger.info("listening on %s", address)))(address)
             chat.page.blocks.block_thread()
+        finally:
+            chat.close()
+
+
+@contextmanager
+def mounted(
+    pipeline: NextGPTPipeline, app: FastAPI, *, path: str = "/chat", model: str = "", keys: Sequence[str] = ()
+) -> Iterator[None]:
+    """The page under a path of another server's application, over the same pipeline; all its files go at the end.
+
+    Args:
+        pipeline: what answers, and may answer others meanwhile.
+        app: of the server.
+        path: where the page is.
+        model: as [`launch`] has it.
+        keys: one of them is the password that the page asks for; none: it asks for none.
+
+    Raises:
+        ModelLoadError: the list of what the model knows is damaged.
+    """
+    known = known_world(model) if model else None
+
+    def is_known(name: str, password: str) -> bool:
+        return any(hmac.compare_digest(password.encode(), key.encode()) for key in keys)
+
+    with _uploads_in_a_folder_of_our_own():
+        chat = Chat(pipeline, model=model, known=known)
+        try:
+            gr.mount_gradio_app(
+                app,
+                chat.page.blocks.queue(default_concurrency_limit=None),
+                path,
+                auth=is_known if keys else None,
+                auth_message="Any name; the password is an API key of this server.",
+                ssr_mode=False,
+                **chat.surroundings,
+            )
+            yield
         finally:
             chat.close()
 
@@ -123,6 +164,17 @@ class Chat:
         with self.page.blocks:
             add_endpoints(self.answers, self.store)
 
+    @property
+    def surroundings(self) -> dict[str, Any]:
+        """What Gradio is told of the page, whichever server it stands in."""
+        return {
+            "max_file_size": self.max_upload,
+            "run_history": False,  # the browser would keep questions and answers beyond their time
+            "enable_monitoring": False,
+            "footer_links": ["api", "settings"],
+            "css_paths": HERE / "style.css",
+        }
+
     def serve(self, host: str, port: int | None = None, share: bool = False) -> str:
         """Begins to listen and returns the page's address.
 
@@ -137,11 +189,7 @@ class Chat:
                 quiet=True,
                 prevent_thread_lock=True,
                 ssr_mode=False,
-                max_file_size=self.max_upload,
-                run_history=False,  # the browser would keep questions and answers beyond their time
-                enable_monitoring=False,
-                footer_links=["api", "settings"],
-                css_paths=HERE / "style.css",
+                **self.surroundings,
             )
         except (OSError, OverflowError) as error:
             raise UserInputError(

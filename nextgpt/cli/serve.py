@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 from nextgpt.cli.common import add_command, add_model_options, load_pipeline
 
+PAGE = "/chat"
 KEY_VARIABLE = "NEXTGPT_API_KEY"
 
 
@@ -24,6 +26,9 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
         metavar="KEY",
         help=f"that requests must bring; repeat it for several (default: {KEY_VARIABLE}, separated by commas). "
         "Other users of this machine see it in the list of processes: the variable keeps it from them.",
+    )
+    parser.add_argument(
+        "--demo", action="store_true", help=f"also the chat in the browser, at {PAGE}, with the same model and key"
     )
     parser.add_argument("--name", help="that requests call the model by (default: MODEL, of a path its last part)")
     for name, example in (("host", "a name of this server"), ("origin", "a web page's, as https://chat.example.org")):
@@ -49,4 +54,11 @@ def run(options: argparse.Namespace) -> None:
     from nextgpt.serve.server import Running
 
     running = Running(pipeline, settings)
-    running.run(lambda address: print(f"NExT-GPT is ready at {address}/v1 (Ctrl-C stops it)", flush=True))
+    with contextlib.ExitStack() as page:
+        where = "{0}/v1"
+        if options.demo:
+            from nextgpt.demo.app import mounted
+
+            page.enter_context(mounted(pipeline, running.app, path=PAGE, model=options.model, keys=settings.api_keys))
+            where += f", the chat at {{0}}{PAGE}"
+        running.run(lambda address: print(f"NExT-GPT is ready at {where.format(address)} (Ctrl-C stops it)", flush=True))

@@ -44,15 +44,18 @@ class Running:
         pipeline: answers.
         settings: who may ask, how much, and where.
 
+    Attributes:
+        app: the application; more may be mounted in it before it runs.
+
     Raises:
         UserInputError: the port is taken or the address is not this machine's.
     """
 
     def __init__(self, pipeline: NextGPTPipeline, settings: ServerSettings):
         self.settings = settings
-        app = create_app(pipeline, settings, created=int(time.time()))
+        self.app = create_app(pipeline, settings, created=int(time.time()))
         config = uvicorn.Config(
-            app,
+            self.app,
             http=PatientProtocol,
             h11_max_incomplete_event_size=settings.max_header,
             timeout_keep_alive=IDLE_SECONDS,
@@ -63,7 +66,7 @@ class Running:
             lifespan="on",
         )
         self._listening = _listen(settings.host, settings.port)
-        self._server = _Server(config, app)
+        self._server = _Server(config, self.app)
 
     def run(self, on_ready: Callable[[str], None] | None = None) -> None:
         """Answers requests until Ctrl-C, SIGTERM or [`stop`]; answers in progress are stopped then, and all media go.
