@@ -68,7 +68,9 @@ class AnswerQueue:
             if not question:
                 raise UserInputError("the message is empty: write something or attach a file")
             self.pipeline.check(as_messages([*conversation.turns, Turn(question)]))
-            kept = [part if part["type"] == "text" else conversation.keep_file(part["path"]) for part in question]
+            kept = [
+                part if part["type"] == "text" else conversation.keep_file(part["path"], part["type"]) for part in question
+            ]
             self._line_up(conversation, len(conversation.turns), Turn(kept), options)
 
     def retry(self, conversation: Conversation, turn: int, options: dict) -> None:

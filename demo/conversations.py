@@ -104,12 +104,16 @@ class Conversation:
         """In the chat format: every turn that has an answer, and the last question."""
         return as_messages(self.turns)
 
-    def keep_file(self, path: str | Path) -> dict:
+    def keep_file(self, path: str | Path, modality: str | None = None) -> dict:
         """Copies a file into the folder, where it is not there yet, and returns it as a part.
 
         What no browser shows is kept as PNG or MP4.
+
+        Args:
+            path: of the file.
+            modality: what it is, where that is known.
         """
-        path, modality = Path(path), guess_modality(path)
+        path, modality = Path(path), modality or guess_modality(path)
         self._take(path)
         if path.parent == self.folder:
             return {"type": modality, "path": str(path)}

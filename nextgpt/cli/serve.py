@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 from pathlib import Path
 from typing import Any
 
 from nextgpt.cli.common import add_command, add_model_options, load_pipeline
 
 PAGE = "/chat"
-KEY_VARIABLE = "NEXTGPT_API_KEY"
 
 
 def add(commands: Any, debug: argparse.ArgumentParser) -> None:
@@ -24,11 +22,17 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
         "--api-key",
         action="append",
         metavar="KEY",
-        help=f"that requests must bring; repeat it for several (default: {KEY_VARIABLE}, separated by commas). "
+        help="that requests must bring; repeat it for several (default: NEXTGPT_API_KEY, separated by commas). "
         "Other users of this machine see it in the list of processes: the variable keeps it from them.",
     )
     parser.add_argument(
         "--demo", action="store_true", help=f"also the chat in the browser, at {PAGE}, with the same model and key"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="ray: on the machines of a Ray cluster, or a new one on this machine (pip install 'nextgpt[ray]')",
     )
     parser.add_argument("--name", help="that requests call the model by (default: MODEL, of a path its last part)")
     for name, example in (("host", "a name of this server"), ("origin", "a web page's, as https://chat.example.org")):
@@ -36,29 +40,36 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     parser.add_argument("--public-url", help="what the addresses of media begin with, behind a proxy")
 
 
+def ready(address: str) -> None:
+    """Says that the server answers."""
+    print(f"NExT-GPT is ready at {address}/v1 (Ctrl-C stops it)", flush=True)
+
+
 def run(options: argparse.Namespace) -> None:
     """Serves until Ctrl-C."""
-    from nextgpt.serve.settings import ServerSettings
+    from nextgpt.serve.settings import ServerSettings, keys_of_environment
 
-    keys = options.api_key or [key.strip() for key in os.environ.get(KEY_VARIABLE, "").split(",") if key.strip()]
     settings = ServerSettings(
         model=options.name or Path(options.model).name or options.model,
-        api_keys=tuple(keys),
+        api_keys=tuple(options.api_key or keys_of_environment()),
         host=options.host,
         port=options.port,
         allowed_hosts=tuple(options.allowed_host),
         allowed_origins=tuple(options.allowed_origin),
         public_url=options.public_url,
     )
+    if options.engine == "ray":
+        from nextgpt.serve.cluster.launch import launch
+
+        launch(settings, {"model": options.model, "device": options.device, "dtype": options.dtype}, ready)
+        return
     pipeline = load_pipeline(options)
     from nextgpt.serve.server import Running
 
     running = Running(pipeline, settings)
     with contextlib.ExitStack() as page:
-        where = "{0}/v1"
         if options.demo:
             from nextgpt.demo.app import mounted
 
             page.enter_context(mounted(pipeline, running.app, path=PAGE, model=options.model, keys=settings.api_keys))
-            where += f", the chat at {{0}}{PAGE}"
-        running.run(lambda address: print(f"NExT-GPT is ready at {where.format(address)} (Ctrl-C stops it)", flush=True))
+        running.run(ready)

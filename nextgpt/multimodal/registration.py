@@ -28,7 +28,7 @@ def know_presets() -> None:
     loading goes through this one function, and through another that asks a repository for further chat templates, of
     which a preset has none. A folder of that name in the current folder still comes first.
     """
-    if hasattr(hub.cached_files, "__wrapped__"):
+    if getattr(hub.cached_files, "knows_presets", False):
         return
     find = hub.cached_files
 
@@ -42,6 +42,7 @@ def know_presets() -> None:
     def list_repo_templates(repo_id: str, **keywords: Any) -> list[str]:
         return [] if _is_preset(repo_id) else list_repo_templates.__wrapped__(repo_id, **keywords)
 
+    cached_files.knows_presets = True
     hub.cached_files = cached_files
     for module in (processing_utils, tokenization_utils_base):
         module.list_repo_templates = list_repo_templates

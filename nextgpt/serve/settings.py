@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from dataclasses import dataclass, field
 
 from nextgpt.errors import UserInputError
 
 MEGABYTE = 1_000_000
+KEY_VARIABLE = "NEXTGPT_API_KEY"
 EVERYWHERE = ("0.0.0.0", "::", "")  # the addresses that listen on every network
 
 
@@ -93,6 +95,11 @@ class ServerSettings:
             return None
         own = {"localhost", "127.0.0.1", "::1", self.host.strip("[]")}
         return frozenset(name.lower() for name in own | set(self.allowed_hosts))
+
+
+def keys_of_environment() -> tuple[str, ...]:
+    """The API keys in `NEXTGPT_API_KEY`, separated by commas."""
+    return tuple(key.strip() for key in os.environ.get(KEY_VARIABLE, "").split(",") if key.strip())
 
 
 def is_loopback(host: str) -> bool:

@@ -11,6 +11,7 @@ denoiser on them and writes the pipeline. It goes on from its last checkpoint wh
 
 from __future__ import annotations
 
+import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,7 @@ from nextgpt.train.nano.models.autoencoder import FACTOR, encode
 from nextgpt.train.nano.models.autoencoder import load as load_autoencoder
 from nextgpt.train.nano.models.captions import clip_numbers, picture_numbers
 from nextgpt.train.nano.models.denoising import LEARNING_RATE, Cached, Denoising, new_scheduler, save, train
-from nextgpt.train.nano.models.text_encoders import POOLED, WIDTH, encode_captions
+from nextgpt.train.nano.models.text_encoders import POOLED, WIDTH
 from nextgpt.train.nano.world import sampling
 from nextgpt.train.nano.world.clips import FPS, FRAMES, ClipRenderer, ClipWorld
 from nextgpt.train.nano.world.pictures import SIDE, Renderer, World
@@ -273,6 +274,8 @@ def save_pipeline(
 ) -> None:
     """Saves the parts together as the decoder of a modality."""
     kind = KINDS[modality]
+    for refined in (out / "vae", out / "vae.work"):  # of the denoiser before this one
+        shutil.rmtree(refined, ignore_errors=True)
     parts = {"vae": autoencoder, "text_encoder": text_encoder, "tokenizer": tokenizer, "transformer": denoiser}
     save(kind.pipeline(**parts, scheduler=new_scheduler(), **kind.extra), kind.generation, out)
     if modality == "audio":
@@ -286,13 +289,19 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
     args = parser.parse_args()
     world, device = loop.start(args)
-    kind, captioned = KINDS[args.modality], text_encoders.KINDS[args.modality]
+    kind = KINDS[args.modality]
     autoencoder, text_encoder = (args.root / part for part in kind.parts)
     vae = load_autoencoder(autoencoder, device)
-    encoder = captioned.model.from_pretrained(text_encoder).float().to(device).eval().requires_grad_(False)
+    encoder = (
+        text_encoders.KINDS[args.modality]
+        .model.from_pretrained(text_encoder)
+        .float()
+        .to(device)
+        .eval()
+        .requires_grad_(False)
+    )
     tokenizer = AutoTokenizer.from_pretrained(text_encoder)  # the one that the encoder has learned with
-    captions = captioned.captions(world, tokenizer)[0].to(device)
-    conditioning = encode_captions(args.modality, encoder, captions)
+    conditioning = text_encoders.encode_all(args.modality, encoder, tokenizer, world, device)
     media = kind.media(args, world, vae, device)
 
     network = Denoising(kind.new(media.latents.shape[1]), kind.call)

@@ -19,7 +19,6 @@ from nextgpt.train.nano.defaults import ROOT
 from nextgpt.train.nano.models import autoencoder, loop, text_encoders
 from nextgpt.train.nano.models.decoder import KINDS, Media
 from nextgpt.train.nano.models.denoising import NOISE_SCHEDULE
-from nextgpt.train.nano.models.text_encoders import encode_captions
 from nextgpt.train.nano.world.pictures import World
 
 FOLDERS = {"image": "image_decoder/vae", "audio": "sound_decoder/vae"}
@@ -33,9 +32,8 @@ def made_latents(
     args: Namespace, world: World, vae: AutoencoderDC, pipeline: DiffusionPipeline, device: torch.device
 ) -> tuple[Media, Tensor]:
     """The media that the denoiser has learned, and what it makes of their captions in one step, `[media, C, H, W]`."""
-    kind, captioned = KINDS[args.modality], text_encoders.KINDS[args.modality]
-    captions = captioned.captions(world, pipeline.tokenizer)[0].to(device)
-    conditioning = encode_captions(args.modality, pipeline.text_encoder, captions)
+    kind = KINDS[args.modality]
+    conditioning = text_encoders.encode_all(args.modality, pipeline.text_encoder, pipeline.tokenizer, world, device)
     media, last = kind.media(args, world, vae, device), NOISE_SCHEDULE["num_train_timesteps"] - 1
     made = []
     for part in torch.arange(len(media.captions), device=device).split(BATCH):

@@ -129,6 +129,13 @@ def encode_captions(modality: str, encoder: nn.Module, captions: CaptionTable) -
     return {name: torch.cat([part[name] for part in parts]).bfloat16() for name in parts[0]}
 
 
+def encode_all(
+    modality: str, encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, world: World, device: torch.device
+) -> Conditioning:
+    """Conditioning of all captions of a world, as [`encode_captions`] has it."""
+    return encode_captions(modality, encoder, KINDS[modality].captions(world, tokenizer)[0].to(device))
+
+
 def _read_off(states: Tensor, ids: Tensor, padding: int) -> Tensor:
     """What is read: a vector itself; of states `[N, L, width]` the one at the caption's end."""
     if states.ndim == 2:
