@@ -27,6 +27,7 @@ from nextgpt.decoders.contract import (
 )
 from nextgpt.decoders.objectives import training_objective
 from nextgpt.decoders.sources import (
+    LOADING,
     PartConfig,
     check_components,
     holding_back,
@@ -315,7 +316,8 @@ class Decoder:
 
     def _load(self):
         logger.info("Loading the decoder '%s' from %s", self.kind, self.source)
-        with torch.inference_mode(False), torch.no_grad():  # weights loaded in inference mode could not pass gradients
+        # Weights loaded in inference mode could not pass gradients.
+        with LOADING, torch.inference_mode(False), torch.no_grad():
             pipeline = self._read_weights().to(self.device)
             pipeline.set_progress_bar_config(disable=True)  # progress is `on_step`'s
             for component in pipeline.components.values():
