@@ -7,8 +7,7 @@ from functools import cached_property
 import torch
 
 from nextgpt.decoders.audioldm import log_mel_spectrogram
-from nextgpt.decoders.base import Preview, at_step_end
-from nextgpt.decoders.contract import Size
+from nextgpt.decoders.contract import Preview, Size, at_step_end
 from nextgpt.decoders.media import Audio, decode_latents, encode_pixels, fit_waveform, scale_factor
 from nextgpt.decoders.sources import LOADING, local_folder
 from nextgpt.decoders.stable_diffusion_3 import StableDiffusion3Decoder
@@ -77,7 +76,7 @@ class SpectrogramDecoder(StableDiffusion3Decoder):
             height=self._frames,
             width=self._bands,
             output_type="latent",
-            callback_on_step_end=at_step_end(after_step),
+            **at_step_end(after_step, pipeline),
         ).images
         spectrograms = decode_latents(pipeline.vae, latents)[:, 0]  # [N, frames, bands]
         waveforms = self.vocoder(spectrograms.to(self.vocoder.dtype)).float().cpu()
