@@ -64,7 +64,7 @@ class NextGPTPipeline:
         self.model, self.processor, self.decoders = model, processor, decoders
         self._lock = threading.RLock()  # held while the LLM computes
         self.engine = Engine(model, limits, self._lock)
-        weakref.finalize(self, self.engine.close, wait=False)
+        weakref.finalize(self, self.engine.close, wait=False).atexit = False
         missing = set(model.vocabulary.runs) - set(decoders)
         if missing:
             raise ValueError(f"no decoder for {', '.join(sorted(missing))}: give one for each kind the model can emit")

@@ -2,6 +2,7 @@
 
 import queue
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,3 +125,16 @@ def draw() -> Callable:
         return [Request(pipeline, rng) for _ in range(count)]
 
     return requests
+
+
+@pytest.fixture(scope="package")
+def until() -> Callable:
+    """Waits until something is so."""
+
+    def wait(what: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 120
+        while not what():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    return wait

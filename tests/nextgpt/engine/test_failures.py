@@ -3,10 +3,13 @@
 import gc
 import logging
 import random
+import subprocess
+import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from nextgpt.engine.language import LanguageWorker
 from nextgpt.engine.limits import Limits
 from nextgpt.errors import EngineError, NextGPTError, UserInputError
 
+REPOSITORY = Path(__file__).parents[3]
 TALK = [{"role": "user", "content": "What do you see? I see a cat."}]
 DRAW = [{"role": "user", "content": "draw a banana"}]
 TEXT_ONLY = {"output_modalities": ("text",), "require": {}}
@@ -103,7 +107,7 @@ def test_a_batch_that_fails_is_answered_row_by_row(assistant, draw, answer_all, 
         check_as_alone(request)
 
 
-def test_a_medium_that_cannot_be_made_fails_its_own_answer_only(assistant, monkeypatch):
+def test_a_medium_that_cannot_be_made_fails_its_own_answer_only(assistant, until, monkeypatch):
     monkeypatch.setattr(assistant.engine.limits, "max_wait_seconds", 60.0)
     monkeypatch.setattr(assistant.engine.limits, "max_media_rows", 2)
     failing = ["together", "alone"]
@@ -116,8 +120,7 @@ def test_a_medium_that_cannot_be_made_fails_its_own_answer_only(assistant, monke
     with hooked(unet, fail), ThreadPoolExecutor(2) as pool:
         with assistant._lock:
             calls = [pool.submit(assistant, DRAW, seed=5, **PICTURE) for _ in range(2)]
-            while assistant.engine.stats().language.waiting < 2:
-                threading.Event().wait(0.01)
+            until(lambda: assistant.engine.stats().language.waiting == 2)
         errors = [call.exception(60) for call in calls]
     assert sorted(map(repr, errors)) == ["None", "RuntimeError('alone')"]
     assert calls[errors.index(None)].result().images
@@ -140,7 +143,7 @@ def test_a_language_worker_that_crashes_starts_again_and_says_so(assistant, capl
     assert "The worker of the language model crashed and starts again" in caplog.text
 
 
-def test_a_decoders_worker_that_crashes_starts_again_and_answers_who_waited(assistant):
+def test_a_decoders_worker_that_crashes_starts_again_and_answers_who_waited(assistant, until):
     assert assistant(DRAW, **PICTURE).images
     before = assistant.engine.stats().decoders["image"].restarts
     reached, go_on, crashed = threading.Event(), threading.Event(), []
@@ -156,8 +159,7 @@ def test_a_decoders_worker_that_crashes_starts_again_and_answers_who_waited(assi
         running = pool.submit(assistant, DRAW, **PICTURE)
         assert reached.wait(60)
         waiting = pool.submit(assistant, DRAW, **PICTURE)
-        while not assistant.engine.stats().decoders["image"].waiting:
-            threading.Event().wait(0.01)
+        until(lambda: assistant.engine.stats().decoders["image"].waiting)
         go_on.set()
         assert isinstance(running.exception(60), EngineError)
         assert waiting.result(60).images
@@ -195,3 +197,25 @@ def test_threads_start_with_the_first_request_and_end_with_the_pipeline(assistan
     for thread in own:
         thread.join(60)
         assert not thread.is_alive()
+
+
+LEAVING = """
+import threading
+from nextgpt import NextGPTPipeline
+
+pipe, began = NextGPTPipeline.from_pretrained("nano", device="cpu"), threading.Event()
+
+def film():
+    messages = [{"role": "user", "content": "Film a bird."}]
+    for _ in pipe.stream(messages, require={"video": 1}, video={"num_inference_steps": 900}):
+        began.set()
+
+threading.Thread(target=film, daemon=True).start()
+assert began.wait(120)
+"""
+
+
+@pytest.mark.slow
+def test_a_program_may_end_in_the_middle_of_an_answer():
+    done = subprocess.run([sys.executable, "-c", LEAVING], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

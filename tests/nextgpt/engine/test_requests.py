@@ -111,15 +111,14 @@ def test_the_text_of_one_is_not_held_up_by_the_video_of_another(assistant):
     assert events[-1].reply.videos
 
 
-def test_the_llm_goes_on_while_a_medium_is_made_and_the_events_keep_the_answers_order(assistant):
+def test_the_llm_goes_on_while_a_medium_is_made_and_the_events_keep_the_answers_order(assistant, until):
     options = {"require": {"image": 1, "audio": 1}, "max_new_tokens": 40, **STEPS}
     expected = [type(event) for event in assistant.stream(DRAW, seed=1, **options)]
     with Hold(assistant, "image") as hold:
         stream = assistant.stream(DRAW, seed=1, **options)
         events = [next(event for event in stream if isinstance(event, MediaStarted))]
         assert hold.reached.wait(120)
-        while assistant.engine.stats().language.active:  # it is done with the answer, though a medium is missing
-            threading.Event().wait(0.01)
+        until(lambda: not assistant.engine.stats().language.active)  # it has the whole answer, though a medium is missing
         hold.let_go.set()
         events += stream
     order = [type(event) for event in events]
@@ -128,7 +127,7 @@ def test_the_llm_goes_on_while_a_medium_is_made_and_the_events_keep_the_answers_
     assert [event.index for event in media] == sorted(event.index for event in media)
 
 
-def test_what_comes_after_a_medium_at_which_a_stream_was_stopped_is_not_in_the_reply(assistant):
+def test_what_comes_after_a_medium_at_which_a_stream_was_stopped_is_not_in_the_reply(assistant, until):
     options = {"require": {"image": 1, "audio": 1}, "max_new_tokens": 40, "seed": 1, **STEPS}
     first, second = [part["type"] for part in assistant(DRAW, **options).message["content"] if part["type"] != "text"]
     made, cancel = assistant.engine.stats().decoders[second].made, threading.Event()
@@ -136,8 +135,7 @@ def test_what_comes_after_a_medium_at_which_a_stream_was_stopped_is_not_in_the_r
         stream = assistant.stream(DRAW, cancel=cancel, **options)
         events = [next(event for event in stream if isinstance(event, MediaStarted))]
         assert hold.reached.wait(120)
-        while assistant.engine.stats().decoders[second].made == made:
-            threading.Event().wait(0.01)
+        until(lambda: assistant.engine.stats().decoders[second].made > made)
         cancel.set()
         hold.let_go.set()
         events += stream
@@ -147,15 +145,14 @@ def test_what_comes_after_a_medium_at_which_a_stream_was_stopped_is_not_in_the_r
     assert not any(isinstance(event, TextDelta) for event in events)
 
 
-def test_a_stream_that_is_stopped_at_an_event_tells_nothing_that_was_made_in_advance(assistant):
+def test_a_stream_that_is_stopped_at_an_event_tells_nothing_that_was_made_in_advance(assistant, until):
     options = {"require": {"image": 1, "audio": 1}, "max_new_tokens": 40, "seed": 1, **STEPS}
     first, second = [part["type"] for part in assistant(DRAW, **options).message["content"] if part["type"] != "text"]
     made, cancel = assistant.engine.stats().decoders[second].made, threading.Event()
     with Hold(assistant, first) as hold:
         stream = assistant.stream(DRAW, cancel=cancel, **options)
         next(event for event in stream if isinstance(event, MediaStarted))
-        while assistant.engine.stats().decoders[second].made == made:
-            threading.Event().wait(0.01)
+        until(lambda: assistant.engine.stats().decoders[second].made > made)
         hold.let_go.set()
         next(event for event in stream if isinstance(event, MediaDone))
         cancel.set()
