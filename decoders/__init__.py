@@ -7,10 +7,11 @@ and one line in `DECODERS`; a program that brings its own calls `register_decode
 import torch
 
 from nextgpt.decoders.audioldm import AudioLDMDecoder
-from nextgpt.decoders.base import Decoder, GenerationCancelled
+from nextgpt.decoders.base import Decoder
 from nextgpt.decoders.contract import (
     Conditioning,
     ConditioningSpec,
+    GenerationCancelled,
     Size,
     TensorSpec,
     check_conditioning,

@@ -5,7 +5,6 @@ What one pipeline needs beyond this stands in its own file. The conditioning is 
 
 import copy
 import logging
-import math
 import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -14,19 +13,24 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from nextgpt.decoders.contract import (
     Conditioning,
     ConditioningSpec,
+    OnStep,
+    Preview,
+    RowsUnderWay,
     Size,
+    Stop,
     TensorSpec,
     add_constants,
     check_conditioning,
     check_option,
+    stop_if,
 )
 from nextgpt.decoders.objectives import training_objective
 from nextgpt.decoders.sources import (
+    LOADING,
     PartConfig,
     check_components,
     holding_back,
@@ -44,13 +48,6 @@ from nextgpt.decoders.sources import (
 logger = logging.getLogger(__name__)
 
 DEFAULTS_FILE = "generation_defaults.json"
-
-Preview = Callable[[], list[Image.Image]]
-OnStep = Callable[[int, int, Preview | None], None]
-
-
-class GenerationCancelled(Exception):
-    """The caller's `cancel` event was set while media were being made."""
 
 
 class Decoder:
@@ -72,6 +69,8 @@ class Decoder:
     # What decides on `encode`, and on `encode_media`: patterns of files in the decoder's folder.
     text_encoder_files: ClassVar[tuple[str, ...]] = ("text_encoder/*", "tokenizer/*")
     autoencoder_files: ClassVar[tuple[str, ...]] = ("*.json", "vae/*", "unet/config.json")
+    # What the pipeline's callback may replace when rows are no longer wanted; nothing: all are computed to the end.
+    batch_tensors: ClassVar[tuple[str, ...]] = ()
     load_options: ClassVar[dict[str, Any]] = {}  # given to the pipeline's from_pretrained
     defaults: ClassVar[dict[str, Any]]  # of every option that `generate` takes; None: what the weights were made for
 
@@ -205,7 +204,7 @@ class Decoder:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         on_step: OnStep | None = None,
-        cancel: threading.Event | None = None,
+        cancel: Stop | Sequence[Stop] | None = None,
         **size: float | None,
     ) -> list:
         """Make one media item per row of `conditioning`. An item depends on its own row and seed, not on the batch.
@@ -217,7 +216,8 @@ class Decoder:
             on_step: called after every step with (steps done, steps in all, preview); `preview()` shows how the items
                 look so far, and is None where that is not cheap. The steps in all are the scheduler's: some
                 schedulers (PNDM) take one more than `num_inference_steps`.
-            cancel: when set, generation ends within one step.
+            cancel: when set, generation ends within one step. Or one for each row: rows whose own is set are dropped within
+                one step, where the pipeline can (`shrinks`), and generation ends with the last; None stands in their place.
             **size: `height`, `width` (image, video; pixels), `num_frames`, `fps` (video), `duration` (audio; seconds).
                 None, here and above, means the value in `generation_defaults`.
 
@@ -233,24 +233,22 @@ class Decoder:
         count = len(next(iter(conditioning.values())))
         if len(seeds) != count:
             raise ValueError(f"Got {len(seeds)} seeds for {count} rows of conditioning: give one for each.")
-        _stop_if(cancel)
+        stop_if(cancel)
         pipeline = self._pipeline_for_one_call()
-
-        def after_step(index: int, latents: torch.Tensor) -> None:
-            _stop_if(cancel)
-            if on_step is not None:
-                total = math.ceil(len(pipeline.scheduler.timesteps) / pipeline.scheduler.order)
-                on_step(index + 1, total, self._preview(pipeline, latents))
-                _stop_if(cancel)
-
-        _stop_if(cancel)  # it may have been set while the weights were loading
+        stop_if(cancel)  # it may have been set while the weights were loading
         arguments = self._prepare(add_constants(self.conditioning_spec, conditioning))
         if self._empty is not None:
             empty = {name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in self._empty.items()}
             arguments |= {f"negative_{name}": tensor for name, tensor in self._prepare(empty).items()}
         arguments["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
+        batch = RowsUnderWay(pipeline, arguments["generator"], self.batch_tensors, self._preview, on_step, cancel)
         with torch.no_grad():
-            return self._run(pipeline, after_step, options, arguments)
+            return batch.in_place(self._run(pipeline, batch, options, arguments))
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether rows that are no longer wanted are dropped from a batch under way."""
+        return bool(self.batch_tensors)
 
     @torch.no_grad()
     def encode_media(self, media: Sequence, **size: float | None) -> torch.Tensor:
@@ -315,7 +313,11 @@ class Decoder:
 
     def _load(self):
         logger.info("Loading the decoder '%s' from %s", self.kind, self.source)
-        with torch.inference_mode(False), torch.no_grad():  # weights loaded in inference mode could not pass gradients
+        with (
+            LOADING,
+            torch.inference_mode(False),
+            torch.no_grad(),
+        ):  # weights loaded in inference mode could not pass gradients
             pipeline = self._read_weights().to(self.device)
             pipeline.set_progress_bar_config(disable=True)  # progress is `on_step`'s
             for component in pipeline.components.values():
@@ -419,18 +421,3 @@ class Decoder:
     def _check_conditioning(self, conditioning: Conditioning) -> None:
         advice = "The output projection must be made for this decoder."
         check_conditioning(self.conditioning_spec, conditioning, f"The decoder '{self.kind}' at {self.source}", advice)
-
-
-def at_step_end(after_step: Callable[[int, torch.Tensor], None]) -> Callable:
-    """A pipeline's `callback_on_step_end`. Second-order schedulers evaluate the denoiser twice a step."""
-
-    def on_step_end(pipeline, index, timestep, tensors):
-        after_step(index // pipeline.scheduler.order, tensors["latents"])
-        return {}
-
-    return on_step_end
-
-
-def _stop_if(cancel: threading.Event | None) -> None:
-    if cancel is not None and cancel.is_set():
-        raise GenerationCancelled("The generation was cancelled.")

@@ -1,10 +1,15 @@
-"""What a decoder declares: its conditioning as named tensors, which of them a model has to make, and its options."""
+"""What a decoder declares: its conditioning as named tensors, which of them a model has to make, and its options.
 
-from collections.abc import Iterable
+And what a call of it has to do with its caller after each step: telling it, and dropping rows that it no longer wants.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from PIL import Image
 
 Conditioning = dict[str, torch.Tensor]  # name → [N, *shape]
 INTEGER_OPTIONS = {"num_inference_steps", "height", "width", "num_frames"}
@@ -151,3 +156,134 @@ def check_option(name: str, value: Any, size: Size | None = None) -> str | None:
     if size is not None and not size.fits(value):
         return f"{name} must be {size}, got {value!r}."
     return None
+
+
+# The rows of one call under way ---------------------------------------------------------------------------------------
+
+Preview = Callable[[], list[Image.Image | None]]
+OnStep = Callable[[int, int, Preview | None], None]
+
+
+class GenerationCancelled(Exception):
+    """The caller's `cancel` event was set while media were being made."""
+
+
+class Stop(Protocol):
+    """An event, or something like it."""
+
+    def is_set(self) -> bool:
+        """As `threading.Event` has it."""
+
+
+def stop_if(cancel: Stop | Sequence[Stop] | None) -> None:
+    """Raises GenerationCancelled where nothing is wanted any more: `cancel` is set, or, of several, all are."""
+    stops = cancel if isinstance(cancel, Sequence) else [cancel]
+    if all(stop is not None and stop.is_set() for stop in stops):
+        raise GenerationCancelled("The generation was cancelled.")
+
+
+class RowsUnderWay:
+    """Called after each step with its index, from 0, and the latents.
+
+    Args:
+        pipeline: this call's own, with its own scheduler.
+        generators: of the rows; the very list that the pipeline has.
+        tensors: names of what the pipeline's callback may replace; those that are not given stay.
+        preview: pipeline and latents → a preview of them.
+        on_step, cancel: as for `Decoder.generate`.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        generators: list[torch.Generator],
+        tensors: Sequence[str],
+        preview: Callable[[Any, torch.Tensor], Preview | None],
+        on_step: OnStep | None,
+        cancel: Stop | Sequence[Stop] | None,
+    ):
+        self.pipeline, self.generators, self.tensors = pipeline, generators, tuple(tensors)
+        self.preview, self.on_step, self.cancel = preview, on_step, cancel
+        self.count = len(generators)
+        self.rows = list(range(self.count))  # those that are still computed
+
+    def __call__(self, index: int, latents: torch.Tensor) -> None:
+        stop_if(self.cancel)
+        if self.on_step is not None:
+            scheduler = self.pipeline.scheduler
+            total = math.ceil(len(scheduler.timesteps) / scheduler.order)
+            self.on_step(index + 1, total, self._preview_in_place(self.preview(self.pipeline, latents)))
+            stop_if(self.cancel)
+
+    def shrink(self, given: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
+        """Drops the rows that are no longer wanted, and gives what is to replace the pipeline's tensors."""
+        wanted = [i for i, row in enumerate(self.rows) if not self._is_unwanted(row)]
+        if len(wanted) == len(self.rows) or not wanted or not self._can_shrink(given):
+            return {}
+        count, latents = len(self.rows), given["latents"]
+        _keep_of_state(self.pipeline.scheduler, wanted, latents)
+        self.rows = [self.rows[i] for i in wanted]
+        self.generators[:] = [self.generators[i] for i in wanted]
+        return {name: _keep(tensor, wanted, count) for name, tensor in given.items() if tensor is not None}
+
+    def in_place(self, items: Sequence) -> list:
+        """What was made of the remaining rows, each in its place, None in the others'."""
+        if len(items) == self.count:
+            return list(items)
+        placed: list = [None] * self.count
+        for row, item in zip(self.rows, items, strict=True):
+            placed[row] = item
+        return placed
+
+    def _preview_in_place(self, preview: Preview | None) -> Preview | None:
+        if preview is None or len(self.rows) == self.count:
+            return preview
+        rows = list(self.rows)
+
+        def in_place() -> list[Image.Image | None]:
+            shown = dict(zip(rows, preview(), strict=True))
+            return [shown.get(row) for row in range(self.count)]
+
+        return in_place
+
+    def _is_unwanted(self, row: int) -> bool:
+        return isinstance(self.cancel, Sequence) and self.cancel[row] is not None and self.cancel[row].is_set()
+
+    def _can_shrink(self, given: dict) -> bool:
+        denoiser = getattr(self.pipeline, "unet", None)  # one that is told the guidance has it in a tensor of its own
+        told_guidance = denoiser is not None and denoiser.config.get("time_cond_proj_dim") is not None
+        return bool(self.tensors) and set(self.tensors) <= given.keys() and not told_guidance
+
+
+def at_step_end(after_step: Callable[[int, torch.Tensor], None], pipeline: Any) -> dict[str, Any]:
+    """A pipeline's arguments for being told of each step. Second-order schedulers evaluate the denoiser twice a step."""
+    batch = after_step if isinstance(after_step, RowsUnderWay) else None
+    replaceable = batch is not None and set(batch.tensors) <= set(pipeline._callback_tensor_inputs)
+
+    def on_step_end(pipeline: Any, index: int, timestep: Any, tensors: dict) -> dict:
+        after_step(index // pipeline.scheduler.order, tensors["latents"])
+        return batch.shrink(tensors) if batch is not None else {}
+
+    names = list(batch.tensors) if batch is not None and batch.tensors and replaceable else ["latents"]
+    return {"callback_on_step_end": on_step_end, "callback_on_step_end_tensor_inputs": names}
+
+
+def _keep(tensor: torch.Tensor, rows: list[int], count: int) -> torch.Tensor:
+    """Some of `count` rows; with guidance there may be twice as many, those without their prompt first."""
+    halves = tensor.unflatten(0, (-1, count))
+    return halves[:, rows].flatten(0, 1)
+
+
+def _keep_of_state(scheduler: Any, rows: list[int], latents: torch.Tensor) -> None:
+    """What a scheduler remembers of earlier steps has the latents' shape, alone or in lists."""
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.shape == latents.shape:
+            return value[rows]
+        if isinstance(value, list):
+            return [kept(each) for each in value]
+        return value
+
+    for name, value in vars(scheduler).items():
+        if isinstance(value, (torch.Tensor, list)):
+            setattr(scheduler, name, kept(value))

@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from nextgpt.decoders.base import at_step_end
-from nextgpt.decoders.contract import Conditioning, ConditioningSpec, Size, TensorSpec, multiples
+from nextgpt.decoders.contract import Conditioning, ConditioningSpec, Size, TensorSpec, at_step_end, multiples
 from nextgpt.decoders.media import Video, as_videos, scale_factor
 from nextgpt.decoders.sources import exceed, read_t5_shape
 from nextgpt.decoders.text_to_video import TextToVideoDecoder
@@ -24,6 +23,7 @@ class LatteDecoder(TextToVideoDecoder):
     kind = "latte"
     pipeline_class = "LattePipeline"
     denoiser = "transformer"
+    batch_tensors = ("latents", "prompt_embeds")
     autoencoder_files = ("*.json", "vae/*", "transformer/config.json")
     # As diffusers' pipeline has them; 8 frames per second as Latte was trained.
     defaults = {
@@ -75,6 +75,6 @@ class LatteDecoder(TextToVideoDecoder):
             negative_prompt=None,  # the empty one comes as embeddings
             clean_caption=False,
             output_type="np",
-            callback_on_step_end=at_step_end(after_step),
+            **at_step_end(after_step, pipeline),
         ).frames
         return as_videos(clips, fps)

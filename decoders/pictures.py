@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from nextgpt.decoders.base import Decoder, Preview, at_step_end
-from nextgpt.decoders.contract import Size, multiples
+from nextgpt.decoders.base import Decoder
+from nextgpt.decoders.contract import Preview, Size, at_step_end, multiples
 from nextgpt.decoders.media import decode_latents, encode_pixels, scale_factor
 
 PREVIEW_LATENTS = 32  # a preview decodes at most so many latents a side: 256 pixels, a quarter of the work at 512
@@ -22,6 +22,7 @@ class PictureDecoder(Decoder):
     """
 
     modality = "image"
+    batch_tensors = ("latents", "prompt_embeds")
 
     def _read_sizes(self) -> dict[str, Size]:
         config = self._config(self.denoiser)
@@ -40,7 +41,7 @@ class PictureDecoder(Decoder):
     ) -> list[Image.Image]:
         # Given only one of height and width, the pipeline would drop it: both are always given.
         options |= self._picture_size(options)
-        return pipeline(**arguments, **options, callback_on_step_end=at_step_end(after_step)).images
+        return pipeline(**arguments, **options, **at_step_end(after_step, pipeline)).images
 
     def _picture_size(self, options: dict) -> dict[str, int]:
         """`height` and `width` in pixels, each the one that the weights were made for where `options` say None."""

@@ -4,12 +4,14 @@ import importlib
 import inspect
 import json
 import logging
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 SHARED_FILE = "shared_components.json"
+LOADING = threading.RLock()  # transformers and diffusers change torch, for all threads, while they load a model
 
 
 def local_folder(source: str) -> Path | None:

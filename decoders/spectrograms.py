@@ -7,10 +7,9 @@ from functools import cached_property
 import torch
 
 from nextgpt.decoders.audioldm import log_mel_spectrogram
-from nextgpt.decoders.base import Preview, at_step_end
-from nextgpt.decoders.contract import Size
+from nextgpt.decoders.contract import Preview, Size, at_step_end
 from nextgpt.decoders.media import Audio, decode_latents, encode_pixels, fit_waveform, scale_factor
-from nextgpt.decoders.sources import local_folder
+from nextgpt.decoders.sources import LOADING, local_folder
 from nextgpt.decoders.stable_diffusion_3 import StableDiffusion3Decoder
 
 
@@ -65,7 +64,8 @@ class SpectrogramDecoder(StableDiffusion3Decoder):
         config = self._config("vocoder")
         kind = GriffinLimVocoder if config["model_type"] == GriffinLimVocoder.config_class.model_type else SpeechT5HifiGan
         place = {"subfolder": "vocoder", "revision": self.revision} if folder is None else {}
-        vocoder = kind.from_pretrained(self.source if folder is None else folder / "vocoder", dtype=self.dtype, **place)
+        with LOADING:
+            vocoder = kind.from_pretrained(self.source if folder is None else folder / "vocoder", dtype=self.dtype, **place)
         return vocoder.to(self.device).requires_grad_(False).eval()
 
     def _run(self, pipeline, after_step: Callable[[int, torch.Tensor], None], options: dict, arguments: dict) -> list[Audio]:
@@ -76,7 +76,7 @@ class SpectrogramDecoder(StableDiffusion3Decoder):
             height=self._frames,
             width=self._bands,
             output_type="latent",
-            callback_on_step_end=at_step_end(after_step),
+            **at_step_end(after_step, pipeline),
         ).images
         spectrograms = decode_latents(pipeline.vae, latents)[:, 0]  # [N, frames, bands]
         waveforms = self.vocoder(spectrograms.to(self.vocoder.dtype)).float().cpu()

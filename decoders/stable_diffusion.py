@@ -29,6 +29,7 @@ class StableDiffusionXLDecoder(PictureDecoder):
 
     kind = "stable-diffusion-xl"
     pipeline_class = "StableDiffusionXLPipeline"
+    batch_tensors = ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids")
     text_encoder_files = ("text_encoder/*", "tokenizer/*", "text_encoder_2/*", "tokenizer_2/*")
     load_options = {"image_encoder": None, "feature_extractor": None}
     defaults = {"num_inference_steps": 50, "guidance_scale": 5.0, "height": None, "width": None}

@@ -25,6 +25,7 @@ class StableDiffusion3Decoder(PictureDecoder):
     kind = "stable-diffusion-3"
     pipeline_class = "StableDiffusion3Pipeline"
     denoiser = "transformer"
+    batch_tensors = ("latents", "prompt_embeds", "pooled_prompt_embeds")
     text_encoder_files = tuple(f"{name}{number}/*" for number in ("", "_2", "_3") for name in ("text_encoder", "tokenizer"))
     autoencoder_files = ("*.json", "vae/*", "transformer/config.json")
     load_options = {"image_encoder": None, "feature_extractor": None}

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from PIL import Image
 
-from nextgpt.decoders.base import Decoder, Preview
-from nextgpt.decoders.contract import Size, multiples
+from nextgpt.decoders.base import Decoder
+from nextgpt.decoders.contract import Preview, Size, multiples
 from nextgpt.decoders.media import Video, as_videos, check_equal_lengths, scale_factor
 from nextgpt.decoders.pictures import decode_small, encode_images
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from PIL import Image
 
-from nextgpt.decoders.base import Decoder, at_step_end
-from nextgpt.decoders.contract import Conditioning, ConditioningSpec, Size, TensorSpec, multiples
+from nextgpt.decoders.base import Decoder
+from nextgpt.decoders.contract import Conditioning, ConditioningSpec, Size, TensorSpec, at_step_end, multiples
 from nextgpt.decoders.media import Video, as_videos, check_equal_lengths, encode_pixels
 from nextgpt.decoders.pictures import image_pixels
 from nextgpt.decoders.sources import exceed, read_t5_shape
@@ -26,6 +26,7 @@ class WanDecoder(Decoder):
     modality = "video"
     pipeline_class = "WanPipeline"
     denoiser = "transformer"
+    batch_tensors = ("latents", "prompt_embeds", "negative_prompt_embeds")
     autoencoder_files = ("*.json", "vae/*", "transformer/config.json")
     # As diffusers' pipeline has them; 16 frames per second as Wan was trained.
     defaults = {
@@ -82,7 +83,7 @@ class WanDecoder(Decoder):
     def _run(self, pipeline, after_step: Callable[[int, torch.Tensor], None], options: dict, arguments: dict) -> list[Video]:
         fps = options.pop("fps")
         with self._one_at_a_time:
-            clips = pipeline(**arguments, **options, callback_on_step_end=at_step_end(after_step)).frames
+            clips = pipeline(**arguments, **options, **at_step_end(after_step, pipeline)).frames
         return as_videos(clips, fps)
 
     def _encode_media(self, pipeline, media: Sequence[Video], options: dict) -> torch.Tensor:

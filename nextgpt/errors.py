@@ -32,6 +32,18 @@ class ContractError(NextGPTError):
     """The answer could not contain what `require` or `output_modalities` asked for."""
 
 
+class QueueFullError(NextGPTError):
+    """Too many requests are waiting already."""
+
+
+class DeadlineExceeded(NextGPTError):
+    """An answer was not finished within the seconds that its `deadline` gave it."""
+
+
+class EngineError(NextGPTError):
+    """An answer was broken off by something that is not its own fault: a worker crashed, or the pipeline was closed."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     lines = str(error).strip().splitlines()

@@ -31,6 +31,7 @@ class GenerationOptions:
         require: modality → how many the answer must hold, exactly, e.g. `{"image": 1}`; no other kinds then.
         do_sample, temperature, top_p: sampling of the LLM; greedy by default.
         seed: of the sampling and of the first piece of media (the next takes seed + 1 …); random by default.
+        deadline: seconds from the call's beginning after which the answer stops, with a `DeadlineExceeded`; None: never.
         media: modality → options of its decoder (`num_inference_steps`, `guidance_scale`, `height` …). In a call each
             stands under the modality's own name, as `image={"num_inference_steps": 20}`.
     """
@@ -42,6 +43,7 @@ class GenerationOptions:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
+    deadline: float | None = None
     media: dict[str, dict] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -49,6 +51,8 @@ class GenerationOptions:
         self._check("temperature", _is_number(self.temperature) and self.temperature > 0, "a number above 0")
         self._check("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "a number above 0, at most 1")
         self._check("seed", self.seed is None or (isinstance(self.seed, int) and 0 <= self.seed < 2**62), "0 or more")
+        fits = self.deadline is None or (_is_number(self.deadline) and self.deadline > 0)
+        self._check("deadline", fits, "seconds, a number above 0")
         counts = self.require.values() if isinstance(self.require, dict) else ()
         fits = self.require is None or isinstance(self.require, dict)
         fits = fits and all(isinstance(count, int) and count >= 0 for count in counts)

@@ -14,15 +14,18 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.streamers import BaseStreamer
 
 from nextgpt.adapters import virtual_tokens
 from nextgpt.errors import ContractError, NextGPTError
 from nextgpt.modalities import take_values
+from nextgpt.signals import SignalVocabulary
 
 
 @dataclass
@@ -63,8 +66,18 @@ class InterleavedOutput:
 
 
 @dataclass
-class _Row:
-    """One answer under way."""
+class AnswerRow:
+    """One answer under way.
+
+    Args:
+        index: its row of the call.
+        budget: how many tokens it may still emit.
+        allowed: the kinds that are made.
+        required: modality → how many are still to come; with `exact`, no other kind may come.
+        tokens: what was emitted so far.
+        finished: whether it ended by itself.
+        open_run: the run that its last token began; all of it stands in `tokens`, and is still to be fed.
+    """
 
     index: int
     budget: int
@@ -76,7 +89,33 @@ class _Row:
     open_run: SignalRun | None = None
 
     def may_start(self, modality: str) -> bool:
+        """Whether a run of this kind may come now."""
         return self.required[modality] > 0 if self.exact else True
+
+    def take(self, token: int, vocabulary: SignalVocabulary, eos_ids: Sequence[int], stopped: bool = False) -> bool:
+        """Takes the next token, with the rest of the run that it may begin, and says whether a segment ends with it.
+
+        Args:
+            stopped: the answer was cancelled: no run begins any more.
+        """
+        modality = vocabulary.starts.get(token)
+        if modality is None:
+            self.tokens.append(token)
+            self.budget -= 1
+        elif not stopped:
+            run = vocabulary.runs[modality]
+            self.open_run = SignalRun(self.index, modality, position=len(self.tokens))
+            self.required[modality] -= 1
+            self.tokens += run
+            self.budget = max(self.budget - len(run), 0)
+        self.finished = token in eos_ids
+        return self.finished or modality is not None
+
+    def check_contract(self) -> None:
+        """Raises ContractError where the answer has ended without what `require` asks for."""
+        unmet = {modality: number for modality, number in self.required.items() if number > 0}
+        if self.exact and unmet:
+            raise ContractError(f"the answer ended without {unmet}: raise max_new_tokens")
 
     @property
     def recorded_run(self) -> SignalRun | None:
@@ -127,23 +166,22 @@ class InterleavedGenerationMixin:
         if media_features is None:
             media_features = self.encode_media(input_ids, **values)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        rows = self._start_rows(len(input_ids), max_new_tokens, output_modalities, require)
+        rows = self.start_rows(len(input_ids), max_new_tokens, output_modalities, require)
         output = InterleavedOutput(sequences=[row.tokens for row in rows])
         relay = _SegmentStreamer(streamer) if streamer is not None else None
         active, cache = rows, past_key_values
         while active:
-            recorder = _Recorder(active, self.vocabulary.runs, output.runs, on_run)
-            result = super().generate(  # transformers' own: the gate and the segments do the rest
-                input_ids=input_ids,
+            recorder = RunRecorder(active, self.vocabulary.runs, output.runs, on_run)
+            result = self.generate_segment(
+                input_ids,
                 attention_mask=mask,
                 past_key_values=cache,
                 media_features=media_features,
                 signal_recorder=recorder if recorder.is_needed else None,
                 max_new_tokens=max(max(row.budget, 1) for row in active),
-                logits_processor=LogitsProcessorList([_SignalGate(self, active, input_ids.shape[1])]),
+                logits_processor=LogitsProcessorList([SignalGate(self, active, input_ids.shape[1])]),
                 stopping_criteria=StoppingCriteriaList([_SegmentEnd(self, active, input_ids.shape[1], cancel)]),
                 streamer=relay if active[0].budget > 0 else None,
-                return_dict_in_generate=True,
                 **generate_kwargs,
             )
             cache, media_features = result.past_key_values, None
@@ -160,8 +198,15 @@ class InterleavedGenerationMixin:
             relay.finish()
         output.finished = [row.finished for row in rows]
         output.past_key_values = cache if len(rows) == 1 else None
-        self._check_contract(rows, cancel)
+        if cancel is None or not cancel.is_set():
+            for row in rows:
+                row.check_contract()
         return output
+
+    @torch.no_grad()
+    def generate_segment(self, input_ids: Tensor, **arguments: Any) -> GenerateDecoderOnlyOutput:
+        """transformers' own `generate` of this model, with its arguments; `media_features` and `signal_recorder` too."""
+        return super().generate(input_ids=input_ids, return_dict_in_generate=True, **arguments)
 
     def _validate_model_kwargs(self, model_kwargs: dict) -> None:
         """transformers reads off `forward` what is known; what media may come there says the table of modalities."""
@@ -204,7 +249,14 @@ class InterleavedGenerationMixin:
             inputs["media_features"] = media_features[order[:, -fed:][placeholders[:, -fed:]]]
         return inputs
 
-    def _start_rows(self, count, max_new_tokens, output_modalities, require) -> list[_Row]:
+    def start_rows(
+        self,
+        count: int,
+        max_new_tokens: int | Sequence[int],
+        output_modalities: Sequence[str] | None = None,
+        require: dict[str, int] | None = None,
+    ) -> list[AnswerRow]:
+        """The answers of `count` prompts, before their first token; arguments and errors as of `generate_interleaved`."""
         budgets = [max_new_tokens] * count if isinstance(max_new_tokens, int) else list(max_new_tokens)
         if output_modalities is not None and "text" not in output_modalities:
             raise ContractError("an answer always may hold text: add text to output_modalities, or use require")
@@ -228,30 +280,19 @@ class InterleavedGenerationMixin:
                 "raise max_new_tokens or shorten the conversation"
             )
         return [
-            _Row(i, budget, frozenset(allowed), Counter(required), exact=require is not None)
+            AnswerRow(i, budget, frozenset(allowed), Counter(required), exact=require is not None)
             for i, budget in enumerate(budgets)
         ]
 
-    def _advance(self, row: _Row, new: list[int], cancel) -> None:
+    def _advance(self, row: AnswerRow, new: list[int], cancel) -> None:
         """Takes a segment's tokens into a row, up to the end of the answer, the budget or a signal."""
         row.open_run = None
         stopped = cancel is not None and cancel.is_set()
         for token in new[: row.budget]:  # a spent budget means that the segment only fed the last run
-            modality = self.vocabulary.starts.get(token)
-            if modality is None:
-                row.tokens.append(token)
-                row.budget -= 1
-            elif not stopped:
-                run = self.vocabulary.runs[modality]
-                row.open_run = SignalRun(row.index, modality, position=len(row.tokens))
-                row.required[modality] -= 1
-                row.tokens += run
-                row.budget = max(row.budget - len(run), 0)
-            row.finished = token in self._eos_ids()
-            if row.finished or modality is not None:
+            if row.take(token, self.vocabulary, self.eos_ids(), stopped):
                 return
 
-    def _append_runs(self, active: list[_Row], sequences: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+    def _append_runs(self, active: list[AnswerRow], sequences: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, list[int]]:
         """Keeps the rows that stopped at a signal and appends their runs, right-aligned.
 
         The cache holds all columns but the last. A row that stopped earlier than others went on with padding: those
@@ -273,34 +314,45 @@ class InterleavedGenerationMixin:
         ids = torch.cat([sequences[kept, :fed], new_ids], dim=1)
         return ids, torch.cat([mask[kept], new_mask], dim=1), kept
 
-    def _check_contract(self, rows: list[_Row], cancel) -> None:
-        if cancel is not None and cancel.is_set():
-            return
-        for row in rows:
-            unmet = {modality: number for modality, number in row.required.items() if number > 0}
-            if row.exact and unmet:
-                raise ContractError(f"the answer ended without {unmet}: raise max_new_tokens")
-
-    def _eos_ids(self) -> list[int]:
+    def eos_ids(self) -> list[int]:
+        """The tokens that end an answer."""
         eos = self.generation_config.eos_token_id
         return eos if isinstance(eos, list) else [] if eos is None else [eos]
 
 
-class _SignalGate(LogitsProcessor):
-    """Lets only first signal tokens through, under `require` of its kinds alone, and steers towards those."""
+NOT_NUMBERS = (
+    "the language model computed NaN or infinite numbers, so there is no answer; load it with another dtype "
+    "(float32 or bfloat16), or check its weights"
+)
 
-    def __init__(self, model, rows: list[_Row], prompt_length: int):
+
+def not_numbers(scores: Tensor) -> Tensor:
+    """Which rows of `[batch, vocab_size]` hold NaN or infinity: `[batch]`. Every later state that looks back is spoilt."""
+    return (scores.isnan() | scores.isposinf()).any(-1)
+
+
+class SignalGate(LogitsProcessor):
+    """Lets only first signal tokens through, under `require` of its kinds alone, and steers towards those.
+
+    Args:
+        model: with its vocabulary.
+        rows: the answers, as they were when the segment began.
+        prompt_length: of the segment, in columns.
+    """
+
+    def __init__(self, model: Any, rows: list[AnswerRow], prompt_length: int):
         vocabulary = model.vocabulary
         self.rows, self.prompt_length, self.runs = rows, prompt_length, vocabulary.runs
         self.signals = slice(vocabulary.offset, vocabulary.offset + vocabulary.num_tokens)
-        self.eos = model._eos_ids()
+        self.eos = model.eos_ids()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if (scores.isnan() | scores.isposinf()).any():  # one such state spoils every later one that looks back at it
-            raise NextGPTError(
-                "the language model computed NaN or infinite numbers, so there is no answer; load it with another dtype "
-                "(float32 or bfloat16), or check its weights"
-            )
+        if not_numbers(scores).any():
+            raise NextGPTError(NOT_NUMBERS)
+        return self.gate(scores, spent=input_ids.shape[1] - self.prompt_length)
+
+    def gate(self, scores: Tensor, spent: int) -> Tensor:
+        """Scores `[batch, vocab_size]` with what may not come at -inf; `spent` tokens are not yet in the rows' budgets."""
         gated = scores.clone()
         gated[:, self.signals] = -torch.inf
         for i, row in enumerate(self.rows):
@@ -308,10 +360,10 @@ class _SignalGate(LogitsProcessor):
             gated[i, starts] = scores[i, starts]
             required = [self.runs[modality][0] for modality, number in row.required.items() if number > 0]
             if required:
-                self._steer(gated[i], required, steps_left=row.budget - (input_ids.shape[1] - self.prompt_length), row=row)
+                self._steer(gated[i], required, steps_left=row.budget - spent, row=row)
         return gated
 
-    def _steer(self, scores: Tensor, required: list[int], steps_left: int, row: _Row) -> None:
+    def _steer(self, scores: Tensor, required: list[int], steps_left: int, row: AnswerRow) -> None:
         """The end of the answer gives its score to the likeliest required signal; the last chance takes everything."""
         best = required[int(scores[required].argmax())]
         needed = sum(len(self.runs[modality]) * max(number, 0) for modality, number in row.required.items())
@@ -326,7 +378,7 @@ class _SignalGate(LogitsProcessor):
 class _SegmentEnd(StoppingCriteria):
     """A row's segment ends at a first signal token, at its budget, or when cancelled."""
 
-    def __init__(self, model, rows: list[_Row], prompt_length: int, cancel: threading.Event | None):
+    def __init__(self, model, rows: list[AnswerRow], prompt_length: int, cancel: threading.Event | None):
         self.starts = torch.tensor(sorted(model.vocabulary.starts) or [-1])
         self.limits = torch.tensor([prompt_length + max(row.budget, 1) for row in rows])
         self.cancel = cancel
@@ -338,15 +390,16 @@ class _SegmentEnd(StoppingCriteria):
         return at_signal | (input_ids.shape[1] >= self.limits.to(input_ids.device))
 
 
-class _Recorder:
+class RunRecorder:
     """Takes the states of the runs that a segment's first pass feeds, and hands them on at once."""
 
-    def __init__(self, rows: list[_Row], runs: dict, collected: list[SignalRun], on_run: Callable | None):
+    def __init__(self, rows: Sequence[AnswerRow], runs: dict, collected: list[SignalRun], on_run: Callable | None):
         self.open = [(i, row.recorded_run) for i, row in enumerate(rows) if row.recorded_run is not None]
         self.runs, self.collected, self.on_run = runs, collected, on_run
 
     @property
     def is_needed(self) -> bool:
+        """Whether the first pass feeds any run of which something is to become."""
         return bool(self.open)
 
     def __call__(self, hidden_states: Tensor, embeddings: Tensor) -> None:

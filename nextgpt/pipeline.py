@@ -1,39 +1,32 @@
 """The assistant as a whole: messages in, messages with media out.
 
-It joins the processor, the model and the decoders, and owns what lives between calls: sessions, locks, seeds, timings.
+It joins the processor, the model and the decoders, and owns what lives between calls: the engine, sessions.
 It has no model code of its own, and nothing here decides what an answer holds: that is the LLM's tokens alone.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import queue
 import threading
-import time
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
-from transformers import BatchFeature
 
 from nextgpt.adapters import virtual_tokens
 from nextgpt.configuration_nextgpt import NextGPTConfig
-from nextgpt.decoders import Decoder, GenerationCancelled
+from nextgpt.decoders import Decoder
+from nextgpt.engine.answers import Answer, read_conversations
+from nextgpt.engine.engine import Engine
+from nextgpt.engine.limits import Limits
 from nextgpt.errors import UserInputError
-from nextgpt.events import Event, Finished, GenerationOptions, MediaDone, MediaProgress, MediaStarted, Reply, Timings
-from nextgpt.generation import InterleavedOutput, SignalRun
+from nextgpt.events import Event, Finished, GenerationOptions, Reply
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.hub.loading import check_parts, load_frozen_decoder, read_quantization, replace_parts
 from nextgpt.hub.parts import fetch_model
-from nextgpt.modalities import take_values
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
-from nextgpt.multimodal.generation_modes import check_decoder_options, make_media
 from nextgpt.processing_nextgpt import NextGPTProcessor
-from nextgpt.session import Session, fingerprint_media, forgetting_on_error
-from nextgpt.streaming import AnswerStreamer, AnyOf
-
-logger = logging.getLogger(__name__)
+from nextgpt.session import Session
 
 DEFAULT_MODEL = "nano"
 
@@ -44,6 +37,7 @@ class NextGPTPipeline:
     Args:
         model, processor: as loaded or trained.
         decoders: output modality → frozen decoder; they load on first use and stay.
+        limits: of what is answered at a time; may be changed later, as `pipe.engine.limits`.
 
     Example:
 
@@ -56,12 +50,21 @@ class NextGPTPipeline:
         messages += [reply.message, {"role": "user", "content": "Now on red."}]
         reply = pipe(messages)
 
-    It is safe to call from several threads; the calls take turns.
+    It is safe to call from several threads: the calls are answered together, each as it would be alone.
+    `pipe.engine.stats()` counts what is under way.
     """
 
-    def __init__(self, model: NextGPTForConditionalGeneration, processor: NextGPTProcessor, decoders: dict[str, Decoder]):
+    def __init__(
+        self,
+        model: NextGPTForConditionalGeneration,
+        processor: NextGPTProcessor,
+        decoders: dict[str, Decoder],
+        limits: Limits | None = None,
+    ):
         self.model, self.processor, self.decoders = model, processor, decoders
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # held while the LLM computes
+        self.engine = Engine(model, limits, self._lock)
+        weakref.finalize(self, self.engine.close, wait=False).atexit = False
         missing = set(model.vocabulary.runs) - set(decoders)
         if missing:
             raise ValueError(f"no decoder for {', '.join(sorted(missing))}: give one for each kind the model can emit")
@@ -79,6 +82,7 @@ class NextGPTPipeline:
         device_map: str | dict | None = None,
         quantization: str | None = None,
         revision: str | None = None,
+        limits: Limits | None = None,
     ) -> NextGPTPipeline:
         """Loads a trained model with its frozen parts.
 
@@ -91,6 +95,7 @@ class NextGPTPipeline:
             device_map: for the LLM, as in transformers (needs accelerate).
             quantization: "4bit" or "8bit" for the LLM (needs bitsandbytes).
             revision: of the Hub repository.
+            limits: of what is answered at a time.
 
         Raises:
             ModelLoadError: something is missing (all of it is listed, with sizes and the place to put it) or does
@@ -118,7 +123,7 @@ class NextGPTPipeline:
             for module in (model.encoder, model.input_projection, model.output_projections, model.signal_rows):
                 module.to(device)
         decoders = {modality: load_frozen_decoder(config, modality, device, dtype) for modality in config.signal_tokens}
-        return cls(model, NextGPTProcessor.from_pretrained(location), decoders)
+        return cls(model, NextGPTProcessor.from_pretrained(location), decoders, limits)
 
     @property
     def device(self) -> torch.device:
@@ -157,14 +162,8 @@ class NextGPTPipeline:
         Raises:
             UserInputError: whatever a call would find wrong with them.
         """
-        self._read(messages)
+        read_conversations(self.model, self.processor, messages)
 
-    def _read(self, conversations: list[dict] | list[list[dict]]) -> BatchFeature:
-        """Messages → the processor's tensors, refused where they are longer than the LLM's positions."""
-        limit = self.position_limit
-        return self.processor(conversations, max_length=limit - 1 if limit else None)
-
-    @torch.no_grad()
     def __call__(
         self,
         messages: list[dict] | list[list[dict]],
@@ -185,17 +184,19 @@ class NextGPTPipeline:
         Raises:
             UserInputError: a message, file or argument is not what it should be.
             ContractError: the model cannot give what `require` or `output_modalities` asks for.
+            QueueFullError: too many requests are waiting already.
+            DeadlineExceeded: the answer took longer than its `deadline`.
+            EngineError: a worker crashed, or the pipeline was closed meanwhile.
         """
         asked = GenerationOptions.from_keywords(options)
         batched = isinstance(messages, (list, tuple)) and bool(messages) and isinstance(messages[0], (list, tuple))
         if batched and session is not None:
             raise UserInputError("a session belongs to one conversation, not to a list of them: leave it out")
-        answer = _Answer(self, asked, cancel)
+        answer = Answer(self.engine, self.processor, self.decoders, asked, cancel)
         conversations = messages if batched else [messages]
-        with self._turn(cancel) as my_turn:
-            output = answer.generate(conversations, session) if my_turn else answer.give_up(len(conversations))
-            answer.decode(output.runs)
-        replies = [answer.reply(row) for row in range(len(output.sequences))]
+        for _ in answer.run(conversations, session):
+            pass
+        replies = [answer.reply(row) for row in range(len(conversations))]
         return replies if batched else replies[0]
 
     def stream(
@@ -212,192 +213,10 @@ class NextGPTPipeline:
         answer. Arguments and errors are those of a call.
         """
         asked = GenerationOptions.from_keywords(options)
-        events: queue.Queue = queue.Queue()
-        abandoned = threading.Event()
-        answer = _Answer(self, asked, AnyOf(abandoned, cancel), emit=events.put)
-        worker = threading.Thread(
-            target=self._stream_into, args=(events, answer, messages, session), name="nextgpt-stream", daemon=True
-        )
-        worker.start()
-        try:
-            while (event := events.get()) is not None:
-                if isinstance(event, BaseException):
-                    raise event
-                yield event
-        finally:
-            abandoned.set()
-            worker.join()
+        answer = Answer(self.engine, self.processor, self.decoders, asked, cancel, streams=True)
+        yield from answer.run([messages], session)
+        yield Finished(answer.reply(0))
 
-    @torch.no_grad()
-    def _stream_into(self, events: queue.Queue, answer: _Answer, messages: list[dict], session) -> None:
-        try:
-            with self._turn(answer.cancel) as my_turn:
-                _ = answer.generate([messages], session) if my_turn else answer.give_up(1)
-            events.put(Finished(answer.reply(0)))
-        except BaseException as error:  # raised in the reader's thread
-            events.put(error)
-        finally:
-            events.put(None)
-
-    @contextmanager
-    def _turn(self, cancel: threading.Event | None) -> Iterator[bool]:
-        """Waits until no other call is being answered; gives False when cancelled before that."""
-        while not self._lock.acquire(timeout=0.05):
-            if cancel is not None and cancel.is_set():
-                yield False
-                return
-        try:
-            yield True
-        finally:
-            self._lock.release()
-
-
-class _Answer:
-    """One call under way: the LLM's part, then (or, in a stream, meanwhile) the decoders' part, then the reply."""
-
-    def __init__(self, pipeline: NextGPTPipeline, options: GenerationOptions, cancel, emit=None):
-        self.pipeline, self.options, self.cancel, self.emit = pipeline, options, cancel, emit
-        self.started = time.perf_counter()
-        self.timings: list[Timings] = []
-        for modality, decoder in pipeline.decoders.items():
-            check_decoder_options(decoder, options.of_decoder(modality))
-        self.media: dict[tuple[int, int], dict] = {}  # (row, position in the answer) → message part
-        self.output: InterleavedOutput | None = None
-
-    def generate(self, conversations: list[list[dict]], session: Session | None) -> InterleavedOutput:
-        """Runs the LLM; in a stream every piece of media is made as soon as its run is there."""
-        pipeline, model = self.pipeline, self.pipeline.model
-        inputs = self._prepare(conversations)
-        prompt = inputs["input_ids"][0].tolist()
-        cached = session.reuse(prompt, fingerprint_media(model, inputs)) if session is not None else 0
-        self.timings = [
-            Timings(prompt_tokens=int(mask.sum()), cached_tokens=cached, prepare=self._elapsed())
-            for mask in inputs["attention_mask"]
-        ]
-        streamer = None
-        if len(conversations) == 1:
-            streamer = AnswerStreamer(pipeline.processor, self.emit, self.options.output_modalities)
-        generating = time.perf_counter()
-        with _seeded(self.options.seed if self.options.do_sample else None), forgetting_on_error(session):
-            self.output = model.generate_interleaved(
-                **inputs,
-                max_new_tokens=self._token_budgets(inputs["attention_mask"].sum(1).tolist()),
-                output_modalities=self.options.output_modalities,
-                require=self.options.require,
-                past_key_values=session.cache if session is not None else None,
-                on_run=self._decode_now if self.emit else None,
-                streamer=streamer,
-                cancel=self.cancel,
-                **self.options.sampling(),
-            )
-        seconds = time.perf_counter() - generating
-        for timing, tokens in zip(self.timings, self.output.sequences, strict=True):
-            timing.new_tokens = len(tokens)
-            timing.generate = seconds - sum(each for _, each in timing.media)
-            timing.first_token = (streamer.first_token or time.perf_counter()) - self.started if streamer else 0.0
-        if session is not None:
-            session.remember(prompt + self.output.sequences[0], self.output.past_key_values)
-        return self.output
-
-    def give_up(self, count: int) -> InterleavedOutput:
-        """Cancelled before it began."""
-        self.timings = [Timings() for _ in range(count)]
-        self.output = InterleavedOutput([[] for _ in range(count)], finished=[False] * count)
-        return self.output
-
-    def decode(self, runs: list[SignalRun]) -> None:
-        """Makes the media of a batch: one call of each decoder."""
-        for modality, decoder in self.pipeline.decoders.items():
-            own = [run for run in runs if run.modality == modality]
-            if not own:
-                continue
-            began = time.perf_counter()
-            seeds = [self.options.seed + self._media_index(run, runs) for run in own]
-            try:
-                media = self._run_decoder(decoder, own, seeds)
-            except GenerationCancelled:
-                return
-            seconds = (time.perf_counter() - began) / len(own)
-            for run, item, seed in zip(own, media, seeds, strict=True):
-                self._keep(run, item, seed, seconds)
-
-    def reply(self, row: int) -> Reply:
-        """The finished answer of one conversation."""
-        content, position = [], 0
-        tokens = self.output.sequences[row]
-        vocabulary = self.pipeline.model.vocabulary
-        switched_off = [run for run in self.output.switched_off if run.row == row]
-        left_out = {run.position + i for run in switched_off for i in range(len(vocabulary.runs[run.modality]))}
-        kept = [i for i in range(len(tokens)) if i not in left_out]
-        starts = [i for i in kept if tokens[i] in vocabulary.starts]
-        for part in self.pipeline.processor.decode_parts([tokens[i] for i in kept]):
-            if part["type"] == "text":
-                content.append(part)
-                continue
-            made = self.media.get((row, starts[position]))
-            position += 1
-            if made is not None:  # absent when cancelled
-                content.append(made)
-        finished = self.output.finished[row] and not (self.cancel is not None and self.cancel.is_set())
-        self.timings[row].total = self._elapsed()
-        message = {"role": "assistant", "content": content}
-        kinds = list(dict.fromkeys(run.modality for run in switched_off))
-        return Reply(message, finished, self.timings[row], token_ids=tokens, switched_off=kinds)
-
-    def _prepare(self, conversations: list[list[dict]]) -> dict:
-        model = self.pipeline.model
-        inputs = {name: tensor.to(self.pipeline.device) for name, tensor in self.pipeline._read(conversations).items()}
-        inputs["media_features"] = model.encode_media(inputs["input_ids"], **take_values(inputs))
-        return inputs
-
-    def _token_budgets(self, prompt_lengths: list[int]) -> list[int]:
-        """What each row may generate: never beyond the LLM's positions, a last run included."""
-        asked, model = self.options.max_new_tokens, self.pipeline.model
-        limit = self.pipeline.position_limit
-        if limit is None:
-            return [asked] * len(prompt_lengths)
-        longest_run = max((len(run) for run in model.vocabulary.runs.values()), default=1)
-        return [max(min(asked, limit - length - longest_run + 1), 1) for length in prompt_lengths]
-
-    def _decode_now(self, run: SignalRun) -> None:
-        """In a stream: makes one piece of media where it stands in the answer."""
-        index = len(self.media)
-        seed = self.options.seed + index
-        self.emit(MediaStarted(index, run.modality, seed))
-
-        def on_step(step: int, total: int, preview) -> None:
-            self.emit(MediaProgress(index, run.modality, step, total, (lambda: preview()[0]) if preview else None))
-
-        began = time.perf_counter()
-        try:
-            media = self._run_decoder(self.pipeline.decoders[run.modality], [run], [seed], on_step)[0]
-        except GenerationCancelled:
-            return
-        seconds = time.perf_counter() - began
-        self._keep(run, media, seed, seconds)
-        self.emit(MediaDone(index, run.modality, media, seed, seconds))
-
-    def _run_decoder(self, decoder: Decoder, runs: list[SignalRun], seeds: list[int], on_step=None) -> list:
-        options = self.options.of_decoder(decoder.modality)
-        return make_media(self.pipeline.model, decoder, runs, seeds, options, on_step, self.cancel)
-
-    def _media_index(self, run: SignalRun, runs: list[SignalRun]) -> int:
-        return sum(other.row == run.row and other.position < run.position for other in runs)
-
-    def _keep(self, run: SignalRun, media, seed: int, seconds: float) -> None:
-        self.media[run.row, run.position] = {"type": run.modality, run.modality: media, "seed": seed}
-        self.timings[run.row].media.append((run.modality, seconds))
-
-    def _elapsed(self) -> float:
-        return time.perf_counter() - self.started
-
-
-@contextmanager
-def _seeded(seed: int | None):
-    """Sampling draws from torch's global generator; this leaves it as it was."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
+    def close(self) -> None:
+        """Ends the threads that answer; answers under way fail with an `EngineError`. A later call starts them again."""
+        self.engine.close()

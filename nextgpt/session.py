@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,13 @@ class Session:
     token_ids: list[int] = field(default_factory=list)
     media_keys: dict[int, str] = field(default_factory=dict)
     virtual_tokens: int = 0
+    turn: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)  # one at a time
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "turn"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state, turn=threading.Lock())
 
     def reuse(self, token_ids: list[int], media_keys: dict[int, str]) -> int:
         """Crops the cache to what a new prompt has in common with it, and returns that length.

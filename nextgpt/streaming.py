@@ -24,6 +24,32 @@ class AnyOf:
         return any(event.is_set() for event in self.events)
 
 
+class Latch:
+    """An event without waiting: once set, it stays so."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        """As `threading.Event` has it."""
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        """As `threading.Event` has it."""
+        return self._is_set
+
+
+class Deadline:
+    """Set from so many seconds after its making on; with None, never."""
+
+    def __init__(self, seconds: float | None):
+        self.at = None if seconds is None else time.monotonic() + seconds
+
+    def is_set(self) -> bool:
+        """As `threading.Event` has it."""
+        return self.at is not None and time.monotonic() >= self.at
+
+
 class AnswerStreamer(TextStreamer):
     """transformers' `TextStreamer`, but it emits whole characters, not whole words, and a piece of media ends a text.
 

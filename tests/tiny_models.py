@@ -101,7 +101,7 @@ def tiny_config(folder: Path, family: str = "llama", decoders: dict | None = Non
         encoder={"kind": "imagebind", "source": str(folder / "encoder")},
         decoders=decoders,
         output_projection={"hidden_size": 16, "num_layers": 1, "num_heads": 2},
-        lora={"r": 4, "lora_alpha": 4},
+        **({} if "adapter" in changes else {"lora": {"r": 4, "lora_alpha": 4}}),
         **changes,
     )
 

@@ -143,7 +143,7 @@ class GenerationModesMixin:
 
     def _padded(self, prompts: Tensor, answers: list[list[int]]) -> Tensor:
         pad = self.generation_config.pad_token_id
-        pad = pad if pad is not None else next(iter(self._eos_ids()), 0)
+        pad = pad if pad is not None else next(iter(self.eos_ids()), 0)
         rows = pad_sequence([prompts.new_tensor(answer) for answer in answers], batch_first=True, padding_value=pad)
         return torch.cat([prompts, rows], dim=1)
 

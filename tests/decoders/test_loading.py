@@ -194,3 +194,11 @@ def test_a_scheduler_that_needs_an_absent_package_names_it(own_folder):
     with pytest.raises(OSError, match="'stable-audio' from .*requires the torchsde library.*Install the package") as caught:
         decoder.encode(["x"])
     assert "\n" not in str(caught.value)
+
+
+def test_decoders_may_load_at_the_same_time(folders):
+    decoders = [load_decoder(kind, folders[kind]) for kind in ("stable-diffusion", "audioldm", "text-to-video", "latte") * 2]
+    with ThreadPoolExecutor(len(decoders)) as pool:
+        for pipeline in pool.map(lambda decoder: decoder.pipeline, decoders):
+            modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+            assert not any(parameter.is_meta for module in modules for parameter in module.parameters())
