@@ -44,6 +44,10 @@ class EngineError(NextGPTError):
     """An answer was broken off by something that is not its own fault: a worker crashed, or the pipeline was closed."""
 
 
+class MachineLost(EngineError):
+    """An answer was broken off because the machine that gave it was lost; another may give it."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     lines = str(error).strip().splitlines()

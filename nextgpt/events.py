@@ -84,11 +84,10 @@ class GenerationOptions:
         """The options of one decoder."""
         return self.media.get(modality, {})
 
-    def sampling(self) -> dict:
-        """The arguments of transformers' `generate`."""
-        if not self.do_sample or self.temperature < COLDEST:
-            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+    @property
+    def samples(self) -> bool:
+        """Whether the LLM's tokens are drawn; else the likeliest are taken."""
+        return self.do_sample and self.temperature >= COLDEST
 
 
 @dataclass
@@ -244,7 +243,14 @@ def not_made(kinds: Sequence[str]) -> str:
     return f"Not made, because switched off: {', '.join(kinds)}."
 
 
-Event = TextDelta | MediaStarted | MediaProgress | MediaDone | Finished
+@dataclass
+class ServedBy:
+    """Before all others where an answer comes from one of several machines: which one."""
+
+    node: str
+
+
+Event = TextDelta | MediaStarted | MediaProgress | MediaDone | Finished | ServedBy
 
 
 def _is_number(value: object) -> bool:

@@ -213,7 +213,7 @@ class Answer:
 
     def _sampler(self) -> Sampler | None:
         options = self.options
-        if not options.do_sample:
+        if not options.samples:
             return None
         return Sampler.create(self.model, options.seed, options.temperature, options.top_p)
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta
+from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, ServedBy, TextDelta
 from nextgpt.pipeline import NextGPTPipeline
 from nextgpt.serve.errors import SERVER, ApiError
 from nextgpt.serve.media_store import KeptAnswer, KeptMedium, MediaStore
@@ -60,6 +60,7 @@ class Answered:
         media: the kept files, in order.
         reply: as the pipeline gave it; None where a stop sequence ended it before.
         finish_reason: `stop` or `length`.
+        node: the machine that answered, where there are several.
         prompt_tokens, completion_tokens, cached_tokens: of the LLM.
     """
 
@@ -68,6 +69,7 @@ class Answered:
     media: list[KeptMedium] = field(default_factory=list)
     reply: Reply | None = None
     finish_reason: str = "stop"
+    node: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
@@ -90,8 +92,8 @@ class Answering:
         self._threads = ThreadPoolExecutor(running, "nextgpt-serve")
         self._cancels: set[threading.Event] = set()
 
-    async def answer(self, asked: Asked, cancel: threading.Event) -> AsyncIterator[Delta | Answered]:
-        """The steps of an answer; the last is the whole of it.
+    async def answer(self, asked: Asked, cancel: threading.Event) -> AsyncIterator[Delta | ServedBy | Answered]:
+        """The steps of an answer; the last is the whole of it. Where there are several machines, which of them comes first.
 
         Leaving the iteration, or setting `cancel`, stops the answer within one token or one diffusion step.
 
@@ -106,9 +108,13 @@ class Answering:
         events = self._events(asked, enough, AnyOf(enough, cancel), record)
         started = ended = False
         try:
-            yield Delta(role="assistant", content="")
             async for event, extra in events:
+                if isinstance(event, ServedBy):
+                    answered.node = event.node
+                    yield event
+                    continue
                 if not started:
+                    yield Delta(role="assistant", content="")
                     started = True
                     self.metrics.first_token.observe(time.perf_counter() - began)
                 if isinstance(event, Finished):

@@ -64,6 +64,10 @@ def create_app(pipeline: NextGPTPipeline, settings: ServerSettings, created: int
     answering = Answering(pipeline, store, metrics, settings.max_running, settings.deadline)
     chat = Chat(settings, answering, ConversationReader(settings, fetcher, store), admission, metrics)
     metrics.kept_media.set_function(lambda: len(store))
+    if engine := getattr(pipeline, "engine", None):  # one that is on other machines has its own
+        metrics.watch(engine.stats)
+        engine.limits.max_batch_rows = max(engine.limits.max_batch_rows, settings.max_running)
+        engine.limits.max_waiting = max(engine.limits.max_waiting, settings.max_running)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -17,6 +17,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
+from nextgpt.events import ServedBy
 from nextgpt.serve.answering import Answered, Answering, Asked, first_sound
 from nextgpt.serve.conversation import MEDIA_PATH, ConversationReader
 from nextgpt.serve.errors import ApiError, from_exception, invalid
@@ -89,7 +90,8 @@ class Chat:
                 )
             answered = await self._together(answers, request)
         choices = [_choice(i, each, asked) for i, each in enumerate(answered)]
-        return ChatCompletion(choices=choices, usage=_usage(answered), **self._heading())
+        node = answered[0].node
+        return ChatCompletion(choices=choices, usage=_usage(answered), system_fingerprint=node, **self._heading())
 
     async def draw(self, body: ImageRequest, request: Request) -> GeneratedImages:
         """Draws pictures.
@@ -239,6 +241,9 @@ class Chat:
                     self.metrics.errors.labels(error.code).inc()
                     yield _event(json.dumps(error.body))
                     return
+                if isinstance(step, ServedBy):
+                    heading["system_fingerprint"] = step.node
+                    continue
                 if isinstance(step, Answered):
                     finished.append(step)
                     choice = ChunkChoice(index=index, delta=Delta(), finish_reason=step.finish_reason)

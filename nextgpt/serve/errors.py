@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nextgpt.errors import ContractError, ConversationTooLong, NextGPTError, UserInputError
+from nextgpt.errors import (
+    ContractError,
+    ConversationTooLong,
+    DeadlineExceeded,
+    EngineError,
+    MachineLost,
+    NextGPTError,
+    QueueFullError,
+    UserInputError,
+)
 from nextgpt.serve.schema import NEUTRAL
 
 INVALID, AUTHENTICATION, PERMISSION = "invalid_request_error", "authentication_error", "permission_error"
@@ -70,6 +79,13 @@ def from_exception(error: BaseException, param: str | None = "messages") -> ApiE
             return invalid(str(error), "require", "cannot_be_given")
         case UserInputError():
             return invalid(str(error), param)
+        case QueueFullError():
+            return too_many(str(error))
+        case DeadlineExceeded():
+            return ApiError(504, str(error), type=SERVER, code="deadline_exceeded")
+        case EngineError():
+            code = "machine_lost" if isinstance(error, MachineLost) else "worker_crashed"
+            return ApiError(503, str(error), type=SERVER, code=code, headers={"Retry-After": str(RETRY_AFTER)})
         case NextGPTError():
             return ApiError(500, str(error), type=SERVER, code="model_error")
         case _:

@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders import Decoder, GenerationCancelled
-from nextgpt.errors import EngineError, NextGPTError
+from nextgpt.errors import MachineLost, NextGPTError
 from nextgpt.events import Event, ServedBy
 from nextgpt.streaming import AnyOf
 
@@ -59,7 +59,7 @@ class RemotePipeline:
         """As the pipeline's, with [`ServedBy`] first. A replica that is lost before anything has come is replaced.
 
         Raises:
-            EngineError: a replica was lost in the middle of its answer.
+            MachineLost: a replica was lost in the middle of its answer.
         """
         session = session or self.new_session()
         handle = self.handle.options(stream=True, session_id=session.id)
@@ -76,7 +76,7 @@ class RemotePipeline:
                 if own := _own_error(error):
                     raise own from None
                 if began or last == 0:
-                    raise EngineError(LOST) from error
+                    raise MachineLost(LOST) from error
                 time.sleep(TRY_AGAIN)
 
 
@@ -102,7 +102,7 @@ class RemoteDecoder:
         """As the decoder's; steps come without previews.
 
         Raises:
-            EngineError: the replica was lost.
+            MachineLost: the replica was lost.
         """
         stops = list(cancel) if isinstance(cancel, Sequence) else [cancel]
         unwanted = _AllOf(stops) if all(stop is not None for stop in stops) else None
@@ -121,7 +121,7 @@ class RemoteDecoder:
                 if own := _own_error(error):
                     raise own from None
                 if last == 0:
-                    raise EngineError(LOST) from error
+                    raise MachineLost(LOST) from error
                 time.sleep(TRY_AGAIN)
         if media is None:
             raise GenerationCancelled

@@ -15,6 +15,7 @@ import pytest
 from openai import APIError, OpenAI
 from PIL import Image
 
+from nextgpt.errors import DeadlineExceeded, EngineError, MachineLost, QueueFullError
 from nextgpt.events import Finished, MediaDone, MediaStarted, Reply, TextDelta
 from nextgpt.serve.media_store import KeptAnswer, MediaStore
 from nextgpt.serve.settings import ServerSettings
@@ -71,6 +72,30 @@ def start(address, **more):
     body = json.dumps(ASK | {"modalities": None} | more).encode()
     connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
     return connection
+
+
+def test_requests_are_answered_together_each_as_it_would_be_alone(address, pipe):
+    bodies = [ASK | {"messages": [{"role": "user", "content": f"hello {i}"}], "max_completion_tokens": 30} for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = [answer for _, _, answer in pool.map(lambda body: send(address, body), bodies)]
+    alone = [pipe(body["messages"], output_modalities=("text",), max_new_tokens=30) for body in bodies]
+    assert [answer["choices"][0]["message"]["content"] for answer in answers] == [reply.text for reply in alone]
+    sizes = [line for line in metrics(address).splitlines() if line.startswith("nextgpt_engine_steps_by_size_total")]
+    assert any('size="1"' not in line for line in sizes), sizes
+
+
+@pytest.mark.parametrize("error", [QueueFullError, DeadlineExceeded, EngineError, MachineLost])
+def test_errors_of_the_engine_have_their_own_status(error):
+    pipe = Scripted(error("the reason"))
+    pipe.may_end.set()
+    expected = {
+        QueueFullError: (429, None, "rate_limit_exceeded"),
+        DeadlineExceeded: (504, None, "deadline_exceeded"),
+        EngineError: (503, None, "worker_crashed"),
+        MachineLost: (503, None, "machine_lost"),
+    }
+    with serving(pipe) as address:
+        assert error_of(address, ASK) == expected[error]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -186,6 +211,9 @@ def test_requests_are_counted(address):
     def value(text, name):
         return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
 
+    assert value(after, 'nextgpt_engine_done_total{worker="language_model"}') > 0
+    assert value(after, 'nextgpt_engine_batches_by_size_total{size="1",worker="image"') > 0
+    assert value(after, 'nextgpt_engine_active{worker="language_model"}') == 0
     counted = (
         'nextgpt_requests_total{path="/v1/chat/completions",status="200"}',
         'nextgpt_media_seconds_count{kind="image"}',
