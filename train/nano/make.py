@@ -124,6 +124,8 @@ STEPS: dict[str, Step] = {
     "trained": Step("nano.assemble trained --root {root}", ("instruct",), "preset/model.safetensors"),
 }
 
+GOAL = "trained"
+
 
 class MakeError(Exception):
     """What stands in the way, in one line."""
@@ -166,9 +168,16 @@ def order(steps: list[str], root: Path) -> list[str]:
         raise MakeError(f"--steps names {unknown[0]!r}; the steps are {', '.join(STEPS)}")
     wanted = [step for step in STEPS if step in steps]
     for step in wanted:
-        if lacking := [need for need in STEPS[step].needs if need not in wanted and not is_done(need, root)]:
-            raise MakeError(f"{step} needs {lacking[0]}, which is not in {root}: run it first, or name it in --steps too")
+        if absent := [need for need in STEPS[step].needs if need not in wanted and not is_done(need, root)]:
+            raise MakeError(f"{step} needs {absent[0]}, which is not in {root}: run it first, or name it in --steps too")
     return wanted
+
+
+def lacking(goal: str, root: Path) -> set[str]:
+    """The steps on the way to a goal that are not done; what a finished step was made of is not missed."""
+    if is_done(goal, root):
+        return set()
+    return {goal}.union(*(lacking(need, root) for need in STEPS[goal].needs))
 
 
 def share_out(steps: list[str], minutes: float, together: bool) -> dict[str, float]:
@@ -291,15 +300,15 @@ def report(root: Path) -> str:
 
 def run(args: argparse.Namespace) -> None:
     """Runs what is left of the steps that are asked for."""
-    if lacking := missing_packages():
-        raise MakeError(f"missing or too old: {', '.join(lacking)}")
+    if packages := missing_packages():
+        raise MakeError(f"missing or too old: {', '.join(packages)}")
     import torch  # not above: it may be what is missing
 
     root = args.root or (Path("runs/rehearsal") if args.rehearse else ROOT)
     if not args.rehearse and not args.show:
         take_final_parts(root)
-    steps = order(args.steps.split(",") if args.steps else list(STEPS), root)
-    steps = [step for step in steps if args.again or not is_done(step, root)]
+    asked = args.steps.split(",") if args.steps else list(STEPS) if args.again else list(lacking(GOAL, root))
+    steps = [step for step in order(asked, root) if args.again or not is_done(step, root)]
     accelerated = args.device not in ("auto", "cpu") or (args.device == "auto" and torch.accelerator.is_available())
     jobs = args.jobs or (8 if accelerated else 1)
     minutes = dict.fromkeys(steps, 0.05) if args.rehearse else {}

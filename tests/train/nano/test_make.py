@@ -90,6 +90,15 @@ def test_a_part_that_is_final_is_taken_and_not_made_again(tmp_path, monkeypatch)
     assert (tmp_path / "root" / "autoencoder" / "training_log.json").read_text() == "made here"
 
 
+def test_what_a_finished_step_was_made_of_is_not_missed(tmp_path):
+    (tmp_path / "image_decoder").mkdir()
+    (tmp_path / "image_decoder" / "training_log.json").write_text("{}")
+    left = make.lacking("image_refinement", tmp_path)
+    assert left == {"image_refinement"}
+    assert make.lacking("clip_decoder", tmp_path) == {"clip_decoder", "autoencoder", "clip_text_encoder", "pictures"}
+    assert make.lacking(make.GOAL, tmp_path) == set(make.STEPS) - {"text_encoder", "image_decoder"}
+
+
 def test_a_report_of_nothing_says_so(tmp_path):
     with pytest.raises(MakeError, match="nothing was made there yet"):
         report(tmp_path)
