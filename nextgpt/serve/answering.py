@@ -19,6 +19,7 @@ from nextgpt.serve.media_store import KeptAnswer, KeptMedium, MediaStore
 from nextgpt.serve.metrics import Metrics
 from nextgpt.serve.responses import AudioOfAnswer, Delta, MediaEvent, Medium
 from nextgpt.serve.sessions import SessionStore
+from nextgpt.serve.settings import ServerSettings
 from nextgpt.serve.writing import AnswerWriter
 from nextgpt.streaming import AnyOf
 
@@ -82,14 +83,13 @@ class Answering:
         pipeline: answers.
         store: keeps the media.
         metrics: counts.
-        running: how many answers may run at once.
-        deadline: seconds.
+        settings: how many answers may run at once, how long one may take, how many caches are kept.
     """
 
-    def __init__(self, pipeline: NextGPTPipeline, store: MediaStore, metrics: Metrics, running: int, deadline: float):
-        self.pipeline, self.store, self.metrics, self.deadline = pipeline, store, metrics, deadline
-        self.sessions = SessionStore(pipeline.new_session)
-        self._threads = ThreadPoolExecutor(running, "nextgpt-serve")
+    def __init__(self, pipeline: NextGPTPipeline, store: MediaStore, metrics: Metrics, settings: ServerSettings):
+        self.pipeline, self.store, self.metrics, self.deadline = pipeline, store, metrics, settings.deadline
+        self.sessions = SessionStore(pipeline.new_session, settings.max_sessions)
+        self._threads = ThreadPoolExecutor(settings.max_running, "nextgpt-serve")
         self._cancels: set[threading.Event] = set()
 
     async def answer(self, asked: Asked, cancel: threading.Event) -> AsyncIterator[Delta | ServedBy | Answered]:
@@ -117,9 +117,9 @@ class Answering:
                     yield Delta(role="assistant", content="")
                     started = True
                     self.metrics.first_token.observe(time.perf_counter() - began)
-                if isinstance(event, Finished):
+                if isinstance(event, Finished):  # no `break`: it would cancel what the pipeline still puts away
                     answered.reply = event.reply
-                    break
+                    continue
                 if writer.stopped:
                     continue
                 for delta in self._deltas(event, extra, asked, writer, answered, embedded):

@@ -61,7 +61,7 @@ def create_app(pipeline: NextGPTPipeline, settings: ServerSettings, created: int
     """
     metrics, store, fetcher = Metrics(), MediaStore(settings), Fetcher(settings)
     admission = Admission(settings, metrics)
-    answering = Answering(pipeline, store, metrics, settings.max_running, settings.deadline)
+    answering = Answering(pipeline, store, metrics, settings)
     chat = Chat(settings, answering, ConversationReader(settings, fetcher, store), admission, metrics)
     metrics.kept_media.set_function(lambda: len(store))
     if engine := getattr(pipeline, "engine", None):  # one that is on other machines has its own

@@ -208,7 +208,10 @@ class Chat:
 
     async def _cancel_when_gone(self, request: Request, cancel: threading.Event) -> None:
         while not cancel.is_set():
-            message = await request.receive()
+            try:
+                message = await request.receive()
+            except OSError:  # what stood between was lost
+                message = {"type": "http.disconnect"}
             if message["type"] == "http.disconnect":
                 self.metrics.cancelled.inc()
                 cancel.set()

@@ -9,8 +9,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-MOST = 32  # sessions that are kept
-
 
 class SessionStore:
     """Keeps the session of a conversation after each answer. Safe to use from several threads.
@@ -23,7 +21,7 @@ class SessionStore:
         most: so many are kept; those that were not used for longest go.
     """
 
-    def __init__(self, new: Callable[[], Any], most: int = MOST):
+    def __init__(self, new: Callable[[], Any], most: int):
         self.new, self.most = new, most
         self._kept: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()

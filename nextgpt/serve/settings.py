@@ -36,6 +36,7 @@ class ServerSettings:
         max_media_bytes: of one of them; what is fetched and what is embedded.
         max_fetch_seconds, max_redirects: for one that is fetched.
         allow_private_addresses: whether media are fetched from private networks too. With it whoever may ask may reach them.
+        max_sessions: conversations whose KV caches are kept for their next turn; on several machines, on each of them.
         max_answers: the largest `n`.
         max_new_tokens, max_steps: of an answer; of one of its media.
         max_side, max_frames, max_seconds: of media that are made, where their decoder makes larger ones: pixels, frames.
@@ -65,6 +66,7 @@ class ServerSettings:
     max_fetch_seconds: float = 30
     max_redirects: int = 5
     allow_private_addresses: bool = False
+    max_sessions: int = 16
     max_answers: int = 8
     max_new_tokens: int = 4096
     max_steps: int = 200

@@ -32,7 +32,7 @@ from nextgpt.serve.cluster.remote import RemoteDecoder, RemotePipeline
 from nextgpt.serve.settings import ServerSettings, keys_of_environment
 
 ROWS = 16  # requests that a replica of the language model answers at once
-SESSIONS = 64  # whose caches a replica keeps
+KNOWN_SESSIONS = 4096  # conversations whose replica the API remembers
 BY_SESSION = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 SCALING = {"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 4}
 
@@ -51,13 +51,14 @@ class LanguageModel:
         model: name, folder or repository.
         device, dtype: as for `NextGPTPipeline.from_pretrained`.
         decoders: the deployments by modality.
+        max_sessions: conversations whose caches are kept.
     """
 
-    def __init__(self, model: str, device: str, dtype: str, decoders: dict[str, DeploymentHandle]):
+    def __init__(self, model: str, device: str, dtype: str, decoders: dict[str, DeploymentHandle], max_sessions: int):
         self.pipeline = NextGPTPipeline.from_pretrained(model, device=device, dtype=dtype)
         for modality, handle in decoders.items():
             self.pipeline.decoders[modality] = RemoteDecoder(self.pipeline.decoders[modality], handle)
-        self.sessions: OrderedDict[str, Any] = OrderedDict()
+        self.sessions, self.max_sessions = OrderedDict(), max_sessions
         self.threads = ThreadPoolExecutor(ROWS)
         self.node = ray.get_runtime_context().get_node_id()
 
@@ -73,7 +74,7 @@ class LanguageModel:
         async for event in iterate_in_thread(start, self.threads, cancel):
             yield replace(event, preview=None) if isinstance(event, MediaProgress) else event
         self.sessions[session_id] = session
-        while len(self.sessions) > SESSIONS:
+        while len(self.sessions) > self.max_sessions:
             self.sessions.popitem(last=False)
 
 
@@ -144,7 +145,10 @@ class Api:
     def __init__(self, model: str, settings: ServerSettings, language: DeploymentHandle):
         config = NextGPTConfig.from_pretrained(fetch_model(model, None))
         local = {modality: load_frozen_decoder(config, modality, torch.device("cpu")) for modality in config.signal_tokens}
-        self.pipeline, self.settings = RemotePipeline(language, config, local), settings
+        self.pipeline, self.settings = (
+            RemotePipeline(language, config, local),
+            replace(settings, max_sessions=KNOWN_SESSIONS),
+        )
 
     def __serve_build_asgi_app__(self) -> Any:
         return create_app(self.pipeline, self.settings, created=int(time.time()))
@@ -162,8 +166,8 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     Raises:
         UserInputError: an argument is not known, or a setting is not what it should be.
     """
-    known = {"model": "nano", "device": "auto", "dtype": "auto", "settings": {}, "language_model": {}, "decoders": {}}
-    known["api"] = {}
+    known = {"model": "nano", "device": "auto", "dtype": "auto"}
+    known |= {"settings": {}, "language_model": {}, "decoders": {}, "api": {}}
     for name in arguments:
         if name not in known:
             raise UserInputError(f"unknown argument {name!r}; {did_you_mean(name, known)}")
@@ -176,7 +180,6 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     for modality in config.signal_tokens:
         options = {"name": f"Decoder-{modality}"} | given["decoders"].get(modality, {})
         decoders[modality] = MediaDecoder.options(**options).bind(model, device, dtype, modality)
-    language = LanguageModel.options(**{"name": "LanguageModel"} | given["language_model"]).bind(
-        model, device, dtype, decoders
-    )
-    return Api.options(**given["api"]).bind(model, ServerSettings(**settings), language)
+    own = ServerSettings(**settings)
+    language = LanguageModel.options(**given["language_model"]).bind(model, device, dtype, decoders, own.max_sessions)
+    return Api.options(**given["api"]).bind(model, own, language)

@@ -34,7 +34,7 @@ def arguments(folder: str, **language) -> dict:
     return {
         "model": folder,
         "device": "cpu",
-        "settings": {"model": MODEL, "port": PORT, "max_per_key": 64},
+        "settings": {"model": MODEL, "port": PORT, "max_per_key": 64, "max_sessions": 64},
         "language_model": two | language,
         "decoders": {"image": two},
         "api": {"ray_actor_options": {"num_cpus": 0, "resources": {"head": 0.01}}},
@@ -49,7 +49,8 @@ def cluster(tmp_path_factory):
     cluster.worker = cluster.add_node(num_cpus=4)
     cluster.folder = str(folder / "model")
     ray.init(address=cluster.address)
-    serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+    # Both nodes are on this machine, where one port has room for one proxy.
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": PORT})
     serve.run(build(arguments(cluster.folder)), name="nextgpt")
     yield cluster
     serve.shutdown()
