@@ -227,7 +227,7 @@ class Answering:
                 tell(None)
 
         self._cancels.add(enough)
-        running = loop.run_in_executor(self._threads, work)
+        running = self._threads.submit(work)
         until = loop.time() + self.deadline
         try:
             while (item := await asyncio.wait_for(queue.get(), until - loop.time())) is not None:
@@ -239,7 +239,8 @@ class Answering:
             raise ApiError(504, message, type=SERVER, code="deadline_exceeded") from None
         finally:
             enough.set()
-            await asyncio.shield(running)
+            if not running.cancel():  # it has begun
+                await asyncio.shield(asyncio.wrap_future(running))
             self._cancels.discard(enough)
 
     def stop(self) -> None:

@@ -149,6 +149,16 @@ def test_an_answer_that_takes_too_long_is_stopped():
         until(lambda: pipe.stopped == 1)
 
 
+def test_one_that_waits_too_long_is_told_so_while_others_still_run():
+    pipe = Scripted()
+    with serving(pipe, max_running=1, deadline=0.6) as address, ThreadPoolExecutor() as pool:
+        first = pool.submit(error_of, address, ASK)
+        until(lambda: pipe.running == 1)
+        second = pool.submit(error_of, address, ASK)
+        assert second.result() == first.result() == (504, None, "deadline_exceeded")
+        until(lambda: "nextgpt_requests_in_progress 0.0" in metrics(address))
+
+
 def test_an_error_in_mid_stream_is_an_error_chunk(caplog):
     pipe = Scripted(RuntimeError("the details"))
     pipe.may_end.set()
