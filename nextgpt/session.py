@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from transformers import DynamicCache
@@ -73,14 +71,3 @@ def fingerprint_media(model: NextGPTForConditionalGeneration, inputs: dict) -> d
         position: hashlib.sha256(feature.float().cpu().numpy().tobytes()).hexdigest()
         for position, feature in zip(positions, features, strict=True)
     }
-
-
-@contextmanager
-def forgetting_on_error(session: Session | None) -> Iterator[None]:
-    """A cache that an error left half-filled must not serve the next turn."""
-    try:
-        yield
-    except BaseException:
-        if session is not None:
-            session.forget()
-        raise

@@ -47,6 +47,7 @@ def ready(address: str) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Serves until Ctrl-C."""
+    from nextgpt.errors import UserInputError
     from nextgpt.serve.settings import ServerSettings, keys_of_environment
 
     settings = ServerSettings(
@@ -59,6 +60,8 @@ def run(options: argparse.Namespace) -> None:
         public_url=options.public_url,
     )
     if options.engine == "ray":
+        if options.demo:
+            raise UserInputError("--demo is for one machine: leave it out, or take --engine local")
         from nextgpt.serve.cluster.launch import launch
 
         launch(settings, {"model": options.model, "device": options.device, "dtype": options.dtype}, ready)
@@ -71,5 +74,6 @@ def run(options: argparse.Namespace) -> None:
         if options.demo:
             from nextgpt.demo.app import mounted
 
+            running.app.state.unguarded.append(PAGE)
             page.enter_context(mounted(pipeline, running.app, path=PAGE, model=options.model, keys=settings.api_keys))
         running.run(ready)

@@ -183,7 +183,10 @@ class LanguageWorker(Worker):
         with self.condition:
             self.stats.segments += 1
             self.stats.steps[len(batch.rows)] += steps
-        self._sort(batch)
+        try:
+            self._sort(batch)
+        except Exception as error:  # there may be no memory for another copy of a cache
+            self._start_over([row for row in batch.rows if row in self.begun and row not in self.apart], error)
 
     def _start_over(self, rows: list[Row], error: Exception) -> None:
         """A batch has failed: its rows are fed again one by one, and one that fails alone is done."""

@@ -7,14 +7,15 @@ import base64
 import io
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, ServedBy, TextDelta
 from nextgpt.pipeline import NextGPTPipeline
-from nextgpt.serve.errors import SERVER, ApiError
+from nextgpt.serve.errors import SERVER, ApiError, too_late
+from nextgpt.serve.gate import Turns
 from nextgpt.serve.media_store import KeptAnswer, KeptMedium, MediaStore
 from nextgpt.serve.metrics import Metrics
 from nextgpt.serve.responses import AudioOfAnswer, Delta, MediaEvent, Medium
@@ -24,6 +25,7 @@ from nextgpt.serve.writing import AnswerWriter
 from nextgpt.streaming import AnyOf
 
 PREVIEW_EVERY = 0.2  # seconds
+STOPPING_SECONDS = 10.0  # that a client waits for a stopped answer to end; it ends later all the same
 
 
 @dataclass
@@ -59,7 +61,8 @@ class Answered:
         content: its text with links.
         parts: what it is made of, in order.
         media: the kept files, in order.
-        reply: as the pipeline gave it; None where a stop sequence ended it before.
+        embedded: by id, the files in base64 that are told with it.
+        reply: as the pipeline gave it; None where it was cancelled before.
         finish_reason: `stop` or `length`.
         node: the machine that answered, where there are several.
         prompt_tokens, completion_tokens, cached_tokens: of the LLM.
@@ -68,6 +71,7 @@ class Answered:
     content: str = ""
     parts: list[Medium] = field(default_factory=list)
     media: list[KeptMedium] = field(default_factory=list)
+    embedded: dict[str, str] = field(default_factory=dict)
     reply: Reply | None = None
     finish_reason: str = "stop"
     node: str | None = None
@@ -90,6 +94,8 @@ class Answering:
         self.pipeline, self.store, self.metrics, self.deadline = pipeline, store, metrics, settings.deadline
         self.sessions = SessionStore(pipeline.new_session, settings.max_sessions)
         self._threads = ThreadPoolExecutor(settings.max_running, "nextgpt-serve")
+        self._turns = Turns(settings.max_running)
+        self._closing = False
         self._cancels: set[threading.Event] = set()
 
     async def answer(self, asked: Asked, cancel: threading.Event) -> AsyncIterator[Delta | ServedBy | Answered]:
@@ -103,7 +109,8 @@ class Answering:
         """
         began = time.perf_counter()
         writer, record = AnswerWriter(asked.stop), KeptAnswer()
-        answered, embedded = Answered(), {}
+        answered = Answered()
+        record.parts = writer.parts  # even if it breaks off
         enough = threading.Event()
         events = self._events(asked, enough, AnyOf(enough, cancel), record)
         started = ended = False
@@ -122,10 +129,12 @@ class Answering:
                     continue
                 if writer.stopped:
                     continue
-                for delta in self._deltas(event, extra, asked, writer, answered, embedded):
+                for delta in self._deltas(event, extra, asked, writer, answered):
                     yield delta
                 if writer.stopped:
                     enough.set()  # the pipeline ends within a token and gives its reply
+            if self._closing and not writer.stopped and not (answered.reply and answered.reply.finished):
+                raise ApiError(503, "the server is closing", type=SERVER, code="closing", headers={"Retry-After": "30"})
             if held := writer.flush():
                 yield Delta(content=held)
             ended = True
@@ -134,10 +143,10 @@ class Answering:
             await events.aclose()
             if not ended:
                 self.store.drop(answered.media)
-        self._finish(asked, answered, writer, record, embedded)
+        self._finish(asked, answered, writer, record)
         yield answered
 
-    def _deltas(self, event: Event, extra: Any, asked: Asked, writer: AnswerWriter, answered: Answered, embedded: dict):
+    def _deltas(self, event: Event, extra: Any, asked: Asked, writer: AnswerWriter, answered: Answered) -> Iterator[Delta]:
         match event:
             case TextDelta(text):
                 if written := writer.text(text):
@@ -153,20 +162,20 @@ class Answering:
                 kept, data = extra
                 self.metrics.media_seconds.labels(modality).observe(seconds)
                 answered.media.append(kept)
-                embedded[kept.id] = data
+                is_first = data is not None and first_sound(answered) is None
+                if data is not None:
+                    answered.embedded[kept.id] = data
                 address = asked.address_of(kept)
                 told = medium_of(kept, address, data if asked.embed else None).model_dump()
                 yield Delta(media=MediaEvent(event="done", index=index, **told))
                 yield Delta(content=writer.medium(kept, address))
-                if asked.tells_parts and (sound := first_sound([kept], embedded)):
+                if asked.tells_parts and is_first and (sound := first_sound(answered)):
                     yield Delta(audio=sound)
 
-    def _finish(self, asked: Asked, answered: Answered, writer: AnswerWriter, record: KeptAnswer, embedded: dict) -> None:
+    def _finish(self, asked: Asked, answered: Answered, writer: AnswerWriter, record: KeptAnswer) -> None:
         reply = answered.reply
-        whole = not writer.stopped
         record.content = answered.content = writer.content
-        record.parts = writer.parts
-        if whole:  # the texts as the pipeline gives them at the end, so that the next turn finds the cache valid
+        if reply is not None and not writer.stopped:  # the texts as the pipeline has them, so that the cache stays valid
             record.parts = [part if part["type"] == "text" else {"type": part["type"]} for part in reply.message["content"]]
         files = iter(answered.media)
         for part in writer.parts:
@@ -174,8 +183,10 @@ class Answering:
                 answered.parts.append(Medium(type="text", text=part["text"]))
             else:
                 kept = next(files)
-                data = embedded[kept.id] if asked.embed else None
+                data = answered.embedded[kept.id] if asked.embed else None
                 answered.parts.append(medium_of(kept, asked.address_of(kept), data))
+        if reply is None:
+            return
         timings = reply.timings
         answered.prompt_tokens, answered.cached_tokens = timings.prompt_tokens, timings.cached_tokens
         answered.completion_tokens = len(reply.token_ids)
@@ -200,7 +211,8 @@ class Answering:
             nonlocal next_preview
             if isinstance(event, MediaDone):
                 kept = self.store.keep(event.modality, event.media, event.seed, asked.owner, record)
-                return kept, kept.base64() if asked.embed or asked.tells_parts else None
+                told = asked.embed or (asked.tells_parts and kept.is_sound)
+                return kept, kept.base64() if told else None
             if isinstance(event, MediaProgress) and asked.previews and event.preview and time.monotonic() >= next_preview:
                 next_preview = time.monotonic() + PREVIEW_EVERY
                 return _data_url(event.preview())
@@ -226,25 +238,31 @@ class Answering:
             else:
                 tell(None)
 
-        self._cancels.add(enough)
-        running = self._threads.submit(work)
         until = loop.time() + self.deadline
+        await self._in_time(self._turns.take(asked.owner), until)
+        self._cancels.add(enough)
+        running = asyncio.wrap_future(self._threads.submit(work))
+        running.add_done_callback(lambda _: self._turns.give(asked.owner))
         try:
-            while (item := await asyncio.wait_for(queue.get(), until - loop.time())) is not None:
+            while (item := await self._in_time(queue.get(), until)) is not None:
                 if isinstance(item, BaseException):
                     raise item
                 yield item
-        except TimeoutError:
-            message = f"the answer took longer than {self.deadline:g} s and was stopped"
-            raise ApiError(504, message, type=SERVER, code="deadline_exceeded") from None
         finally:
             enough.set()
-            if not running.cancel():  # it has begun
-                await asyncio.shield(asyncio.wrap_future(running))
             self._cancels.discard(enough)
+            await asyncio.wait([running], timeout=STOPPING_SECONDS)
+
+    async def _in_time(self, waiting: Awaitable[Any], until: float) -> Any:
+        """What comes in time; after that the answer is given up."""
+        try:
+            return await asyncio.wait_for(waiting, until - asyncio.get_running_loop().time())
+        except TimeoutError:
+            raise too_late(f"the answer took longer than {self.deadline:g} s and was stopped") from None
 
     def stop(self) -> None:
-        """Stops all answers that are under way."""
+        """Stops all answers that are under way, and takes no other."""
+        self._closing = True
         for cancel in list(self._cancels):
             cancel.set()
 
@@ -260,11 +278,12 @@ def medium_of(kept: KeptMedium, address: str, data: str | None) -> Medium:
     return Medium(type=kept.kind, id=kept.id, mime_type=kept.mime_type, seed=kept.seed, expires_at=kept.expires_at, **place)
 
 
-def first_sound(media: list[KeptMedium], embedded: dict[str, str]) -> AudioOfAnswer | None:
-    """The first sound among media as OpenAI gives it: it has room for one."""
-    for kept in media:
-        if kept.mime_type.startswith("audio/"):
-            return AudioOfAnswer(id=kept.id, data=embedded[kept.id], expires_at=kept.expires_at, transcript="")
+def first_sound(answered: Answered) -> AudioOfAnswer | None:
+    """The first sound of an answer as OpenAI gives it, which has room for one; None where there is none to tell of."""
+    for kept in answered.media:
+        if kept.is_sound and kept.id in answered.embedded:
+            data = answered.embedded[kept.id]
+            return AudioOfAnswer(id=kept.id, data=data, expires_at=kept.expires_at, transcript="")
     return None
 
 

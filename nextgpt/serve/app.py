@@ -2,6 +2,7 @@
 
 # Without postponed annotations: FastAPI reads the bodies' types, which are made for the model, off the functions below.
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -30,6 +31,7 @@ from nextgpt.serve.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
+SWEEP_SECONDS = 60
 PICTURES = "image"  # the kind of media that OpenAI has an address of its own for
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": description}
@@ -69,9 +71,16 @@ def create_app(pipeline: NextGPTPipeline, settings: ServerSettings, created: int
         engine.limits.max_batch_rows = max(engine.limits.max_batch_rows, settings.max_running)
         engine.limits.max_waiting = max(engine.limits.max_waiting, settings.max_running)
 
+    async def sweep() -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            store.drop_expired()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        sweeping = asyncio.create_task(sweep())
         yield
+        sweeping.cancel()
         admission.closing = True
         answering.close()
         await fetcher.close()
@@ -150,14 +159,15 @@ def create_app(pipeline: NextGPTPipeline, settings: ServerSettings, created: int
 
     _answer_errors(app, metrics)
     _describe(app, bool(settings.api_keys))
-    guarded = ("/v1/", "/health", "/ready", "/metrics", "/openapi.json")
-    app.add_middleware(Gate, settings=settings, metrics=metrics, guarded=guarded)
+    app.state.unguarded = []  # beginnings of paths where something is mounted that asks for its own key
+    app.add_middleware(Gate, settings=settings, metrics=metrics, unguarded=app.state.unguarded)
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.allowed_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
         )
     return app
 

@@ -8,8 +8,8 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +17,10 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from nextgpt.events import ServedBy
+from nextgpt.events import MAX_SEED, ServedBy
 from nextgpt.serve.answering import Answered, Answering, Asked, first_sound
 from nextgpt.serve.conversation import MEDIA_PATH, ConversationReader
-from nextgpt.serve.errors import ApiError, from_exception, invalid
+from nextgpt.serve.errors import SERVER, ApiError, from_exception, invalid
 from nextgpt.serve.gate import Admission
 from nextgpt.serve.media_store import KeptMedium
 from nextgpt.serve.metrics import Metrics
@@ -46,7 +46,7 @@ from nextgpt.serve.settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 DEFAULT_TOKENS = 256
-MAX_SEED = 2**31
+WAITING_STEPS = 64  # of a stream whose client reads slowly
 
 
 class Chat:
@@ -79,15 +79,13 @@ class Chat:
         """
         self._check(body)
         with ExitStack() as places:
-            places.enter_context(self.admission.place(_who(request)))
+            places.enter_context(self.admission.place(_who(request), body.n or 1))
             asked = await self._ask(body, request)
-            answers = [
-                replace(asked, options=asked.options | {"seed": asked.options["seed"] + i}) for i in range(body.n or 1)
-            ]
+            answers = _with_seeds(asked, body.n)
             if body.stream:
-                return StreamingResponse(
-                    self._stream(body, answers, request, places.pop_all()), media_type="text/event-stream"
-                )
+                events = self._stream(body, answers, request, places.pop_all())
+                first = await anext(events)  # what is wrong from the start is an ordinary error, with its status
+                return TimedStream(first, events, self.settings.send_seconds)
             answered = await self._together(answers, request)
         choices = [_choice(i, each, asked) for i, each in enumerate(answered)]
         node = answered[0].node
@@ -104,19 +102,18 @@ class Chat:
         options: dict[str, Any] = {"num_inference_steps": body.num_inference_steps, "guidance_scale": body.guidance_scale}
         if size != "auto":
             options["width"], options["height"] = map(int, size.split("x"))
+            if max(options["width"], options["height"]) > self.settings.max_side:
+                raise invalid(f"size is {size}, at most {self.settings.max_side} a side are drawn (max_side)", "size")
         messages = [{"role": "user", "content": [{"type": "text", "text": body.prompt}]}]
-        seed = secrets.randbelow(MAX_SEED) if body.seed is None else body.seed
-        asked = Asked(messages, {"require": {kind: 1}, kind: options}, _owner(request), address_of=self._addresses(request))
+        options = {"require": {kind: 1}, "seed": _seed(body), kind: options}
+        asked = Asked(messages, options, _owner(request), address_of=self._addresses(request))
         asked.embed = body.response_format == "b64_json"
-        answers = [replace(asked, options=asked.options | {"seed": seed + i}) for i in range(body.n or 1)]
-        with self.admission.place(_who(request)):
-            answered = await self._together(answers, request)
-        data = [
-            GeneratedImage(url=part.url, b64_json=part.b64_json)
-            for each in answered
-            for part in each.parts
-            if part.type == kind
-        ]
+        with self.admission.place(_who(request), body.n or 1):
+            answered = await self._together(_with_seeds(asked, body.n), request, "prompt")
+        if any(each.reply is None or not each.media for each in answered):
+            raise ApiError(503, "the drawing was broken off", type=SERVER, code="broken_off")
+        drawn = [part for each in answered for part in each.parts if part.type == kind]
+        data = [GeneratedImage(url=part.url, b64_json=part.b64_json) for part in drawn]
         made = [part[kind] for each in answered for part in each.reply.message["content"] if part["type"] == kind]
         usage = _usage(answered)
         return GeneratedImages(
@@ -150,7 +147,7 @@ class Chat:
         messages = await self.reader.read(body.messages, owner)
         options: dict[str, Any] = {
             "max_new_tokens": body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS,
-            "seed": secrets.randbelow(MAX_SEED) if body.seed is None else body.seed,
+            "seed": _seed(body),
         }
         if body.modalities is not None:
             options["output_modalities"] = tuple(dict.fromkeys(body.modalities))
@@ -182,29 +179,37 @@ class Chat:
 
     # ------------------------------------------------------------------ whole answers
 
-    async def _together(self, answers: list[Asked], request: Request) -> list[Answered]:
-        """Several answers at once; when the client goes away, or one of them fails, the others stop."""
+    async def _together(self, answers: list[Asked], request: Request, param: str = "messages") -> list[Answered]:
+        """Several answers at once; when the client goes away, or one of them fails, all stop."""
         cancel = threading.Event()
-
-        async def one(asked: Asked) -> Answered:
-            answered = None
-            async for step in self.answering.answer(asked, cancel):
-                answered = step
-            return answered
-
+        watching = asyncio.create_task(self._cancel_when_gone(request, cancel))
+        tasks = [asyncio.create_task(self._whole(asked, cancel)) for asked in answers]
+        left = set(tasks)
         try:
-            async with asyncio.TaskGroup() as group:
-                watching = group.create_task(self._cancel_when_gone(request, cancel))
-                tasks = [group.create_task(_cancelling(one(asked), cancel)) for asked in answers]
-                await asyncio.wait(tasks)
-                watching.cancel()
-        except* Exception as errors:
-            raise from_exception(_first(errors)) from _first(errors)
-        answered = [task.result() for task in tasks]
-        if cancel.is_set():  # nobody gets the addresses
-            for each in answered:
-                self.answering.store.drop(each.media)
-        return answered
+            while left:
+                done, left = await asyncio.wait({*left, watching}, return_when=asyncio.FIRST_COMPLETED)
+                left.discard(watching)
+                for error in [task.exception() for task in done if task is not watching]:
+                    if error is not None:
+                        raise from_exception(error, param) from error
+                if watching in done:
+                    raise ApiError(400, "the client has gone", code="client_gone")
+            return [task.result() for task in tasks]
+        except BaseException:
+            for task in tasks:
+                if task.done() and not task.cancelled() and task.exception() is None:
+                    self.answering.store.drop(task.result().media)  # nobody gets their addresses
+            raise
+        finally:
+            cancel.set()
+            await _end([watching, *tasks])
+
+    async def _whole(self, asked: Asked, cancel: threading.Event) -> Answered:
+        step: Any = None
+        async with aclosing(self.answering.answer(asked, cancel)) as answer:
+            async for each in answer:
+                step = each
+        return step
 
     async def _cancel_when_gone(self, request: Request, cancel: threading.Event) -> None:
         while not cancel.is_set():
@@ -220,15 +225,21 @@ class Chat:
 
     async def _stream(
         self, body: ChatRequest, answers: list[Asked], request: Request, places: ExitStack
-    ) -> AsyncIterator[bytes]:
-        """The events of a stream, as Server-Sent Events."""
-        heading, cancel, steps = self._heading(), threading.Event(), asyncio.Queue()
-        finished: list[Answered] = []
+    ) -> AsyncGenerator[bytes, None]:
+        """The events of a stream, as Server-Sent Events.
+
+        Raises:
+            ApiError: before anything else has come; after that it is an event.
+        """
+        heading, cancel, steps = self._heading(), threading.Event(), asyncio.Queue(WAITING_STEPS)
+        finished: dict[int, Answered] = {}
+        has_begun = False
 
         async def one(index: int, asked: Asked) -> None:
             try:
-                async for step in self.answering.answer(asked, cancel):
-                    await steps.put((index, step))
+                async with aclosing(self.answering.answer(asked, cancel)) as answer:
+                    async for step in answer:
+                        await steps.put((index, step))
             except Exception as error:
                 await steps.put((index, error))
 
@@ -237,35 +248,67 @@ class Chat:
         try:
             while len(finished) < len(answers):
                 index, step = await steps.get()
+                if isinstance(step, ServedBy):
+                    heading["system_fingerprint"] = step.node
+                    continue
                 if isinstance(step, Exception):
                     error = from_exception(step)
-                    if error.code == "internal_error":
+                    if not has_begun:
+                        raise error from step
+                    if error.status >= 500:
                         logger.error("an answer failed", exc_info=step)
                     self.metrics.errors.labels(error.code).inc()
                     yield _event(json.dumps(error.body))
                     return
-                if isinstance(step, ServedBy):
-                    heading["system_fingerprint"] = step.node
-                    continue
                 if isinstance(step, Answered):
-                    finished.append(step)
+                    finished[index] = step
                     choice = ChunkChoice(index=index, delta=Delta(), finish_reason=step.finish_reason)
                 else:
                     choice = ChunkChoice(index=index, delta=step)
+                has_begun = True
                 yield _event(ChatCompletionChunk(choices=[choice], **heading))
             if body.stream_options is not None and body.stream_options.include_usage:
-                yield _event(ChatCompletionChunk(choices=[], usage=_usage(finished), **heading))
+                usage = _usage([finished[i] for i in sorted(finished)])
+                yield _event(ChatCompletionChunk(choices=[], usage=usage, **heading))
             yield _event("[DONE]")
         finally:
             cancel.set()
-            watching.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            places.close()
+            try:
+                await _end([watching, *tasks])
+            finally:
+                places.close()
 
 
-def _with_seeds(asked: Asked, count: int | None) -> list[Asked]:
-    """The same asked several times, each with the next seed."""
-    return [replace(asked, options=asked.options | {"seed": asked.options["seed"] + i}) for i in range(count or 1)]
+class TimedStream(StreamingResponse):
+    """A stream that ends when its client leaves a piece unread for too long.
+
+    Args:
+        first, rest: its events.
+        seconds: for each of them to be sent.
+    """
+
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], seconds: float):
+        self.rest, self.seconds = rest, seconds
+        super().__init__(_chained(first, rest), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+    async def stream_response(self, send: Any) -> None:
+        """As starlette has it."""
+
+        async def timed(message: dict[str, Any]) -> None:
+            await asyncio.wait_for(send(message), self.seconds)
+
+        try:
+            await super().stream_response(timed)
+        except TimeoutError:
+            logger.info("a client did not read its stream")
+        finally:
+            await self.rest.aclose()
+
+
+async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for each in rest:
+        yield each
 
 
 def check_model(name: str | None, settings: ServerSettings) -> None:
@@ -279,18 +322,20 @@ def check_model(name: str | None, settings: ServerSettings) -> None:
         raise ApiError(404, message, param="model", code="model_not_found")
 
 
-async def _cancelling(answer: Coroutine[Any, Any, Answered], cancel: threading.Event) -> Answered:
-    try:
-        return await answer
-    except BaseException:
-        cancel.set()
-        raise
+async def _end(tasks: Sequence[asyncio.Task]) -> None:
+    """Cancels tasks and waits for that."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
 
-def _first(errors: BaseExceptionGroup) -> BaseException:
-    """The error that came first; the group may be nested."""
-    error = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+def _seed(body: ChatRequest | ImageRequest) -> int:
+    return secrets.randbelow(MAX_SEED) if body.seed is None else body.seed
+
+
+def _with_seeds(asked: Asked, count: int | None) -> list[Asked]:
+    """The same asked several times, each with the next seed."""
+    return [replace(asked, options=asked.options | {"seed": asked.options["seed"] + i}) for i in range(count or 1)]
 
 
 def _choice(index: int, answered: Answered, asked: Asked) -> Choice:
@@ -301,7 +346,7 @@ def _choice(index: int, answered: Answered, asked: Asked) -> Choice:
             ImageOfAnswer(image_url=ImageAddress(url=part.url or f"data:{part.mime_type};base64,{part.b64_json}"), index=i)
             for i, part in enumerate(part for part in answered.parts if (part.mime_type or "").startswith("image/"))
         ]
-        message.audio = first_sound(answered.media, {kept.id: kept.base64() for kept in answered.media})
+        message.audio = first_sound(answered)
     return Choice(index=index, message=message, finish_reason=answered.finish_reason)
 
 

@@ -13,13 +13,34 @@ from nextgpt.errors import UserInputError
 from nextgpt.media import guess_modality
 from nextgpt.serve.errors import ApiError, invalid, too_large
 from nextgpt.serve.fetch import Fetcher, media_too_large
-from nextgpt.serve.media_store import KeptMedium, MediaStore
+from nextgpt.serve.media_store import ID_LENGTH, KeptMedium, MediaStore
 from nextgpt.serve.schema import AnswerPart, AssistantMessage, FilePart, Strict, SystemMessage
 from nextgpt.serve.settings import ServerSettings
 
 MEDIA_PATH = "/v1/media/"
-LINK = re.compile(rf"\n*!?\[[^\]\n]*\]\([^)\s]*{MEDIA_PATH}([\w-]+)[^)\s]*\)\n*")
+BEFORE_ID = re.compile(r"\n{0,2}!?\[[^\[\]\n]{0,64}\]\([^()\[\]\s]{0,300}$")  # the beginning of a link
+ID = re.compile(rf"([\w-]{{{ID_LENGTH}}})[^()\s]{{0,16}}\)\n{{0,2}}")  # and its end
+WINDOW = 400  # characters before an id in which its link begins
+READ_AT_ONCE = 4  # media of a request
 ADDRESSED = {"image_url": "image", "video_url": "video", "audio_url": "audio"}  # part with an address → kind of media
+
+
+class Budget:
+    """How many bytes of media a conversation may still show; so many as a request's body may have."""
+
+    def __init__(self, settings: ServerSettings):
+        self.left = self.most = settings.max_body
+
+    def spend(self, part: dict[str, Any], place: str) -> None:
+        """Counts a part.
+
+        Raises:
+            ApiError: it is too much.
+        """
+        data = part[part["type"]]
+        self.left -= len(data) if isinstance(data, bytes) else 0
+        if self.left < 0:
+            raise too_large(f"the media are larger than {self.most / 1e6:g} MB together (max_body)", place)
 
 
 class ConversationReader:
@@ -47,6 +68,7 @@ class ConversationReader:
         """
         self._check_counts(messages)
         told = [text for message in messages if isinstance(message, SystemMessage) for text in _texts(message)]
+        budget = Budget(self.settings)
         read = [{"role": "system", "content": [{"type": "text", "text": "\n\n".join(told)}]}] if told else []
         for i, message in enumerate(messages):
             if isinstance(message, SystemMessage):
@@ -56,9 +78,7 @@ class ConversationReader:
             elif isinstance(message.content, str):
                 content = [{"type": "text", "text": message.content}]
             else:
-                places = [f"messages.{i}.content.{j}" for j in range(len(message.content))]
-                reading = [self._part(part, place) for part, place in zip(message.content, places, strict=True)]
-                content = list(await asyncio.gather(*reading))
+                content = await self._parts(message.content, f"messages.{i}.content", budget)
             read.append({"role": message.role, "content": content})
         return read
 
@@ -71,7 +91,8 @@ class ConversationReader:
         parts += [part for message in messages for part in getattr(message, "parts", None) or ()]
         if len(parts) > limits.max_parts:
             raise too_large(f"{len(parts)} parts, at most {limits.max_parts} are taken (max_parts)", "messages")
-        texts = [content for content in contents if isinstance(content, str)] + [getattr(part, "text", "") for part in parts]
+        texts = [content for content in contents if isinstance(content, str)]
+        texts += [getattr(each, name, None) for each in (*messages, *parts) for name in ("text", "refusal")]
         characters = sum(len(text or "") for text in texts)
         if characters > limits.max_text:
             raise too_large(f"{characters} characters, at most {limits.max_text} are taken (max_text)", "messages")
@@ -81,6 +102,23 @@ class ConversationReader:
 
     # ------------------------------------------------------------------ what users show
 
+    async def _parts(self, parts: Sequence[Any], place: str, budget: Budget) -> list[dict[str, Any]]:
+        """The parts of a message, a few at a time; where one is refused, the others are given up."""
+        at_once = asyncio.Semaphore(READ_AT_ONCE)
+
+        async def read(part: Any, place: str) -> dict[str, Any]:
+            async with at_once:
+                found = await self._part(part, place)
+                budget.spend(found, place)
+                return found
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(read(part, f"{place}.{i}")) for i, part in enumerate(parts)]
+        except* ApiError as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
     async def _part(self, part: Any, place: str) -> dict[str, Any]:
         if part.type == "text":
             return {"type": "text", "text": part.text}
@@ -89,19 +127,19 @@ class ConversationReader:
             data = await self._at(getattr(part, part.type).url, place)
         elif isinstance(part, FilePart):
             place = f"{place}.file.file_data"
-            data = self._decode(part.file.file_data, place)
+            data = await asyncio.to_thread(self._decode, part.file.file_data, place)
             try:
                 kind = await asyncio.to_thread(guess_modality, data)
             except UserInputError as error:
                 raise invalid(str(error), place, "unsupported_file") from None
         else:
             kind = "audio"
-            data = self._decode(part.input_audio.data, f"{place}.input_audio.data")
+            data = await asyncio.to_thread(self._decode, part.input_audio.data, f"{place}.input_audio.data")
         return {"type": kind, kind: data}
 
     async def _at(self, address: str, place: str) -> bytes:
         if address[:5].lower() == "data:":
-            return self._decode(address, place)
+            return await asyncio.to_thread(self._decode, address, place)
         return await self.fetcher.fetch(address, place)
 
     def _decode(self, text: str, place: str) -> bytes:
@@ -138,14 +176,17 @@ class ConversationReader:
         return parts or [{"type": "text", "text": ""}]
 
     def _linked(self, text: str, owner: str, place: str) -> list[dict[str, Any]]:
-        found = [self._kept(id, owner, place) for id in LINK.findall(text)]
+        links = find_links(text)
+        found = [self._kept(id, owner, place) for _, _, id in links]
         if found and text == found[0].answer.content:
             return found[0].answer.parts
-        pieces = LINK.split(text)[::2]
-        parts: list[dict[str, Any]] = [{"type": "text", "text": pieces[0]}]
-        for kept, piece in zip(found, pieces[1:], strict=True):
-            parts += [{"type": kept.kind}, {"type": "text", "text": piece}]
-        return [part for part in parts if part["type"] != "text" or part["text"]]
+        parts: list[dict[str, Any]] = []
+        begins = [0, *(end for _, end, _ in links)]
+        ends = [*(begin for begin, _, _ in links), len(text)]
+        for begin, end, kept in zip(begins, ends, [*found, None], strict=True):
+            parts += [{"type": "text", "text": text[begin:end]}] if begin < end else []
+            parts += [{"type": kept.kind}] if kept is not None else []
+        return parts
 
     def _answer_part(self, part: AnswerPart, owner: str, place: str) -> dict[str, Any]:
         if part.type == "text":
@@ -159,6 +200,22 @@ class ConversationReader:
         if kept is None:
             raise unknown_medium(id, place)
         return kept
+
+
+def find_links(text: str) -> list[tuple[int, int, str]]:
+    """The links to media in a text: where each begins and ends, line breaks around it included, and its id.
+
+    What merely looks like one, as a model may write it, is text.
+    """
+    links, position = [], 0
+    while (at := text.find(MEDIA_PATH, position)) >= 0:
+        position = at + len(MEDIA_PATH)
+        least = max(links[-1][1] if links else 0, at - WINDOW)
+        before, id = BEFORE_ID.search(text[least:at]), ID.match(text, position)
+        if before and id:
+            links.append((least + before.start(), id.end(), id[1]))
+            position = id.end()
+    return links
 
 
 def _texts(message: SystemMessage) -> list[str]:

@@ -11,6 +11,7 @@ from nextgpt.errors import (
     DeadlineExceeded,
     EngineError,
     MachineLost,
+    ModelLoadError,
     NextGPTError,
     QueueFullError,
     UserInputError,
@@ -68,6 +69,11 @@ def too_many(message: str) -> ApiError:
     return ApiError(429, message, type=RATE_LIMIT, code="rate_limit_exceeded", headers={"Retry-After": str(RETRY_AFTER)})
 
 
+def too_late(message: str) -> ApiError:
+    """An answer that took too long: status 504; clients are told not to ask again by themselves."""
+    return ApiError(504, message, type=SERVER, code="deadline_exceeded", headers={"X-Should-Retry": "false"})
+
+
 def from_exception(error: BaseException, param: str | None = "messages") -> ApiError:
     """What the pipeline raised, as an answer; what is nobody's fault but ours says no more than that."""
     match error:
@@ -82,10 +88,14 @@ def from_exception(error: BaseException, param: str | None = "messages") -> ApiE
         case QueueFullError():
             return too_many(str(error))
         case DeadlineExceeded():
-            return ApiError(504, str(error), type=SERVER, code="deadline_exceeded")
+            return too_late(str(error))
         case EngineError():
             code = "machine_lost" if isinstance(error, MachineLost) else "worker_crashed"
             return ApiError(503, str(error), type=SERVER, code=code, headers={"Retry-After": str(RETRY_AFTER)})
+        case ModelLoadError():  # its message names the server's folders
+            return ApiError(
+                500, "a part of the model could not be loaded; the server's log says more", type=SERVER, code="model_error"
+            )
         case NextGPTError():
             return ApiError(500, str(error), type=SERVER, code="model_error")
         case _:
@@ -103,10 +113,13 @@ def from_validation(errors: Sequence[dict[str, Any]]) -> ApiError:
     first = max(errors, key=lambda each: len(each["loc"]))  # of what is one thing or another, the one that fits best
     param = _param(first["loc"])
     name = (param or "").partition(".")[0]
-    if first["type"] == "extra_forbidden":
-        return invalid(f"{param} is no field of this API; leave it out", param, "unknown_parameter")
     if name in NEUTRAL:
         return invalid(f"{name} is not supported here; leave it out ({NEUTRAL[name]})", name, "unsupported_parameter")
+    if first["type"] == "too_long":
+        limit = "max_messages" if param == "messages" else "max_parts"
+        return too_large(f"{param} has more than {first['ctx']['max_length']} entries ({limit})", param)
+    if first["type"] == "extra_forbidden":
+        return invalid(f"{param} is no field of this API; leave it out", param, "unknown_parameter")
     if first["type"] == "missing":
         return invalid(f"{param or 'the body'} is missing", param, "missing_required_parameter")
     return invalid(f"{param or 'the body'}: {first['msg'][:1].lower()}{first['msg'][1:]}", param)

@@ -7,8 +7,8 @@ import hashlib
 import hmac
 import json
 import logging
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +21,9 @@ from nextgpt.serve.settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 OPEN = ("/health", "/ready", MEDIA_PATH)  # media addresses are secrets themselves: pages show them without a key
+MODELS = "/v1/models/"
+COUNTED = ("/v1/chat/completions", "/v1/images/generations", "/v1/models", "/health", "/ready", "/metrics", "/openapi.json")
+BODIES = 8  # of the largest size that may be held at once
 SAFE = ("GET", "HEAD", "OPTIONS")
 
 
@@ -34,11 +37,12 @@ class Gate:
         app: what answers.
         settings: the limits.
         metrics: counts.
-        guarded: beginnings of paths that are guarded; others (the chat's page) guard themselves and stream their uploads.
+        unguarded: beginnings of paths whose application (the chat's page) asks for a key itself and streams its uploads.
     """
 
-    def __init__(self, app: Any, settings: ServerSettings, metrics: Metrics, guarded: tuple[str, ...]):
-        self.app, self.settings, self.metrics, self.guarded = app, settings, metrics, guarded
+    def __init__(self, app: Any, settings: ServerSettings, metrics: Metrics, unguarded: Sequence[str] = ()):
+        self.app, self.settings, self.metrics, self.unguarded = app, settings, metrics, unguarded
+        self._held = 0  # bytes of bodies of requests in progress
         self._keys = [key.encode() for key in settings.api_keys]
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -47,7 +51,22 @@ class Gate:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        status = 0
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        try:
+            self._check_size(scope)
+            self._check_host(headers)
+            self._check_origin(headers)
+        except ApiError as error:
+            await self._refuse(error, scope, path, send)
+            return
+        if scope["type"] == "websocket" or any(path == each or path.startswith(f"{each}/") for each in self.unguarded):
+            await self.app(scope, receive, send)
+        else:
+            await self._answer(scope, path, headers, receive, send)
+
+    async def _answer(self, scope: dict[str, Any], path: str, headers: dict[str, str], receive: Any, send: Any) -> None:
+        """A request of the API's own paths."""
+        status, body = 0, bytearray()
 
         async def counted(message: dict[str, Any]) -> None:
             nonlocal status
@@ -55,31 +74,34 @@ class Gate:
                 status = message["status"]
             await send(message)
 
-        is_guarded = scope["path"].startswith(self.guarded)
         try:
-            self._check_size(scope)
-            self._check_host(headers)
-            self._check_origin(headers)
-            if scope["type"] == "websocket" or not is_guarded:
-                await self.app(scope, receive, send)
-                return
-            scope.setdefault("state", {})["owner"] = self._owner(scope["path"], headers)
+            scope.setdefault("state", {})["owner"] = self._owner(path, headers)
             if scope["method"] not in SAFE:
+                if path.startswith(OPEN):
+                    raise ApiError(405, f"{scope['method']} is not how this is used", code="method_not_allowed")
                 _check_content_type(headers)
-                receive = await self._with_body(headers, receive)
+                await self._read(headers, receive, body)
+                receive = _giving(bytes(body), receive)
             await self.app(scope, receive, counted)
+            self._count(path, status)
         except ApiError as error:
-            status = error.status
-            self.metrics.errors.labels(error.code).inc()
-            if scope["type"] == "http":
-                await send_error(error, send)
-            else:
-                await send({"type": "websocket.close", "code": 1008, "reason": error.message})
+            await self._refuse(error, scope, path, send)
         finally:
-            if is_guarded:
-                path = MEDIA_PATH if scope["path"].startswith(MEDIA_PATH) else scope["path"]
-                self.metrics.requests.labels(path if status != 404 else "unknown", str(status)).inc()
-                logger.info("%s %s %s", scope.get("method", "WS"), path, status)
+            self._held -= len(body)
+
+    async def _refuse(self, error: ApiError, scope: dict[str, Any], path: str, send: Any) -> None:
+        self.metrics.errors.labels(error.code).inc()
+        self._count(path, error.status)
+        if scope["type"] == "http":
+            await send_error(error, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008, "reason": error.message})
+
+    def _count(self, path: str, status: int) -> None:
+        """Counts a request by its path, as far as it is one of ours: others are the client's choice."""
+        known = path if path in COUNTED else next((each for each in (MEDIA_PATH, MODELS) if path.startswith(each)), "other")
+        self.metrics.requests.labels(known, str(status)).inc()
+        logger.info("%s %s", known, status)
 
     def _check_size(self, scope: dict[str, Any]) -> None:
         size = (
@@ -106,7 +128,11 @@ class Gate:
         origin = headers.get("origin")
         if origin is None or {"*", origin} & set(self.settings.allowed_origins):
             return
-        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        try:
+            own = urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+        except ValueError:
+            own = False
+        if not own:
             raise ApiError(
                 403,
                 "web pages of this origin may not use the server: allow it with --allowed-origin",
@@ -125,13 +151,12 @@ class Gate:
             raise ApiError(401, message, type=AUTHENTICATION, code="invalid_api_key", headers=challenge)
         return hashlib.sha256(key).hexdigest()
 
-    async def _with_body(self, headers: dict[str, str], receive: Any) -> Any:
-        """Reads the body within its limits; returns a `receive` that gives it again."""
+    async def _read(self, headers: dict[str, str], receive: Any, body: bytearray) -> None:
+        """Reads a body within its limits; what has come stands in `body`, whatever happens, and is counted."""
         limit = self.settings.max_body
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > limit:
             raise _body_too_large(limit)
-        body = bytearray()
         try:
             async with asyncio.timeout(self.settings.upload_seconds):
                 more = True
@@ -139,23 +164,31 @@ class Gate:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ApiError(400, "the body broke off", code="incomplete_body")
-                    body += message.get("body", b"")
+                    chunk = message.get("body", b"")
+                    body += chunk
+                    self._held += len(chunk)
                     more = message.get("more_body", False)
                     if len(body) > limit:
                         raise _body_too_large(limit)
+                    if self._held > limit * BODIES:
+                        raise too_many("too many large requests are in progress: ask again later")
         except TimeoutError:
             message = f"the body did not arrive within {self.settings.upload_seconds:g} s (upload_seconds)"
             raise ApiError(408, message, code="upload_timeout", headers={"Connection": "close"}) from None
-        given = False
 
-        async def again() -> dict[str, Any]:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": bytes(body), "more_body": False}
 
-        return again
+def _giving(body: bytes, receive: Any) -> Any:
+    """A `receive` that gives a body that was read already, and then what else comes."""
+    given = False
+
+    async def again() -> dict[str, Any]:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
 
 
 class Admission:
@@ -177,8 +210,8 @@ class Admission:
         return self._of.total()
 
     @contextmanager
-    def place(self, who: str) -> Iterator[None]:
-        """A place for one request, until it is answered.
+    def place(self, who: str, count: int = 1) -> Iterator[None]:
+        """Places for a request of so many answers, until it is answered.
 
         Raises:
             ApiError: there is none, or the server is closing.
@@ -186,16 +219,16 @@ class Admission:
         limits = self.settings
         if self.closing:
             raise ApiError(503, "the server is closing", code="closing", headers={"Retry-After": "30"})
-        if self.count >= limits.max_running + limits.max_waiting:
+        if self.count + count > limits.max_running + limits.max_waiting:
             raise too_many(f"too many requests are waiting ({limits.max_waiting}, max_waiting): ask again later")
-        if self._of[who] >= limits.max_per_key:
-            raise too_many(f"you have {self._of[who]} requests in progress, the most that one may have (max_per_key)")
-        self._of[who] += 1
+        if self._of[who] + count > limits.max_per_key:
+            raise too_many(f"you have {self._of[who]} answers in progress, {limits.max_per_key} are the most (max_per_key)")
+        self._of[who] += count
         self.metrics.in_progress.set(self.count)
         try:
             yield
         finally:
-            self._of[who] -= 1
+            self._of[who] -= count
             if not self._of[who]:
                 del self._of[who]
             self.metrics.in_progress.set(self.count)
@@ -228,3 +261,49 @@ def _check_content_type(headers: dict[str, str]) -> None:
 
 def _body_too_large(limit: int) -> ApiError:
     return too_large(f"the body is larger than {limit / 1e6:g} MB (max_body)")
+
+
+class Turns:
+    """Whose answer begins next, where more wait than may run: of the owner who has the fewest running.
+
+    Args:
+        count: answers that may run at once.
+    """
+
+    def __init__(self, count: int):
+        self.free = count
+        self._running: Counter[str] = Counter()
+        self._waiting: dict[str, deque[asyncio.Future]] = {}
+
+    async def take(self, owner: str) -> None:
+        """Waits for a turn; [`give`] gives it back."""
+        if self.free:
+            self.free -= 1
+        else:
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.setdefault(owner, deque()).append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():  # it had come just then
+                    self._next()
+                raise
+        self._running[owner] += 1
+
+    def give(self, owner: str) -> None:
+        """A turn is over."""
+        self._running[owner] -= 1
+        if not self._running[owner]:
+            del self._running[owner]
+        self._next()
+
+    def _next(self) -> None:
+        while self._waiting:
+            owner = min(self._waiting, key=lambda each: self._running[each])
+            turn = self._waiting[owner].popleft()
+            if not self._waiting[owner]:
+                del self._waiting[owner]
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.free += 1

@@ -18,6 +18,7 @@ from nextgpt.modalities import MODALITIES
 from nextgpt.serve.settings import ServerSettings
 
 ID_BYTES = 24  # 192 bits
+ID_LENGTH = ID_BYTES * 4 // 3  # characters
 
 
 @dataclass
@@ -57,6 +58,11 @@ class KeptMedium:
     owner: str
     answer: KeptAnswer
     size: int
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it is what OpenAI's field for a sound can hold."""
+        return self.mime_type.startswith("audio/")
 
     def base64(self) -> str:
         """The file in base64."""
@@ -98,6 +104,11 @@ class MediaStore:
             self._drop_old()
             kept = self._kept.get(id)
         return kept if kept is not None and owner in (None, kept.owner) else None
+
+    def drop_expired(self) -> None:
+        """Lets go what is over its time; each call of the others does too."""
+        with self._lock:
+            self._drop_old()
 
     def drop(self, media: list[KeptMedium]) -> None:
         """Lets media go: nobody got their addresses."""

@@ -55,6 +55,9 @@ def _whole(value: Any) -> Any:
 
 Integer = Annotated[int, BeforeValidator(_whole)]
 Zero = Annotated[float, Field(ge=0, le=0)]
+MOST_PARTS = 4096  # of one message, before the server's own limit counts those of all
+Few = Field(min_length=1, max_length=MOST_PARTS, fail_fast=True)  # the first error is all that is told
+FewOrNone = Field(max_length=MOST_PARTS, fail_fast=True)
 Never = Annotated[list[Nothing], Field(max_length=0)]
 Id = Annotated[str, Field(min_length=1, max_length=128, json_schema_extra={"format": "medium-id"})]
 Address = Annotated[
@@ -144,7 +147,7 @@ class SystemMessage(Strict):
     """What the model is told first."""
 
     role: Literal["system", "developer"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: str | Annotated[list[TextPart], Few]
     name: str | None = None
 
 
@@ -152,7 +155,7 @@ class UserMessage(Strict):
     """What the user says and shows."""
 
     role: Literal["user"]
-    content: str | Annotated[list[UserPart], Field(min_length=1)]
+    content: str | Annotated[list[UserPart], Few]
     name: str | None = None
 
 
@@ -186,19 +189,23 @@ class AnswerImage(Strict):
     index: Integer | None = None
 
 
+AssistantPart = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
+
+
 class AssistantMessage(Strict):
     """What the assistant answered: as it came, or its text alone, or one of its sounds by id."""
 
     role: Literal["assistant"]
-    content: str | list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]] | None = None
-    parts: list[AnswerPart] | None = None
-    images: list[AnswerImage] | None = None
+    content: str | Annotated[list[AssistantPart], FewOrNone] | None = None
+    parts: Annotated[list[AnswerPart], FewOrNone] | None = None
+    images: Annotated[list[AnswerImage], FewOrNone] | None = None
     audio: AudioReference | None = None
     refusal: str | None = None
     name: str | None = None
     annotations: Never | None = None
     tool_calls: Never | None = None
     function_call: None = None
+    parsed: None = None
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
@@ -301,6 +308,7 @@ def chat_request(pipeline: NextGPTPipeline, limits: ServerSettings) -> type[Chat
         __base__=ChatRequest,
         __doc__=ChatRequest.__doc__,
         model=(Annotated[str, Field(json_schema_extra={"enum": [limits.model]})], ...),
+        messages=(Annotated[list[Message], Field(min_length=1, max_length=limits.max_messages, fail_fast=True)], ...),
         modalities=(Annotated[listed, Field(min_length=1, max_length=16)] | None, None),
         n=(Annotated[Integer, Field(ge=1, le=limits.max_answers)] | None, None),
         max_tokens=tokens,

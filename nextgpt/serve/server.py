@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -21,19 +22,28 @@ IDLE_SECONDS = 30  # that a connection is kept between requests
 CLOSING_SECONDS = 10  # for answers in progress, once the server is closing
 
 
-class PatientProtocol(H11Protocol):
-    """HTTP/1.1 that closes a connection on which no request begins: whoever sends a byte a minute holds nothing."""
+class TimedProtocol(H11Protocol):
+    """HTTP/1.1 that closes a connection whose next request does not begin in time, or whose headers come too slowly."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self._impatience = self.loop.call_later(HEADER_SECONDS, self._close_if_nothing_came)
+        self._timer = self.loop.call_later(HEADER_SECONDS, self._close_if_nothing_came)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._timer.cancel()
+        self._timer = self.loop.call_later(HEADER_SECONDS, self._close_if_nothing_came)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._impatience.cancel()
+        self._timer.cancel()
         super().connection_lost(exc)
 
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        self._timer.cancel()
+        super().handle_websocket_upgrade(event)
+
     def _close_if_nothing_came(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        if (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing():
             self.transport.close()
 
 
@@ -56,7 +66,7 @@ class Running:
         self.app = create_app(pipeline, settings, created=int(time.time()))
         config = uvicorn.Config(
             self.app,
-            http=PatientProtocol,
+            http=TimedProtocol,
             h11_max_incomplete_event_size=settings.max_header,
             timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=CLOSING_SECONDS,

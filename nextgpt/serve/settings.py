@@ -24,10 +24,12 @@ class ServerSettings:
         allowed_hosts: names besides the machine's own that a request may call the server by; `*` for any.
         allowed_origins: web pages that may use the server from a browser, as `https://chat.example.org`; `*` for any.
         public_url: what media addresses begin with; by default the address that the client has used.
-        max_running: requests that are answered at once.
-        max_waiting: requests that may wait for that; more are refused with status 429.
-        max_per_key: requests of one key (or of one address, where there are no keys) that run and wait.
+        max_running: answers that are given at once; a request with `n` asks for so many.
+        max_waiting: answers that may wait for that; more are refused with status 429.
+        max_per_key: answers of one key (or of one address, where there are no keys) that run and wait. Of those who wait,
+            whoever has the fewest running comes next.
         deadline: the longest that an answer may take, waiting included.
+        send_seconds: the longest that a client may leave a piece of a stream unread.
         upload_seconds: the longest that a request's body may take to arrive.
         max_body: of a request.
         max_header: of its first line and its headers together.
@@ -55,6 +57,7 @@ class ServerSettings:
     max_waiting: int = 64
     max_per_key: int = 32
     deadline: float = 600
+    send_seconds: float = 60
     upload_seconds: float = 60
     max_body: int = 64 * MEGABYTE
     max_header: int = 65_536

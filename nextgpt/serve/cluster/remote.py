@@ -70,11 +70,11 @@ class RemotePipeline:
                     began = began or not isinstance(event, ServedBy)
                     yield event
                 return
-            except NextGPTError:
-                raise
-            except RayError as error:
+            except RayError as error:  # one of ours comes as both, with the replica's traceback for its words
                 if own := _own_error(error):
                     raise own from None
+                if cancel is not None and cancel.is_set():
+                    return
                 if began or last == 0:
                     raise MachineLost(LOST) from error
                 time.sleep(TRY_AGAIN)
@@ -120,6 +120,8 @@ class RemoteDecoder:
             except RayError as error:  # media come whole or not at all: another replica makes the same
                 if own := _own_error(error):
                     raise own from None
+                if unwanted is not None and unwanted.is_set():
+                    raise GenerationCancelled from None
                 if last == 0:
                     raise MachineLost(LOST) from error
                 time.sleep(TRY_AGAIN)

@@ -15,9 +15,11 @@ import pytest
 from openai import APIStatusError, AsyncOpenAI
 from PIL import Image
 
+from nextgpt.serve.conversation import find_links
 from tiny_server import FAST, MODEL, data_url
 
 ASK = [{"role": "user", "content": "draw a banana"}]
+GONE = "gone" * 8
 TEXT = {"extra": {"require": None}, "modalities": ["text"]}
 
 
@@ -162,16 +164,25 @@ def test_the_second_turn_reuses_what_the_first_has_computed(client):
 @pytest.mark.parametrize(
     ("answer", "param"),
     [
-        ({"content": "![image](http://localhost/v1/media/gone.png)"}, "messages.1.content"),
-        ({"audio": {"id": "gone"}}, "messages.1.audio.id"),
-        ({"content": "", "parts": [{"type": "image", "id": "gone"}]}, "messages.1.parts.0.id"),
+        ({"content": f"![image](http://localhost/v1/media/{GONE}.png)"}, "messages.1.content"),
+        ({"audio": {"id": GONE}}, "messages.1.audio.id"),
+        ({"content": "", "parts": [{"type": "image", "id": GONE}]}, "messages.1.parts.0.id"),
     ],
 )
 def test_an_unknown_id_is_named(client, answer, param):
     with pytest.raises(APIStatusError) as error:
         ask(client, [*ASK, {"role": "assistant", **answer}, AGAIN])
     assert (error.value.status_code, error.value.param, error.value.code) == (400, param, "unknown_medium")
-    assert "'gone'" in error.value.message
+    assert f"'{GONE}'" in error.value.message
+
+
+def test_what_only_looks_like_a_link_is_text_and_no_text_takes_long_to_read(client):
+    for text in ("see [this](/v1/media/banana.png)", "[" * 900_000, "\n" * 900_000, "[](/v1/media/" * 60_000):
+        assert find_links(text) == []
+    own = f"\n\n![image](http://a/v1/media/{GONE}.png)"
+    assert find_links(f"one{own}\n\ntwo{own}") == [(3, 3 + len(own) + 2, GONE), (3 + len(own) + 5, 8 + 2 * len(own), GONE)]
+    answer = {"role": "assistant", "content": "see [this](/v1/media/banana.png)"}
+    assert ask(client, [*ASK, answer, AGAIN], max_completion_tokens=12).choices[0].message.content
 
 
 # -- parts in -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import threading
@@ -17,6 +18,7 @@ from PIL import Image
 
 from nextgpt.errors import DeadlineExceeded, EngineError, MachineLost, QueueFullError
 from nextgpt.events import Finished, MediaDone, MediaStarted, Reply, TextDelta
+from nextgpt.serve.gate import Turns
 from nextgpt.serve.media_store import KeptAnswer, MediaStore
 from nextgpt.serve.settings import ServerSettings
 from tiny_server import ASK, FAST, MODEL, error_of, send, serving
@@ -39,6 +41,7 @@ class Scripted:
     def __init__(self, error: Exception | None = None):
         self.error, self.may_end = error, threading.Event()
         self.running = self.stopped = 0
+        self.word = "."
 
     def new_session(self):
         return None
@@ -49,7 +52,7 @@ class Scripted:
         yield MediaStarted(0, "image", 1)
         yield MediaDone(0, "image", PICTURE, 1, 0.1)
         while not self.may_end.wait(0.01) and not cancel.is_set():
-            yield TextDelta(".")
+            yield TextDelta(self.word)
         if self.error:
             raise self.error
         self.running -= 1
@@ -157,6 +160,50 @@ def test_one_that_waits_too_long_is_told_so_while_others_still_run():
         second = pool.submit(error_of, address, ASK)
         assert second.result() == first.result() == (504, None, "deadline_exceeded")
         until(lambda: "nextgpt_requests_in_progress 0.0" in metrics(address))
+
+
+def test_of_those_who_wait_the_one_with_the_fewest_running_comes_next():
+    async def order():
+        turns, came = Turns(2), []
+
+        async def ask(owner):
+            await turns.take(owner)
+            came.append(owner)
+
+        await ask("many"), await ask("many")
+        waiting = [asyncio.create_task(ask(owner)) for owner in ("many", "many", "few", "gone")]
+        await asyncio.sleep(0)
+        waiting[3].cancel()
+        for _ in range(5):
+            turns.give(came.pop(0)) if came else None
+            await asyncio.sleep(0)
+            order_of.extend(came[-1:])
+        return turns.free
+
+    order_of: list[str] = []
+    assert asyncio.run(order()) >= 0 and order_of[0] == "few"
+
+
+def test_what_is_wrong_from_the_start_of_a_stream_has_its_status():
+    pipe = Scripted()
+    pipe.stream = lambda *_, **__: iter([]) if pipe.running else raise_error()
+
+    def raise_error():
+        raise QueueFullError("many wait")
+
+    with serving(pipe) as address:
+        assert error_of(address, ASK | {"stream": True}) == (429, None, "rate_limit_exceeded")
+
+
+def test_a_client_that_does_not_read_its_stream_does_not_hold_its_place():
+    pipe = Scripted()
+    pipe.word = "x" * 100_000
+    with serving(pipe, send_seconds=0.5) as address:
+        connection = start(address, stream=True)
+        until(lambda: pipe.running == 1)
+        until(lambda: pipe.stopped == 1, seconds=20)
+        until(lambda: "nextgpt_requests_in_progress 0.0" in metrics(address))
+        connection.close()
 
 
 def test_an_error_in_mid_stream_is_an_error_chunk(caplog):

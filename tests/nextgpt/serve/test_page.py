@@ -21,6 +21,7 @@ def test_the_page_stands_beside_the_api_and_asks_for_the_same_key(tmp_path):
     pipe = tiny_pipeline(tmp_path, ["image"])
     addresses: Queue[str] = Queue()
     running = Running(pipe, ServerSettings(model=MODEL, port=0, api_keys=(KEY,)))
+    running.app.state.unguarded.append("/chat")
     with mounted(pipe, running.app, keys=(KEY,)):
         thread = threading.Thread(target=running.run, args=(addresses.put,))
         thread.start()
