@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import io
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
@@ -99,3 +101,9 @@ def error_of(address: str, body: object, **more: str) -> tuple[int, str | None, 
     error = answer["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["message"]
     return status, error["param"], error["code"]
+
+
+def run_async(coroutine: Coroutine) -> object:
+    """Its result, from a thread of its own: a browser's tests leave an event loop running in theirs."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import json
@@ -16,7 +15,7 @@ from openai import APIStatusError, AsyncOpenAI
 from PIL import Image
 
 from nextgpt.serve.conversation import find_links
-from tiny_server import FAST, MODEL, data_url
+from tiny_server import FAST, MODEL, data_url, run_async
 
 ASK = [{"role": "user", "content": "draw a banana"}]
 GONE = "gone" * 8
@@ -107,7 +106,7 @@ def test_the_asynchronous_client_gets_the_same(address, client):
         async with AsyncOpenAI(base_url=f"{address}/v1", api_key="unused") as other:
             return await ask(other, max_completion_tokens=12)
 
-    answer = asyncio.run(answered())
+    answer = run_async(answered())
     unnamed = re.compile(r"/v1/media/[\w-]+")
     expected = ask(client, max_completion_tokens=12).choices[0].message.content
     assert unnamed.sub("", answer.choices[0].message.content) == unnamed.sub("", expected)

@@ -21,7 +21,7 @@ from nextgpt.events import Finished, MediaDone, MediaStarted, Reply, TextDelta
 from nextgpt.serve.gate import Turns
 from nextgpt.serve.media_store import KeptAnswer, MediaStore
 from nextgpt.serve.settings import ServerSettings
-from tiny_server import ASK, FAST, MODEL, error_of, send, serving
+from tiny_server import ASK, FAST, MODEL, error_of, run_async, send, serving
 
 PICTURE = Image.new("RGB", (8, 8), "red")
 
@@ -181,7 +181,7 @@ def test_of_those_who_wait_the_one_with_the_fewest_running_comes_next():
         return turns.free
 
     order_of: list[str] = []
-    assert asyncio.run(order()) >= 0 and order_of[0] == "few"
+    assert run_async(order()) >= 0 and order_of[0] == "few"
 
 
 def test_what_is_wrong_from_the_start_of_a_stream_has_its_status():
