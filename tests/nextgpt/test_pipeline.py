@@ -19,6 +19,7 @@ from tiny_models import tiny_model
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 40), "blue")
 STEPS = {"image": {"num_inference_steps": 2}, "audio": {"num_inference_steps": 2, "duration": 0.2}}
+STEPS |= {"video": {"num_inference_steps": 2}}
 ASK = [{"role": "user", "content": [{"type": "image", "image": RED}, {"type": "text", "text": "draw a banana"}]}]
 TALK = [{"role": "user", "content": "What do you see? I see a cat."}]
 
@@ -146,8 +147,9 @@ def test_a_session_reuses_its_cache_and_answers_the_same(pipe):
 def test_a_session_sees_another_picture_in_the_same_place(pipe):
     session = pipe.new_session()
     other = [{"role": "user", "content": [{"type": "image", "image": BLUE}, ASK[0]["content"][1]]}]
-    pipe(ASK, session=session, max_new_tokens=8)
-    assert pipe(other, session=session, max_new_tokens=8).token_ids == pipe(other, max_new_tokens=8).token_ids
+    options = {"max_new_tokens": 8, **STEPS}
+    pipe(ASK, session=session, **options)
+    assert pipe(other, session=session, **options).token_ids == pipe(other, **options).token_ids
 
 
 def test_cancel_stops_and_leaves_the_callers_event_alone(pipe):
@@ -213,8 +215,7 @@ def test_the_coldest_sampling_takes_the_likeliest(pipe):
 
 
 def test_a_reply_saves_its_media_and_itself(pipe, tmp_path):
-    options = STEPS | {"video": {"num_inference_steps": 2}}
-    reply = pipe(ASK, require={"image": 1, "audio": 1, "video": 1}, max_new_tokens=80, seed=7, **options)
+    reply = pipe(ASK, require={"image": 1, "audio": 1, "video": 1}, max_new_tokens=80, seed=7, **STEPS)
     *media, record = reply.save(tmp_path)
     assert sorted(path.suffix for path in media) == [".mp4", ".png", ".wav"]
     content = json.loads(record.read_text())["message"]["content"]
