@@ -1,5 +1,7 @@
 """Tiny random LLMs, tokenizers and whole NExT-GPT models, built on the spot with the real classes."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +18,7 @@ from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.encoders import ImageBindConfig, encoder_from_config
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.processing_nextgpt import NextGPTProcessor
-from tiny_decoders import save_tiny_stable_diffusion
+from tiny_decoders import save_tiny_audioldm, save_tiny_stable_diffusion, save_tiny_text_to_video
 
 TINY_TEXT = [
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful answers.",
@@ -115,6 +117,33 @@ def tiny_model(folder: Path, family: str = "llama", **options) -> tuple[NextGPTF
 def save_tiny_model(folder: Path) -> Path:
     """A checkpoint, `model`, beside its `parts`."""
     model, processor = tiny_model(folder / "parts")
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+# Kind of media → the decoder's kind, how it is saved, and its options where none are given: quick ones.
+DECODERS = {
+    "image": ("stable-diffusion", save_tiny_stable_diffusion, {"num_inference_steps": 2}),
+    "audio": ("audioldm", save_tiny_audioldm, {"num_inference_steps": 2, "duration": 0.2}),
+    "video": ("text-to-video", save_tiny_text_to_video, {"num_inference_steps": 2}),
+}
+
+
+def save_tiny_any_to_any(folder: Path, kinds: Sequence[str] = tuple(DECODERS)) -> Path:
+    """A checkpoint, `model`, that often answers with these kinds of media, beside its parts."""
+    decoders = {}
+    for modality in kinds:
+        kind, save, options = DECODERS[modality]
+        source = save(folder / modality)
+        defaults = source / "generation_defaults.json"
+        given = json.loads(defaults.read_text()) if defaults.is_file() else {}
+        defaults.write_text(json.dumps(given | options))
+        decoders[modality] = {"kind": kind, "source": str(source)}
+    model, processor = tiny_model(folder, decoders=decoders)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        model.signal_rows.output.normal_(std=0.04)
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     return folder / "model"

@@ -17,44 +17,23 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import soundfile
-import torch
 from PIL import Image
 
 from nextgpt import NextGPTPipeline
 from nextgpt.serve.server import Running
 from nextgpt.serve.settings import ServerSettings
-from tiny_decoders import save_tiny_audioldm, save_tiny_stable_diffusion, save_tiny_text_to_video
-from tiny_models import tiny_model
+from tiny_models import DECODERS, save_tiny_any_to_any
 
 FAST = {"image": {"num_inference_steps": 1}, "audio": {"num_inference_steps": 1, "duration": 0.2}}
-FAST |= {"video": {"num_inference_steps": 1, "num_frames": 2}}
+FAST |= {"video": {"num_inference_steps": 1}}
 MODEL = "tiny"
 ASK = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
 ASK |= {"max_completion_tokens": 4, "modalities": ["text"]}
 
 
-SAVERS = {
-    "image": ("stable-diffusion", save_tiny_stable_diffusion),
-    "audio": ("audioldm", save_tiny_audioldm),
-    "video": ("text-to-video", save_tiny_text_to_video),
-}
-
-
-def tiny_pipeline(folder: Path, kinds: Sequence[str] = tuple(SAVERS)) -> NextGPTPipeline:
+def tiny_pipeline(folder: Path, kinds: Sequence[str] = tuple(DECODERS)) -> NextGPTPipeline:
     """A model that answers with these kinds of media."""
-    decoders = {}
-    for modality in kinds:
-        kind, saver = SAVERS[modality]
-        saver(folder / modality)
-        (folder / modality / "generation_defaults.json").write_text(json.dumps(FAST[modality]))
-        decoders[modality] = {"kind": kind, "source": str(folder / modality)}
-    model, processor = tiny_model(folder, decoders=decoders)
-    torch.manual_seed(5)
-    with torch.no_grad():
-        model.signal_rows.output.normal_(std=0.04)
-    model.save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
-    return NextGPTPipeline.from_pretrained(folder / "model")
+    return NextGPTPipeline.from_pretrained(save_tiny_any_to_any(folder, kinds))
 
 
 @contextmanager

@@ -14,8 +14,7 @@ from nextgpt import NextGPTPipeline
 from nextgpt.errors import ContractError, ModelLoadError, UserInputError
 from nextgpt.events import Finished, MediaDone, MediaProgress, MediaStarted, TextDelta
 from nextgpt.media import load_media
-from tiny_decoders import save_tiny_audioldm, save_tiny_stable_diffusion, save_tiny_text_to_video
-from tiny_models import tiny_model
+from tiny_models import save_tiny_any_to_any
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 40), "blue")
 STEPS = {"image": {"num_inference_steps": 2}, "audio": {"num_inference_steps": 2, "duration": 0.2}}
@@ -26,21 +25,7 @@ TALK = [{"role": "user", "content": "What do you see? I see a cat."}]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pipeline")
-    save_tiny_stable_diffusion(folder / "image")
-    save_tiny_audioldm(folder / "audio")
-    save_tiny_text_to_video(folder / "video")
-    kinds = {"image": "stable-diffusion", "audio": "audioldm", "video": "text-to-video"}
-    decoders = {modality: {"kind": kind, "source": f"./{modality}"} for modality, kind in kinds.items()}
-    for modality, spec in decoders.items():
-        spec["source"] = str(folder / modality)
-    model, processor = tiny_model(folder, decoders=decoders)
-    torch.manual_seed(5)
-    with torch.no_grad():
-        model.signal_rows.output.normal_(std=0.04)
-    model.save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
-    return folder / "model"
+    return save_tiny_any_to_any(tmp_path_factory.mktemp("pipeline"))
 
 
 @pytest.fixture(scope="module")
