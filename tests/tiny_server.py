@@ -51,10 +51,13 @@ def serving(pipe: NextGPTPipeline, **settings) -> Iterator[str]:
 
 
 def data_url(kind: str = "image", size: int = 32) -> str:
-    """A small file as a data: URL."""
+    """A small file as a data: URL: `image`, `audio`, or `moving`, which is a picture and a clip."""
     file = io.BytesIO()
     if kind == "image":
         Image.new("RGB", (size, size), "red").save(file, "PNG")
+    elif kind == "moving":
+        frames = [Image.new("RGB", (size, size), color) for color in ("red", "blue", "green", "white")]
+        frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=250)
     else:
         soundfile.write(file, np.sin(np.arange(16_000) / 10), 16_000, format="WAV")
     return f"data:{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

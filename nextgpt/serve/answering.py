@@ -218,8 +218,10 @@ class Answering:
                 return _data_url(event.preview())
             return None
 
+        made: list[KeptMedium] = []
+        given: set[str] = set()
+
         def work() -> None:
-            made: list[KeptMedium] = []
             session = None
             try:
                 session = self.sessions.take(asked.messages, asked.owner)
@@ -233,7 +235,6 @@ class Answering:
                         self.sessions.put([*asked.messages, answer], asked.owner, session)
                     tell((event, extra))
             except BaseException as error:
-                self.store.drop(made)
                 tell(error)
             else:
                 tell(None)
@@ -247,10 +248,14 @@ class Answering:
             while (item := await self._in_time(queue.get(), until)) is not None:
                 if isinstance(item, BaseException):
                     raise item
+                if isinstance(item[0], MediaDone):
+                    given.add(item[1][0].id)
                 yield item
         finally:
             enough.set()
             self._cancels.discard(enough)
+            # Nobody gets the addresses of what was made and is not taken any more.
+            running.add_done_callback(lambda _: self.store.drop([kept for kept in made if kept.id not in given]))
             await asyncio.wait([running], timeout=STOPPING_SECONDS)
 
     async def _in_time(self, waiting: Awaitable[Any], until: float) -> Any:

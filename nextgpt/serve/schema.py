@@ -280,7 +280,7 @@ def media_options(kind: str, decoder: Decoder, limits: ServerSettings) -> type[S
     steps, most = limits.max_steps, {"num_frames": limits.max_frames, "duration": limits.max_seconds}
     fields: dict[str, Any] = {
         "num_inference_steps": Annotated[Integer, Field(ge=1, le=steps)],
-        "guidance_scale": Annotated[float, Field(ge=0, le=100)],
+        "guidance_scale": Annotated[float, Field(gt=0, le=100)],
     }
     for name, size in decoder.sizes.items():
         bound = most.get(name, limits.max_side)
@@ -333,7 +333,7 @@ class ImageRequest(Strict):
     response_format: Literal["url", "b64_json"] | None = None
     seed: Annotated[Integer, Field(ge=0, lt=2**53)] | None = None
     num_inference_steps: Integer | None = None
-    guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
+    guidance_scale: Annotated[float, Field(gt=0, le=100)] | None = None
     user: Annotated[str, Field(max_length=1024)] | None = None
     safety_identifier: Annotated[str, Field(max_length=1024)] | None = None
     quality: Literal["auto", "standard"] | None = None
