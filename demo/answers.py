@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 import threading
 import time
@@ -27,6 +25,7 @@ from nextgpt.demo.conversations import (
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, not_made
 from nextgpt.media import guess_modality
+from nextgpt.media.images import png_data_url
 from nextgpt.media.text import whole_characters
 from nextgpt.pipeline import NextGPTPipeline
 
@@ -261,7 +260,7 @@ class AnswerQueue:
         before = turn.pending.preview if turn.pending else ""
         if preview is None or conversation.cancel.is_set() or time.monotonic() < self._next_preview:
             return before
-        picture = _data_address(preview())
+        picture = png_data_url(preview())
         self._next_preview = time.monotonic() + PREVIEW_EVERY
         return picture
 
@@ -311,12 +310,6 @@ def _undone_on_error(conversation: Conversation) -> Iterator[None]:
         for path in set(conversation.folder.iterdir()) - before:
             path.unlink()
         raise
-
-
-def _data_address(picture: Image.Image) -> str:
-    data = io.BytesIO()
-    picture.save(data, "PNG")
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def _text(parts: Sequence[dict]) -> str:

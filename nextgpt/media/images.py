@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -70,6 +72,13 @@ def as_rgb(image: Image.Image, name: str) -> Image.Image:
 def save_image(image: Image.Image, path: str | Path) -> None:
     """Writes a picture, as PNG or whatever format its path says."""
     image.save(path)
+
+
+def png_data_url(image: Image.Image) -> str:
+    """A picture as a `data:` URL, as browsers and clients show it without fetching anything."""
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def too_few_pixels(image: Image.Image) -> str | None:

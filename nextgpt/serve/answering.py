@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -13,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, ServedBy, TextDelta
+from nextgpt.media.images import png_data_url
 from nextgpt.pipeline import NextGPTPipeline
 from nextgpt.serve.errors import SERVER, ApiError, too_late
 from nextgpt.serve.gate import Turns
@@ -162,14 +161,14 @@ class Answering:
                 kept, data = extra
                 self.metrics.media_seconds.labels(modality).observe(seconds)
                 answered.media.append(kept)
-                is_first = data is not None and first_sound(answered) is None
                 if data is not None:
                     answered.embedded[kept.id] = data
                 address = asked.address_of(kept)
                 told = medium_of(kept, address, data if asked.embed else None).model_dump()
                 yield Delta(media=MediaEvent(event="done", index=index, **told))
                 yield Delta(content=writer.medium(kept, address))
-                if asked.tells_parts and is_first and (sound := first_sound(answered)):
+                sound = first_sound(answered) if asked.tells_parts else None
+                if sound is not None and sound.id == kept.id:
                     yield Delta(audio=sound)
 
     def _finish(self, asked: Asked, answered: Answered, writer: AnswerWriter, record: KeptAnswer) -> None:
@@ -215,7 +214,7 @@ class Answering:
                 return kept, kept.base64() if told else None
             if isinstance(event, MediaProgress) and asked.previews and event.preview and time.monotonic() >= next_preview:
                 next_preview = time.monotonic() + PREVIEW_EVERY
-                return _data_url(event.preview())
+                return png_data_url(event.preview())
             return None
 
         made: list[KeptMedium] = []
@@ -290,9 +289,3 @@ def first_sound(answered: Answered) -> AudioOfAnswer | None:
             data = answered.embedded[kept.id]
             return AudioOfAnswer(id=kept.id, data=data, expires_at=kept.expires_at, transcript="")
     return None
-
-
-def _data_url(picture: Any) -> str:
-    data = io.BytesIO()
-    picture.save(data, "PNG")
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()

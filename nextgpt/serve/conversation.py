@@ -83,9 +83,8 @@ class ConversationReader:
         return read
 
     def _check_counts(self, messages: Sequence[Strict]) -> None:
+        """The limits that span messages; how many of these there are, the schema checks."""
         limits = self.settings
-        if len(messages) > limits.max_messages:
-            raise too_large(f"{len(messages)} messages, at most {limits.max_messages} are taken (max_messages)", "messages")
         contents = [message.content for message in messages]
         parts = [part for content in contents if isinstance(content, list) for part in content]
         parts += [part for message in messages for part in getattr(message, "parts", None) or ()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 from nextgpt.errors import ModelLoadError
@@ -32,10 +31,9 @@ def launch(settings: ServerSettings, arguments: dict[str, Any], on_ready: Callab
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    given = {field.name: getattr(settings, field.name) for field in fields(settings)}
     serve.start(http_options={"host": settings.host, "port": settings.port})
     try:
-        serve.run(build(arguments | {"settings": given}), name="nextgpt")
+        serve.run(build(arguments | {"settings": vars(settings)}), name="nextgpt")
         on_ready(f"http://{settings.host}:{settings.port}")
         stopped.wait()
     finally:
