@@ -40,9 +40,9 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     parser.add_argument("--public-url", help="what the addresses of media begin with, behind a proxy")
 
 
-def ready(address: str) -> None:
-    """Says that the server answers."""
-    print(f"NExT-GPT is ready at {address}/v1 (Ctrl-C stops it)", flush=True)
+def ready(address: str, page: str = "") -> None:
+    """Says that the server answers, and where the page is."""
+    print(f"NExT-GPT is ready at {address}/v1{page and f', the chat at {address}{page}'} (Ctrl-C stops it)", flush=True)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -76,4 +76,4 @@ def run(options: argparse.Namespace) -> None:
 
             running.app.state.unguarded.append(PAGE)
             page.enter_context(mounted(pipeline, running.app, path=PAGE, model=options.model, keys=settings.api_keys))
-        running.run(ready)
+        running.run(lambda address: ready(address, PAGE if options.demo else ""))
