@@ -1,10 +1,14 @@
-"""From tokens to text deltas while an answer is being given, and what stops it."""
+"""From tokens to text deltas while an answer is being given, what stops it, and how a thread tells an event loop of it."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import torch
 from transformers import TextStreamer
@@ -48,6 +52,45 @@ class Deadline:
     def is_set(self) -> bool:
         """As `threading.Event` has it."""
         return self.at is not None and time.monotonic() >= self.at
+
+
+class FromThread:
+    """What a thread tells an event loop, item by item; `async for` ends with the work, and raises what it raised.
+
+    Args:
+        work: is called in the thread, with the function that tells an item.
+        threads: gives the thread.
+
+    Attributes:
+        running: is done when the work has ended.
+    """
+
+    END = object()
+
+    def __init__(self, work: Callable[[Callable[[Any], None]], None], threads: ThreadPoolExecutor):
+        self._told: asyncio.Queue[tuple[Any, BaseException | None]] = asyncio.Queue()
+        tell = partial(asyncio.get_running_loop().call_soon_threadsafe, self._told.put_nowait)
+
+        def run() -> None:
+            try:
+                work(lambda item: tell((item, None)))
+            except BaseException as error:
+                tell((None, error))
+            else:
+                tell((self.END, None))
+
+        self.running = asyncio.wrap_future(threads.submit(run))
+
+    async def get(self) -> Any:
+        """The next item; `END` after the last."""
+        item, error = await self._told.get()
+        if error is not None:
+            raise error
+        return item
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        while (item := await self.get()) is not self.END:
+            yield item
 
 
 class AnswerStreamer(TextStreamer):

@@ -21,7 +21,7 @@ from nextgpt.serve.responses import AudioOfAnswer, Delta, MediaEvent, Medium
 from nextgpt.serve.sessions import SessionStore
 from nextgpt.serve.settings import ServerSettings
 from nextgpt.serve.writing import AnswerWriter
-from nextgpt.streaming import AnyOf
+from nextgpt.streaming import AnyOf, FromThread
 
 PREVIEW_EVERY = 0.2  # seconds
 STOPPING_SECONDS = 10.0  # that a client waits for a stopped answer to end; it ends later all the same
@@ -200,11 +200,7 @@ class Answering:
         self, asked: Asked, enough: threading.Event, cancel: AnyOf, record: KeptAnswer
     ) -> AsyncIterator[tuple[Event, Any]]:
         """The pipeline's events, each with what belongs to it: of a medium its kept file, of a step its preview."""
-        loop, queue = asyncio.get_running_loop(), asyncio.Queue()
         next_preview = 0.0
-
-        def tell(item: Any) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, item)
 
         def prepare(event: Event) -> Any:
             nonlocal next_preview
@@ -220,33 +216,25 @@ class Answering:
         made: list[KeptMedium] = []
         given: set[str] = set()
 
-        def work() -> None:
-            session = None
-            try:
-                session = self.sessions.take(asked.messages, asked.owner)
-                stream = self.pipeline.stream(asked.messages, session=session, cancel=cancel, **asked.options)
-                for event in stream:
-                    extra = prepare(event)
-                    if isinstance(event, MediaDone):
-                        made.append(extra[0])
-                    if isinstance(event, Finished):
-                        answer = {"role": "assistant", "content": event.reply.message["content"]}
-                        self.sessions.put([*asked.messages, answer], asked.owner, session)
-                    tell((event, extra))
-            except BaseException as error:
-                tell(error)
-            else:
-                tell(None)
+        def work(tell: Callable[[tuple[Event, Any]], None]) -> None:
+            session = self.sessions.take(asked.messages, asked.owner)
+            stream = self.pipeline.stream(asked.messages, session=session, cancel=cancel, **asked.options)
+            for event in stream:
+                extra = prepare(event)
+                if isinstance(event, MediaDone):
+                    made.append(extra[0])
+                if isinstance(event, Finished):
+                    answer = {"role": "assistant", "content": event.reply.message["content"]}
+                    self.sessions.put([*asked.messages, answer], asked.owner, session)
+                tell((event, extra))
 
-        until = loop.time() + self.deadline
+        until = asyncio.get_running_loop().time() + self.deadline
         await self._in_time(self._turns.take(asked.owner), until)
         self._cancels.add(enough)
-        running = asyncio.wrap_future(self._threads.submit(work))
-        running.add_done_callback(lambda _: self._turns.give(asked.owner))
+        told = FromThread(work, self._threads)
+        told.running.add_done_callback(lambda _: self._turns.give(asked.owner))
         try:
-            while (item := await self._in_time(queue.get(), until)) is not None:
-                if isinstance(item, BaseException):
-                    raise item
+            while (item := await self._in_time(told.get(), until)) is not told.END:
                 if isinstance(item[0], MediaDone):
                     given.add(item[1][0].id)
                 yield item
@@ -254,14 +242,17 @@ class Answering:
             enough.set()
             self._cancels.discard(enough)
             # Nobody gets the addresses of what was made and is not taken any more.
-            running.add_done_callback(lambda _: self.store.drop([kept for kept in made if kept.id not in given]))
-            await asyncio.wait([running], timeout=STOPPING_SECONDS)
+            told.running.add_done_callback(lambda _: self.store.drop([kept for kept in made if kept.id not in given]))
+            await asyncio.wait([told.running], timeout=STOPPING_SECONDS)
 
     async def _in_time(self, waiting: Awaitable[Any], until: float) -> Any:
         """What comes in time; after that the answer is given up."""
         try:
-            return await asyncio.wait_for(waiting, until - asyncio.get_running_loop().time())
+            async with asyncio.timeout_at(until) as limit:
+                return await waiting
         except TimeoutError:
+            if not limit.expired():  # it is what was waited for that raised it
+                raise
             raise too_late(f"the answer took longer than {self.deadline:g} s and was stopped") from None
 
     def stop(self) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -68,10 +67,11 @@ class LanguageModel:
         session = self.sessions.pop(session_id, None) or self.pipeline.new_session()
         cancel = threading.Event()
 
-        def start() -> Iterator[Event]:
-            return self.pipeline.stream(messages, session=session, cancel=cancel, **options)
+        def work(tell: Callable[[Event], None]) -> None:
+            for event in self.pipeline.stream(messages, session=session, cancel=cancel, **options):
+                tell(event)
 
-        async for event in iterate_in_thread(start, self.threads, cancel):
+        async for event in iterate_in_thread(work, self.threads, cancel):
             yield replace(event, preview=None) if isinstance(event, MediaProgress) else event
         self.sessions[session_id] = session
         while len(self.sessions) > self.max_sessions:
@@ -99,36 +99,18 @@ class MediaDecoder:
         """`("step", (done, total))` after each step, then `("media", [...])`."""
         cancel = threading.Event()
 
-        def start() -> Iterator[tuple[str, Any]]:
-            return self._generate(conditioning, seeds, options, cancel)
-
-        async for item in iterate_in_thread(start, self.threads, cancel):
-            yield item
-
-    def _generate(self, conditioning: dict, seeds: list[int], options: dict, cancel: threading.Event) -> Iterator:
-        given: queue.SimpleQueue = queue.SimpleQueue()
-        tensors = {name: torch.from_numpy(array).to(self.device, self.dtype) for name, array in conditioning.items()}
-
-        def on_step(done: int, total: int, preview: Any) -> None:
-            given.put(("step", (done, total)))
-
-        def make() -> None:
+        def work(tell: Callable[[tuple[str, Any]], None]) -> None:
+            given = {name: torch.from_numpy(array).to(self.device, self.dtype) for name, array in conditioning.items()}
             try:
-                media = self.decoder.generate(tensors, seeds=seeds, on_step=on_step, cancel=cancel, **options)
-                given.put(("media", media))
+                media = self.decoder.generate(
+                    given, seeds=seeds, on_step=lambda *step: tell(("step", step[:2])), cancel=cancel, **options
+                )
             except GenerationCancelled:
-                given.put(("media", None))
-            except BaseException as error:
-                given.put(("error", error))
+                media = None
+            tell(("media", media))
 
-        threading.Thread(target=make, daemon=True).start()
-        while True:
-            kind, value = given.get()
-            if kind == "error":
-                raise value
-            yield kind, value
-            if kind == "media":
-                return
+        async for item in iterate_in_thread(work, self.threads, cancel):
+            yield item
 
 
 @serve.deployment(name="Api", num_replicas=1, max_ongoing_requests=1000, graceful_shutdown_timeout_s=600)
