@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import queue
 import threading
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +14,6 @@ from nextgpt.engine.limits import Limits
 from nextgpt.engine.media import MediaJob, MediaStats, MediaWorker
 from nextgpt.engine.rows import Row
 from nextgpt.errors import QueueFullError
-
-_open: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 @dataclass
@@ -53,7 +49,6 @@ class Engine:
         self._preparing = 0
         self._language = LanguageWorker(model, lock or threading.RLock(), self._limits)
         self._decoders: dict[int, MediaWorker] = {}  # by the decoder's id; it is held in the worker
-        _open.add(self)
 
     @property
     def limits(self) -> Limits:
@@ -117,10 +112,3 @@ class Engine:
 
     def _rows_under_way(self) -> set[tuple[int, int]]:
         return {(id(row.inbox), row.answer.index) for row in self._language.begun}
-
-
-@atexit.register
-def _close_all() -> None:
-    """A thread that computes while the interpreter goes would end the process with an error."""
-    for engine in list(_open):
-        engine.close()

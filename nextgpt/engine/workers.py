@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 
@@ -12,6 +13,8 @@ from nextgpt.errors import first_line
 logger = logging.getLogger(__name__)
 
 CLOSED = "the pipeline was closed before the answer was finished"
+
+_begun: dict[threading.Thread, tuple[threading.Event, threading.Condition]] = {}  # threads, and what ends and wakes each
 
 
 class Worker:
@@ -61,20 +64,23 @@ class Worker:
     def close(self, wait: bool = True) -> None:
         """Ends the thread; what is under way or waits fails. The next work starts another."""
         with self.condition:
-            thread = self._thread
-            if self._ending is None:
-                return
-            self._ending.set()
-            self._ending = None
-            self.condition.notify_all()
-        self.fail_waiting(CLOSED)
-        if wait and thread is not threading.current_thread():
+            thread, ending = self._thread, self._ending
+            if ending is not None:
+                ending.set()
+                self._ending = None
+                self.condition.notify_all()
+        if ending is not None:
+            self.fail_waiting(CLOSED)
+        if wait and thread not in (None, threading.current_thread()):
             thread.join()
 
     def _start(self, ending: threading.Event, before: threading.Thread | None) -> threading.Thread:
         name = f"nextgpt-engine-{self.name.replace(' ', '-')}"
         thread = threading.Thread(target=self._run, args=(ending, before), name=name, daemon=True)
+        for ended in [each for each in list(_begun) if not each.is_alive()]:
+            _begun.pop(ended, None)
         thread.start()
+        _begun[thread] = (ending, self.condition)
         return thread
 
     def _run(self, ending: threading.Event, before: threading.Thread | None) -> None:
@@ -100,3 +106,13 @@ class Worker:
                 if self.closing.is_set():
                     return
             self.work()
+
+
+@atexit.register
+def _end_all() -> None:
+    """A thread that computes while the interpreter goes would abort the process, one whose pipeline is gone as well."""
+    for thread, (ending, condition) in list(_begun.items()):
+        with condition:
+            ending.set()
+            condition.notify_all()
+        thread.join()

@@ -219,3 +219,39 @@ assert began.wait(120)
 def test_a_program_may_end_in_the_middle_of_an_answer():
     done = subprocess.run([sys.executable, "-c", LEAVING], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+CLOSED_AND_LEFT = """
+import threading
+import torch
+from nextgpt.engine.workers import Worker
+
+class Busy(Worker):
+    began = threading.Event()
+
+    def has_work(self):
+        return True
+
+    def work(self):
+        self.began.set()
+        for _ in range(20):
+            torch.randn(400, 400) @ torch.randn(400, 400)
+
+    def fail_running(self, message):
+        pass
+
+    fail_waiting = fail_running
+
+worker = Busy("a test")
+worker.wake()
+assert worker.began.wait(60)
+worker.close(wait=False)
+"""
+
+
+def test_a_program_may_end_right_after_its_pipeline_has_gone():
+    """The collector closes a pipeline without waiting; its thread is still computing then."""
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED_AND_LEFT], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
