@@ -50,7 +50,7 @@ def tiny_clap_text(width: int):
     """A byte-level tokenizer and the text half of a CLAP."""
     from transformers import ClapTextConfig, ClapTextModelWithProjection
 
-    tokenizer = _roberta_tokenizer()
+    tokenizer = tiny_roberta_tokenizer()
     config = ClapTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -63,11 +63,12 @@ def tiny_clap_text(width: int):
     return tokenizer, ClapTextModelWithProjection(config)
 
 
-def _roberta_tokenizer():
+def tiny_roberta_tokenizer(text_length: int = 77):
+    """A byte-level RoBERTa tokenizer."""
     from transformers import RobertaTokenizer
 
     vocab = {token: index for index, token in enumerate([*ROBERTA_SPECIAL, *_byte_alphabet()])}
-    return RobertaTokenizer(vocab=vocab, merges=[], model_max_length=77)
+    return RobertaTokenizer(vocab=vocab, merges=[], model_max_length=text_length)
 
 
 def _byte_alphabet() -> list[str]:

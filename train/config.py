@@ -258,7 +258,9 @@ def _refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> N
 
 
 def _convert(key: str, value: Any, source: str) -> Any:
-    """YAML reads `4e-4` as a string (it wants `4.0e-4`); numbers are made numbers here."""
+    """YAML reads `4e-4` as a string (it wants `4.0e-4`), and the word `no` as false; here they become what they say."""
+    if value is False and key.endswith("_strategy"):
+        return "no"
     if ARGUMENT_TYPES[key] is not float or value is None:
         return value
     try:

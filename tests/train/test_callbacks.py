@@ -109,3 +109,5 @@ def test_the_train_command_takes_a_file_or_a_packaged_name_and_overrides(world, 
         assert (arguments.learning_rate, arguments.adam_beta1, arguments.adam_beta2) == (4e-4, 0.9, 0.95)
         assert arguments.seed == 3
     assert isinstance(read_config("instruct", "nano"), TrainingConfig)
+    arguments = read_config("instruct", "nano", ["save_strategy=no", "learning_rate=1e-3"]).training_arguments()
+    assert (arguments.save_strategy, arguments.learning_rate) == ("no", 1e-3), "YAML alone reads false, and a string"
