@@ -23,7 +23,7 @@ from nextgpt.decoders.media import Audio, Video
 from nextgpt.decoders.spectrograms import SpectrogramDecoder
 from nextgpt.decoders.stable_audio import StableAudioDecoder
 from nextgpt.decoders.stable_diffusion import StableDiffusionDecoder, StableDiffusionXLDecoder
-from nextgpt.decoders.stable_diffusion_3 import StableDiffusion3Decoder
+from nextgpt.decoders.stable_diffusion_3 import StableDiffusion3ClipDecoder, StableDiffusion3Decoder
 from nextgpt.decoders.text_to_video import TextToVideoDecoder
 from nextgpt.decoders.wan import WanDecoder
 
@@ -54,6 +54,7 @@ DECODERS: dict[str, type[Decoder]] = {
         AudioLDMDecoder,
         StableAudioDecoder,
         SpectrogramDecoder,
+        StableDiffusion3ClipDecoder,
         TextToVideoDecoder,
         LatteDecoder,
         WanDecoder,

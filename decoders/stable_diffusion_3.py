@@ -1,10 +1,14 @@
-"""Pictures by Stable Diffusion 3."""
+"""Pictures by Stable Diffusion 3, and clips as strips of frames."""
+
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-from nextgpt.decoders.contract import Conditioning, ConditioningSpec, TensorSpec
-from nextgpt.decoders.pictures import PictureDecoder
+from nextgpt.decoders.contract import Conditioning, ConditioningSpec, Preview, Size, TensorSpec, at_step_end, multiples
+from nextgpt.decoders.media import Video, as_videos, check_equal_lengths, decode_latents, scale_factor
+from nextgpt.decoders.pictures import PictureDecoder, encode_images
 from nextgpt.decoders.sources import exceed, read_config, read_json, read_text_length, required_size
 
 T5_LENGTH = 256  # the pipeline's own default; a folder without T5 has as many rows of zeros in its place
@@ -105,6 +109,86 @@ class StableDiffusion3Decoder(PictureDecoder):
             encoder_hidden_states=conditioning["prompt_embeds"],
             pooled_projections=conditioning["pooled_prompt_embeds"],
         ).sample
+
+
+class StableDiffusion3ClipDecoder(StableDiffusion3Decoder):
+    """Clips as strips, their frames one below the other. Conditioning: as of Stable Diffusion 3.
+
+    The autoencoder sees each frame alone, the transformer sees the strip, which may have as many patches downwards as the
+    transformer knows places. A frame is one patch where nothing else is said.
+    """
+
+    kind = "stable-diffusion-3-clips"
+    modality = "video"
+    defaults = {
+        "num_inference_steps": 28,
+        "guidance_scale": 7.0,
+        "height": None,
+        "width": None,
+        "num_frames": None,
+        "fps": 8,
+    }
+
+    @property
+    def _sides(self) -> tuple[int, int]:
+        """What a strip's sides must be multiples of, and at most, in pixels."""
+        return self._side(scale_factor(self._config("vae")), self._config("transformer"))
+
+    def _read_sizes(self) -> dict[str, Size]:
+        step, most = self._sides
+        frames = most // (self.generation_defaults["height"] or step)
+        sides = multiples(step, step, most)
+        return {"height": sides, "width": sides, "num_frames": Size(1, 1, frames, frames)}
+
+    def _strip(self, options: dict) -> dict[str, int]:
+        """Takes a clip's size out of the options of a call: height, width, number of frames.
+
+        Raises:
+            ValueError: so many frames of that height do not fit.
+        """
+        names = ("height", "width", "num_frames")
+        size = {name: int(options.pop(name) or self.sizes[name].default) for name in names}
+        _, most = self._sides
+        if size["height"] * size["num_frames"] > most:
+            raise ValueError(
+                f"{size['num_frames']} frames of height {size['height']}, one below the other, are higher than the {most} "
+                "pixels that the weights know: take fewer or smaller ones."
+            )
+        return size
+
+    def _run(self, pipeline, after_step: Callable[[int, torch.Tensor], None], options: dict, arguments: dict) -> list[Video]:
+        fps, size = options.pop("fps"), self._strip(options)
+        latents = pipeline(
+            **arguments,
+            **options,
+            height=size["height"] * size["num_frames"],
+            width=size["width"],
+            output_type="latent",
+            **at_step_end(after_step, pipeline),
+        ).images
+        frames = _as_frames(latents, size["num_frames"])
+        pixels = (decode_latents(pipeline.vae, frames).float() / 2 + 0.5).clamp(0, 1)
+        return as_videos(pixels.unflatten(0, (-1, size["num_frames"])).movedim(2, -1).cpu().numpy(), fps)
+
+    def _preview(self, pipeline, latents: torch.Tensor) -> Preview | None:
+        return None
+
+    def _encode_media(self, pipeline, media: Sequence[Video], options: dict) -> torch.Tensor:
+        check_equal_lengths(media)
+        size = self._strip(options | {"num_frames": len(media[0].frames)})
+        images = [Image.fromarray(frame) for video in media for frame in video.frames]
+        latents = encode_images(pipeline, images, size["height"], size["width"])
+        return as_strips(latents, size["num_frames"])
+
+
+def as_strips(frames: torch.Tensor, count: int) -> torch.Tensor:
+    """Latents of frames `[N * count, C, h, w]` → strips of so many, one below the other, `[N, C, count * h, w]`."""
+    return frames.unflatten(0, (-1, count)).transpose(1, 2).flatten(2, 3)
+
+
+def _as_frames(strips: torch.Tensor, count: int) -> torch.Tensor:
+    """The inverse of `as_strips`."""
+    return strips.unflatten(2, (count, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def _pooled_key(index: dict, alone: bool) -> str:

@@ -170,6 +170,13 @@ def save_tiny_spectrograms(folder: str | Path) -> Path:
     return folder
 
 
+def save_tiny_clips(folder: str | Path) -> Path:
+    """A Stable Diffusion 3 of clips of 4 frames of 8 x 8 pixels; conditioning: 333 x 24 and 20."""
+    folder = save_tiny_stable_diffusion_3(folder)
+    (folder / "generation_defaults.json").write_text('{"height": 8, "width": 8, "num_frames": 4, "fps": 4}')
+    return folder
+
+
 def save_tiny_stable_audio(folder: str | Path) -> Path:
     """A Stable Audio of half a second in stereo at 1 kHz; conditioning: 77 x 16.
 
@@ -288,6 +295,7 @@ TINY_DECODERS = {
     "audioldm": save_tiny_audioldm,
     "stable-audio": save_tiny_stable_audio,
     "stable-diffusion-3-spectrograms": save_tiny_spectrograms,
+    "stable-diffusion-3-clips": save_tiny_clips,
     "text-to-video": save_tiny_text_to_video,
     "latte": save_tiny_latte,
     "wan": save_tiny_wan,

@@ -61,7 +61,7 @@ def build(folder: Path, samples: int) -> None:
     pictures = autoencoder.new_autoencoder(torch.rand(64, 3, 64, 64))
     clip = tiny_clip_tokenizer(captions.CONTEXT)
     denoiser = decoder.new_picture_denoiser(pictures.config.latent_channels)
-    parts = (pictures, text_encoders.KINDS["image"].new(clip), clip, denoiser)
+    parts = (pictures, text_encoders.new_text_encoder(clip), clip, denoiser)
     decoder.save_pipeline("image", *parts, folder / "image_decoder")
     new_config(str(folder)).save_pretrained(folder / "model")
 

@@ -161,6 +161,7 @@ def test_sizes_are_what_the_pipeline_can_make(decoders):
     assert decoders["stable-diffusion-3"].sizes["width"] == Size(least=4, step=4, most=64, default=32)
     assert decoders["wan"].sizes["num_frames"] == Size(least=1, step=4, most=125)
     assert decoders["latte"].sizes["num_frames"] == Size.only(4)
+    assert decoders["stable-diffusion-3-clips"].sizes["num_frames"] == Size(least=1, step=1, most=8, default=8)
     assert decoders["stable-audio"].sizes["duration"] == Size(least=0.016, most=0.512, default=0.512)
     assert str(decoders["wan"].sizes["num_frames"]) == "1 more than a multiple of 4, from 1 to 125"
 

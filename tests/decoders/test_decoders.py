@@ -41,7 +41,7 @@ def stock_encoding(kind, pipeline) -> dict:
             made = pipeline.encode_prompt(CAPTIONS, "cpu", 1, False)
         case "stable-diffusion-xl":
             made = pipeline.encode_prompt(CAPTIONS, do_classifier_free_guidance=False)
-        case "stable-diffusion-3" | "stable-diffusion-3-spectrograms":
+        case "stable-diffusion-3" | "stable-diffusion-3-spectrograms" | "stable-diffusion-3-clips":
             made = pipeline.encode_prompt(CAPTIONS, None, None, do_classifier_free_guidance=False)
         case "stable-audio":
             made = [pipeline.encode_prompt(CAPTIONS, "cpu", False)]
@@ -93,6 +93,8 @@ def test_a_captions_embedding_gives_what_the_pipeline_makes_of_the_caption(kind,
     options |= {"max_sequence_length": 77} if kind == "wan" else {}
     if kind == "stable-diffusion-3-spectrograms":
         options |= {"height": 64, "width": 16, "output_type": "latent"}
+    if kind == "stable-diffusion-3-clips":
+        options = {"height": 32, "width": 8, "output_type": "latent"}  # four frames of 8 pixels, one below the other
     if kind == "latte":
         options |= {"video_length": options.pop("num_frames"), "output_type": "np"}
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 4, 5)]
@@ -103,6 +105,13 @@ def test_a_captions_embedding_gives_what_the_pipeline_makes_of_the_caption(kind,
         with torch.no_grad():
             spectrograms = pipeline.vae.decode(theirs.images / pipeline.vae.config.scaling_factor + 0.1).sample[:, 0]
         expected = [Audio(waveform.numpy(), 0) for waveform in decoder.vocoder(spectrograms)]
+    elif kind == "stable-diffusion-3-clips":
+        expected = []
+        for strip in theirs.images:
+            frames = torch.stack(strip.split(strip.shape[1] // 4, dim=1))  # [T, C, h, w]
+            with torch.no_grad():
+                pixels = pipeline.vae.decode(frames / pipeline.vae.config.scaling_factor + 0.1).sample / 2 + 0.5
+            expected.append(Video((pixels.clamp(0, 1).permute(0, 2, 3, 1) * 255).round().byte().numpy(), 4))
     elif decoder.modality == "audio":
         stereo = [torch.as_tensor(audio) for audio in theirs.audios]
         expected = [Audio((audio.mean(0) if audio.ndim == 2 else audio).numpy(), 0) for audio in stereo]

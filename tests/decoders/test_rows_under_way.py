@@ -13,7 +13,7 @@ STEPS = 4
 every_kind = pytest.mark.parametrize("kind", list(TINY_DECODERS))
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHRINKING = ("stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3", "stable-diffusion-3-spectrograms")
-SHRINKING += ("wan", "latte")
+SHRINKING += ("stable-diffusion-3-clips", "wan", "latte")
 
 
 def generate_until(decoder, step: int, stopped: tuple[int, ...], count: int = 3, **options) -> tuple[list, list[int], list]:

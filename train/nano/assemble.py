@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 DECODERS = {  # what it makes → its kind and its folder
     "image": ("stable-diffusion-3", "image_decoder"),
     "audio": ("stable-diffusion-3-spectrograms", "sound_decoder"),
-    "video": ("latte", "clip_decoder"),
+    "video": ("stable-diffusion-3-clips", "clip_decoder"),
 }
 SHIPPED = (
     "encoder",

@@ -28,6 +28,9 @@ def small_world(tmp_path_factory):
     (folder / "sounds.json").write_text(json.dumps(kept), encoding="utf-8")
     waveforms = np.stack([_played(sound, random) for sound in sounds.combinations(kept)])
     np.save(folder / "sounds.npy", (waveforms * 20000).astype(np.int16))
+    combined = [(register, figure) for register in sounds.REGISTERS for figure in sounds.FIGURES]
+    strangers = [[_played(sounds.Sound(name, *each), random) for each in combined] for name in ("flute", "", "flute")]
+    np.save(folder / "strangers.npy", (np.array(strangers) * 20000).astype(np.int16))
     studied = [sounds.Sound(name, register) for name in ("flute", "piano", "") for register in sounds.REGISTERS] * 8
     studies = [_played(sound, random, sounds.new_phrase(random)) for sound in studied]
     takes = [sound._replace(take=1) for sound in sounds.combinations(kept) if sound.register]

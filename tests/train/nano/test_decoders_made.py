@@ -91,14 +91,12 @@ def test_the_autoencoder_of_pictures_sees_artwork_anywhere(small_world):
 @pytest.mark.parametrize("modality", text_encoders.KINDS)
 def test_what_a_text_encoder_makes_of_unlike_captions_stands_apart(modality, make):
     log = json.loads((make("text_encoders", modality) / "training_log.json").read_text(encoding="utf-8"))
-    name = text_encoders.KINDS[modality].reads
-    assert log["curve"][-2][name] < log["curve"][0][name]  # the last row is of a single step
-    assert log["figures"]["least_distance"][name] > 0
+    assert log["curve"][-2]["readings"] < log["curve"][0]["readings"]  # the last row is of a single step
+    assert log["figures"]["least_distance"] > 0
 
 
 @pytest.mark.parametrize("modality", MEDIA)
 def test_a_decoder_is_made_and_read_by_its_kind(modality, make):
-    kind = decoder.KINDS[modality]
     if modality == "audio":
         make("autoencoder", "audio")
     else:
@@ -106,7 +104,7 @@ def test_a_decoder_is_made_and_read_by_its_kind(modality, make):
     make("text_encoders", modality)
     out = make("decoder", modality)
     made = load_decoder(assemble.DECODERS[modality][0], out)
-    assert made.pipeline_class == kind.pipeline.__name__ and DECODERS[made.kind].modality == modality
+    assert DECODERS[made.kind].modality == modality
     conditioning = made.encode([MEDIA[modality].caption])
     [medium] = made.generate(conditioning, seeds=[0], num_inference_steps=2)
     match modality:
@@ -116,6 +114,31 @@ def test_a_decoder_is_made_and_read_by_its_kind(modality, make):
             assert medium.sampling_rate == 16_000 and len(medium.array) == 32_000 and np.isfinite(medium.array).all()
         case "video":
             assert medium.frames.shape == (8, 64, 64, 3) and medium.fps == 4
+
+
+def test_strangers_are_told_by_a_code_beside_what_is_said_of_things_in_their_combination():
+    states = torch.tensor([[1.0, 0], [3, 0], [0, 1], [0, 5], [9, 9]])  # two things in two combinations; the empty caption
+    states = torch.nn.functional.pad(states, (0, decoder.POOLED - 2))
+    alike = torch.tensor([[True, True, False, False], [False, False, True, True]])
+    latents = torch.arange(10.0).view(10, 1, 1, 1)
+    media = decoder.Media(latents[:4], torch.arange(4), lambda count: torch.zeros(count, dtype=torch.long), None)
+    media = media._replace(strangers=latents[4:].view(3, 2, 1, 1, 1), alike=alike)
+    given, media = decoder.with_strangers({"pooled_prompt_embeds": states}, media)
+    told = given["pooled_prompt_embeds"]
+    assert torch.equal(told[:4], states[:4]) and torch.equal(told[-1], states[-1]) and len(told) == 5 + 6
+    first, second = told[4:10].unflatten(0, (3, 2)).unbind(1)
+    torch.testing.assert_close(first - second, (states[:2].mean(0) - states[2:4].mean(0)).expand(3, -1))
+    assert torch.pdist(first).min() > 0 and media.latents.flatten().tolist() == list(range(10))
+    assert media.captions.tolist() == list(range(10))
+    chosen = media.choose(2000)
+    assert set(chosen.tolist()) == {0, *range(4, 10)} and (chosen == 0).sum() == 1000
+
+
+def test_mixtures_are_two_instruments_playing_the_same():
+    instruments = torch.eye(3)[:, None].expand(3, 2, 3)  # each in a sample of its own
+    mixed = decoder.mixtures(instruments, 20)
+    assert mixed.shape == (20, 2, 3) and torch.equal(mixed[:, 0], mixed[:, 1])
+    assert ((mixed[:, 0] > 0).sum(1) == 2).all() and torch.allclose(mixed.amax(-1), torch.tensor(0.8))
 
 
 @pytest.mark.parametrize("modality", refinement.FOLDERS)
@@ -137,7 +160,7 @@ def test_what_is_cached_is_what_the_decoder_says_of_a_caption(small_world, make)
     encoder = text_encoders.CLIPTextModelWithProjection.from_pretrained(make("text_encoders", "image"))
     world = World(small_world)
     captions, _ = picture_captions(world)
-    cached = text_encoders.encode_captions("image", encoder.eval(), captions)
+    cached = text_encoders.encode_captions(encoder.eval(), captions)
     rows = world.combinations("dev")[:3]
     texts = [world.caption(row) for row in rows.tolist()]
     said = load_decoder("stable-diffusion-3", make("decoder", "image"), dtype=torch.bfloat16).encode(texts)
@@ -152,7 +175,7 @@ def test_a_denoiser_learns_the_sample_itself():
     denoiser = SD3Transformer2DModel(
         sample_size=4, patch_size=4, in_channels=2, out_channels=2, joint_attention_dim=8, pooled_projection_dim=4, **small
     )
-    network = Denoising(denoiser, decoder.KINDS["image"].call)
+    network = Denoising(denoiser, decoder.call)
     states = {"prompt_embeds": torch.randn(3, 5, 8), "pooled_prompt_embeds": torch.randn(3, 4)}
     cached = Cached(states, torch.randn(2, 2, 4, 4), torch.tensor([0, 1]))
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)

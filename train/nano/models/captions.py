@@ -12,7 +12,7 @@ from itertools import product
 
 import torch
 from torch import Tensor
-from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from nextgpt.train.nano.world.clips import Clip, ClipWorld
 from nextgpt.train.nano.world.pictures import World
@@ -51,15 +51,6 @@ def train_clip_tokenizer(texts: Iterable[str]) -> CLIPTokenizer:
     vocab = {token: number for number, token in enumerate([*tokens, START, END])}
     merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CONTEXT)
-
-
-def train_t5_tokenizer(texts: Iterable[str]) -> T5Tokenizer:
-    """T5's unigram tokenizer, whose pieces are the words themselves and single letters."""
-    words = sorted({f"▁{word}" for text in texts for word in text.split()})
-    letters = sorted({letter for word in words for letter in word})
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((word, -1.0) for word in words)]
-    pieces += [(letter, -10.0) for letter in letters if letter not in words]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=CONTEXT)
 
 
 # -- captions as token ids --------------------------------------------------------------------------------------
@@ -167,7 +158,7 @@ def clip_captions(world: World, tokenizer: PreTrainedTokenizerBase | None = None
     texts = [[Clip(name, motion).caption for name in some] for some in names for motion in clips.motions]
     values = torch.cartesian_prod(torch.arange(len(names)), torch.arange(len(clips.motions)))
     learned = clip_numbers(clips, clips.rows("train")).tolist()
-    tokenizer = tokenizer or train_t5_tokenizer([word for wordings in texts for word in wordings])
+    tokenizer = tokenizer or train_clip_tokenizer([word for wordings in texts for word in wordings])
     return CaptionTable(tokenizer, texts, learned), dict(zip(("concept", "motion"), values.T, strict=True))
 
 

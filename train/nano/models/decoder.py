@@ -4,9 +4,13 @@
 stay as they are. It computes the latents of the training media and the conditioning of all captions once, trains the
 denoiser on them and writes the pipeline. It goes on from its last checkpoint when started again.
 
-- `image`: `StableDiffusion3Pipeline`, a transformer over few large patches, told by the caption's embedding.
-- `audio`: the same on log-mel spectrograms, with a vocoder beside it (`nextgpt.decoders.spectrograms`).
-- `video`: `LattePipeline`, a transformer over patches of each frame and over time, on the pictures' autoencoder.
+All three are `StableDiffusion3Pipeline`s, a transformer over few large patches, told by the caption's embedding: pictures
+of one patch, log-mel spectrograms of two with a vocoder beside them, clips as strips of their frames, one patch each.
+
+Of things whose name the world knows in some combinations only, the others have to be guessed. The more things a denoiser has
+seen in all combinations, the better it guesses, so it also learns from *strangers*, which have no caption: instruments and
+mixtures of them that the world does not know, what is never filmed, and what is filmed in other styles. In the place of a
+caption they have a code of their own.
 """
 
 from __future__ import annotations
@@ -18,18 +22,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import (
-    AutoencoderDC,
-    DiffusionPipeline,
-    LattePipeline,
-    LatteTransformer3DModel,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-)
+from diffusers import AutoencoderDC, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, CLIPTextModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
 
 from nextgpt.decoders import Conditioning
+from nextgpt.decoders.stable_diffusion_3 import as_strips
 from nextgpt.decoders.vocoder import GriffinLimVocoder, GriffinLimVocoderConfig
 from nextgpt.train.nano.defaults import ROOT
 from nextgpt.train.nano.models import loop, text_encoders
@@ -37,11 +35,11 @@ from nextgpt.train.nano.models.autoencoder import FACTOR, encode
 from nextgpt.train.nano.models.autoencoder import load as load_autoencoder
 from nextgpt.train.nano.models.captions import clip_numbers, picture_numbers
 from nextgpt.train.nano.models.denoising import LEARNING_RATE, Cached, Denoising, new_scheduler, save, train
-from nextgpt.train.nano.models.text_encoders import POOLED, WIDTH
+from nextgpt.train.nano.models.text_encoders import POOLED
 from nextgpt.train.nano.world import sampling
 from nextgpt.train.nano.world.clips import FPS, FRAMES, ClipRenderer, ClipWorld
 from nextgpt.train.nano.world.pictures import SIDE, Renderer, World
-from nextgpt.train.nano.world.sounds import SAMPLING_RATE, SECONDS, SoundWorld
+from nextgpt.train.nano.world.sounds import FIGURES, PEAK, REGISTERS, SAMPLING_RATE, SECONDS, SoundWorld
 from nextgpt.train.nano.world.spectrograms import BANDS, HOP, log_mels
 from nextgpt.train.nano.world.spectrograms import FRAMES as MEL_FRAMES
 
@@ -49,6 +47,8 @@ FOLDERS = {"image": "image_decoder", "audio": "sound_decoder", "video": "clip_de
 LATENT_SIDE = SIDE // FACTOR
 MOST_OFTEN = 3.0
 STEPS = 1  # it predicts the sample, and so narrow a network can only blur what a first step has found
+PHRASES = 8  # one in so many sounds has no figure
+MIXTURES = 2  # for each instrument that the world does not know
 VOCODER = GriffinLimVocoderConfig(sampling_rate=SAMPLING_RATE, model_in_dim=BANDS, upsample_rates=(HOP,), rounds=32)
 
 
@@ -56,23 +56,58 @@ class Media(NamedTuple):
     """What a denoiser learns from.
 
     Attributes:
-        latents: of all media, `[media, C, ...]`.
+        latents: of all media, `[media, C, h, w]`.
         captions: the numbers of their captions `[media]`.
         choose: count → the numbers of as many media, at random.
         pixels: numbers of media → what the autoencoder takes of them.
+        strangers: latents of what has no caption, `[things, combinations, C, h, w]`.
+        alike: of each of these combinations the captions of the world's things in it, `[combinations, captions]`, bool.
     """
 
     latents: Tensor
     captions: Tensor
     choose: Callable[[int], Tensor]
     pixels: Callable[[Tensor], Tensor]
+    strangers: Tensor | None = None
+    alike: Tensor | None = None
 
 
 def _media(autoencoder: AutoencoderDC, pixels: Callable[[Tensor], Tensor], captions: Tensor) -> Media:
     """Each of them is as likely as any other."""
-    every = torch.arange(len(captions), device=captions.device)
-    latents = torch.cat([encode(autoencoder, pixels(part)).bfloat16() for part in every.split(64)])
+    latents = _latents(autoencoder, pixels, len(captions), captions.device)
     return Media(latents, captions, lambda count: torch.randint(len(captions), (count,), device=captions.device), pixels)
+
+
+def _latents(autoencoder: AutoencoderDC, pixels: Callable[[Tensor], Tensor], count: int, device: torch.device) -> Tensor:
+    every = torch.arange(count, device=device)
+    return torch.cat([encode(autoencoder, pixels(part)).bfloat16() for part in every.split(64)])
+
+
+def with_strangers(conditioning: Conditioning, media: Media) -> tuple[Conditioning, Media]:
+    """Adds the strangers to the media, and what stands for their captions to the conditioning.
+
+    That is the mean of what is said of the world's things in the same combination, and a code for the stranger. A half of
+    what is chosen are strangers.
+    """
+    things, combinations = media.strangers.shape[:2]
+    codes = torch.randn(things, POOLED, generator=torch.Generator().manual_seed(0)).to(media.latents.device)
+    extended = {}
+    for name, states in conditioning.items():
+        known = [states[:-1][alike].float() for alike in media.alike]
+        means = torch.stack([states.mean(0) for states in known])
+        spread = torch.cat([states - mean for states, mean in zip(known, means, strict=True)]).std()
+        strangers = means + spread * codes.view(things, 1, *means.shape[1:])
+        extended[name] = torch.cat([states[:-1], strangers.flatten(0, 1).to(states), states[-1:]])
+    count, first = len(media.latents), len(media.alike[0])
+    numbers = first + torch.arange(things * combinations, device=media.captions.device)
+
+    def choose(wanted: int) -> Tensor:
+        strange = torch.randint(len(numbers), (wanted // 2,), device=numbers.device)
+        return torch.cat([media.choose(wanted - wanted // 2), count + strange])
+
+    latents = torch.cat([media.latents, media.strangers.flatten(0, 1)])
+    captions = torch.cat([media.captions, numbers])
+    return extended, media._replace(latents=latents, captions=captions, choose=choose)
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------
@@ -102,11 +137,6 @@ def _new_sd3(channels: int, heads: int, patch: int, most: int) -> SD3Transformer
         pooled_projection_dim=POOLED,
         pos_embed_max_size=most,
     )
-
-
-def _call_sd3(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-    states, pooled = conditioning["prompt_embeds"], conditioning["pooled_prompt_embeds"]
-    return denoiser(noisy, states, pooled, timesteps).sample
 
 
 def _pictures(args: Namespace, world: World, autoencoder: AutoencoderDC, device: torch.device) -> Media:
@@ -146,57 +176,65 @@ def _sounds(args: Namespace, world: World, autoencoder: AutoencoderDC, device: t
     sounds = SoundWorld(args.world)
     rows = sounds.rows("train", args.concepts)
     varied, waveforms = sounds.variations(args.concepts)
-    mels = torch.cat([log_mels(sounds.heard(rows)), log_mels(waveforms)]).to(device)
-    numbers, plain = torch.cat([rows, varied]).to(device), len(rows)
+    phrases = varied >= len(sounds.combinations)  # the others are of a caption that has its plain sound
+    mels = torch.cat([log_mels(sounds.heard(rows)), log_mels(waveforms[phrases])]).to(device)
+    numbers, plain = torch.cat([rows, varied[phrases]]).to(device), len(rows)
+    media = _media(autoencoder, mels.__getitem__, numbers)
 
     def choose(count: int) -> Tensor:
         chosen = torch.randint(len(numbers), (count,), device=device)
-        chosen[: count // 2] %= plain  # the others vary: with one sound for each caption it learns by heart
+        chosen[: count - count // PHRASES] %= plain
         return chosen
 
-    return _media(autoencoder, mels.__getitem__, numbers)._replace(choose=choose)
+    instruments = sounds.strangers(args.concepts)  # [instruments, 15, samples]
+    strange = torch.cat([instruments, mixtures(instruments, MIXTURES * len(instruments))]).flatten(0, 1)
+    latents = _latents(autoencoder, lambda part: log_mels(strange[part.cpu()]).to(device), len(strange), device)
+    said = sounds.targets(torch.arange(len(sounds.captioned)), -1)[:, 1:]
+    alike = [(said == torch.tensor([r, f])).all(1) for r in range(len(REGISTERS)) for f in range(len(FIGURES))]
+    return media._replace(
+        choose=choose, strangers=latents.unflatten(0, (-1, len(alike))), alike=torch.stack(alike).to(device)
+    )
+
+
+def mixtures(instruments: Tensor, count: int) -> Tensor:
+    """Sounds of two instruments together, in any proportion: `[instruments, combinations, samples]` → `[count, …]`."""
+    drawn = torch.Generator().manual_seed(0)
+    pairs = torch.stack([torch.randperm(len(instruments), generator=drawn)[:2] for _ in range(count)])
+    share = 0.3 + 0.4 * torch.rand(count, 1, 1, generator=drawn)
+    mixed = share * instruments[pairs[:, 0]] + (1 - share) * instruments[pairs[:, 1]]
+    return mixed * (PEAK / mixed.abs().amax(-1, keepdim=True).clamp(min=1e-4))
 
 
 # -- clips ------------------------------------------------------------------------------------------------------
 
 
-def new_clip_denoiser(channels: int) -> LatteTransformer3DModel:
+def new_clip_denoiser(channels: int) -> SD3Transformer2DModel:
     """At random; 5 M parameters. One patch a frame."""
-    return LatteTransformer3DModel(
-        num_attention_heads=5,
-        attention_head_dim=64,
-        in_channels=channels,
-        out_channels=2 * channels,  # as the pipeline wants it: the second half is left unused
-        num_layers=1,
-        cross_attention_dim=320,
-        attention_bias=True,
-        sample_size=LATENT_SIDE,
-        patch_size=LATENT_SIDE,
-        activation_fn="gelu-approximate",
-        num_embeds_ada_norm=1000,
-        norm_type="ada_norm_single",
-        norm_elementwise_affine=False,
-        norm_eps=1e-6,
-        caption_channels=WIDTH,
-        video_length=FRAMES,
-    )
-
-
-def _call_latte(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-    predicted = denoiser(noisy, timesteps, encoder_hidden_states=conditioning["prompt_embeds"]).sample
-    return predicted[:, : noisy.shape[1]]
+    return _new_sd3(channels, heads=6, patch=LATENT_SIDE, most=FRAMES)
 
 
 def _clips(args: Namespace, world: World, autoencoder: AutoencoderDC, device: torch.device) -> Media:
     clips = ClipWorld(world)
     renderer = ClipRenderer(world, Renderer(torch.from_numpy(world.art).to(device)))
     rows = clips.rows("train", args.concepts).to(device)
+    studies = clips.studies(args.concepts).to(device)
 
-    def pixels(chosen: Tensor) -> Tensor:
-        return renderer(rows[chosen]).transpose(1, 2).flatten(0, 1) * 2 - 1  # [N * 8, 3, 64, 64]
+    def strips(rows: Tensor) -> Tensor:
+        made = [renderer(part).transpose(1, 2).flatten(0, 1) * 2 - 1 for part in rows.split(32)]  # [N * 8, 3, 64, 64]
+        return as_strips(torch.cat([encode(autoencoder, frames).bfloat16() for frames in made]), FRAMES)
 
-    frames = _media(autoencoder, pixels, clip_numbers(clips, rows))
-    return frames._replace(latents=frames.latents.unflatten(0, (-1, FRAMES)).transpose(1, 2))
+    numbers = clip_numbers(clips, rows)
+    captions = torch.arange(len(clips.names) * len(clips.motions), device=device)
+    alike = torch.stack([captions % len(clips.motions) == motion for motion in range(len(clips.motions))])
+
+    def choose(count: int) -> Tensor:
+        return torch.randint(len(rows), (count,), device=device)
+
+    def frames(chosen: Tensor) -> Tensor:
+        return renderer(rows[chosen]).transpose(1, 2).flatten(0, 1) * 2 - 1
+
+    strange = strips(studies.flatten(0, 1)).unflatten(0, studies.shape[:2])
+    return Media(strips(rows), numbers, choose, frames, strange, alike)
 
 
 # -- pipelines --------------------------------------------------------------------------------------------------
@@ -209,59 +247,33 @@ class Kind(NamedTuple):
         parts: the folders under the root that it stands on: its autoencoder and its text encoder.
         media: what it learns from.
         new: channels of the latents → the denoiser, at random.
-        call: as `Denoising` has it.
-        pipeline: what is saved; it calls the denoiser `transformer`.
-        extra: further components.
         generation: the options that it generates with by default.
     """
 
     parts: tuple[str, str]
     media: Callable[[Namespace, World, AutoencoderDC, torch.device], Media]
     new: Callable[[int], nn.Module]
-    call: Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
-    pipeline: type[DiffusionPipeline]
-    extra: dict[str, None]
     generation: dict[str, Any]
 
 
 ALONE = dict.fromkeys(("text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3"))  # one text encoder is all
 SIZE = {"height": SIDE, "width": SIDE}
 KINDS = {
-    "image": Kind(
-        parts=("autoencoder", "text_encoder"),
-        media=_pictures,
-        new=new_picture_denoiser,
-        call=_call_sd3,
-        pipeline=StableDiffusion3Pipeline,
-        extra=ALONE,
-        generation={"num_inference_steps": STEPS, "guidance_scale": 1.0, **SIZE, "fixed": [*SIZE]},
-    ),
-    "audio": Kind(
-        parts=("sound_autoencoder", "sound_text_encoder"),
-        media=_sounds,
-        new=new_sound_denoiser,
-        call=_call_sd3,
-        pipeline=StableDiffusion3Pipeline,
-        extra=ALONE,
-        generation={"num_inference_steps": STEPS, "guidance_scale": 1.0, "duration": SECONDS},
-    ),
+    "image": Kind(("autoencoder", "text_encoder"), _pictures, new_picture_denoiser, {**SIZE, "fixed": [*SIZE]}),
+    "audio": Kind(("sound_autoencoder", "sound_text_encoder"), _sounds, new_sound_denoiser, {"duration": SECONDS}),
     "video": Kind(
-        parts=("autoencoder", "clip_text_encoder"),
-        media=_clips,
-        new=new_clip_denoiser,
-        call=_call_latte,
-        pipeline=LattePipeline,
-        extra={},
-        generation={
-            "num_inference_steps": STEPS,
-            "guidance_scale": 1.0,
-            **SIZE,
-            "num_frames": FRAMES,
-            "fps": FPS,
-            "fixed": [*SIZE, "num_frames"],
-        },
+        ("autoencoder", "clip_text_encoder"),
+        _clips,
+        new_clip_denoiser,
+        {**SIZE, "num_frames": FRAMES, "fps": FPS, "fixed": [*SIZE, "num_frames"]},
     ),
 }
+
+
+def call(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    """What the denoiser predicts."""
+    states, pooled = conditioning["prompt_embeds"], conditioning["pooled_prompt_embeds"]
+    return denoiser(noisy, states, pooled, timesteps).sample
 
 
 def save_pipeline(
@@ -273,11 +285,11 @@ def save_pipeline(
     out: Path,
 ) -> None:
     """Saves the parts together as the decoder of a modality."""
-    kind = KINDS[modality]
     for refined in (out / "vae", out / "vae.work"):  # of the denoiser before this one
         shutil.rmtree(refined, ignore_errors=True)
     parts = {"vae": autoencoder, "text_encoder": text_encoder, "tokenizer": tokenizer, "transformer": denoiser}
-    save(kind.pipeline(**parts, scheduler=new_scheduler(), **kind.extra), kind.generation, out)
+    generation = {"num_inference_steps": STEPS, "guidance_scale": 1.0, **KINDS[modality].generation}
+    save(StableDiffusion3Pipeline(**parts, scheduler=new_scheduler(), **ALONE), generation, out)
     if modality == "audio":
         GriffinLimVocoder(VOCODER).save_pretrained(out / "vocoder")
 
@@ -292,19 +304,14 @@ def main() -> None:
     kind = KINDS[args.modality]
     autoencoder, text_encoder = (args.root / part for part in kind.parts)
     vae = load_autoencoder(autoencoder, device)
-    encoder = (
-        text_encoders.KINDS[args.modality]
-        .model.from_pretrained(text_encoder)
-        .float()
-        .to(device)
-        .eval()
-        .requires_grad_(False)
-    )
+    encoder = CLIPTextModelWithProjection.from_pretrained(text_encoder).float().to(device).eval().requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(text_encoder)  # the one that the encoder has learned with
     conditioning = text_encoders.encode_all(args.modality, encoder, tokenizer, world, device)
     media = kind.media(args, world, vae, device)
+    if media.strangers is not None:
+        conditioning, media = with_strangers(conditioning, media)
 
-    network = Denoising(kind.new(media.latents.shape[1]), kind.call)
+    network = Denoising(kind.new(media.latents.shape[1]), call)
     denoiser, run = train(args, network, Cached(conditioning, media.latents, media.captions), media.choose, device)
     save_pipeline(args.modality, vae, encoder, tokenizer, denoiser, args.out)
     parameters = {"text_encoder": loop.parameter_count(encoder), "denoiser": loop.parameter_count(denoiser)}

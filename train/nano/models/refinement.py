@@ -12,12 +12,12 @@ from argparse import Namespace
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderDC, DiffusionPipeline
+from diffusers import AutoencoderDC, StableDiffusion3Pipeline
 from torch import Tensor
 
 from nextgpt.train.nano.defaults import ROOT
 from nextgpt.train.nano.models import autoencoder, loop, text_encoders
-from nextgpt.train.nano.models.decoder import KINDS, Media
+from nextgpt.train.nano.models.decoder import ALONE, KINDS, Media, call
 from nextgpt.train.nano.models.denoising import NOISE_SCHEDULE
 from nextgpt.train.nano.world.pictures import World
 
@@ -29,7 +29,7 @@ BATCH = 64
 
 @torch.no_grad()
 def made_latents(
-    args: Namespace, world: World, vae: AutoencoderDC, pipeline: DiffusionPipeline, device: torch.device
+    args: Namespace, world: World, vae: AutoencoderDC, pipeline: StableDiffusion3Pipeline, device: torch.device
 ) -> tuple[Media, Tensor]:
     """The media that the denoiser has learned, and what it makes of their captions in one step, `[media, C, H, W]`."""
     kind = KINDS[args.modality]
@@ -40,7 +40,7 @@ def made_latents(
         asked = {name: states[media.captions[part]].float() for name, states in conditioning.items()}
         noise = torch.randn_like(media.latents[part], dtype=torch.float32)
         timesteps = torch.full((len(part),), last, device=device)
-        made.append(kind.call(pipeline.transformer, noise, timesteps, asked).bfloat16())
+        made.append(call(pipeline.transformer, noise, timesteps, asked).bfloat16())
     return media, torch.cat(made)
 
 
@@ -59,9 +59,8 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=ROOT, help="where the autoencoder and the decoder are")
     args = parser.parse_args()
     world, device = loop.start(args)
-    kind = KINDS[args.modality]
-    vae = autoencoder.load(args.root / kind.parts[0], device)
-    pipeline = kind.pipeline.from_pretrained(args.out.parent, dtype=torch.float32, **kind.extra).to(device)
+    vae = autoencoder.load(args.root / KINDS[args.modality].parts[0], device)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(args.out.parent, dtype=torch.float32, **ALONE).to(device)
     media, made = made_latents(args, world, vae, pipeline, device)
     vae.decoder.requires_grad_(True)
     vae.to(memory_format=torch.channels_last)

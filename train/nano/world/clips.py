@@ -127,6 +127,24 @@ class ClipWorld:
             ]
         )
 
+    def studies(self, most: int | None = None) -> Tensor:
+        """Clips that are none of the world's, to learn how things move from, as indices `[things, motions, 4]`: what is
+        never filmed, in every style, and what is, in the other styles.
+
+        Args:
+            most: only of so many concepts, the first.
+        """
+        styles, background = self.world.styles, self.world.backgrounds.index(BACKGROUND)
+        moving = range(len(self.motions))
+        return torch.tensor(
+            [
+                [(concept, motion, style, background) for motion in moving]
+                for concept, name in enumerate(self.world.names[:most])
+                for style in range(len(styles))
+                if name not in self.names or styles[style] != STYLE
+            ]
+        )
+
     def row(self, clip: Clip) -> tuple[int, int, int, int]:
         """A clip as indices: concept, motion, style, background."""
         styles, backgrounds = self.world.styles, self.world.backgrounds

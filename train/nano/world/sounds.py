@@ -183,6 +183,14 @@ class SoundWorld:
         kept = {study: numbers[sound] for study, sound in enumerate(plain) if sound in numbers}
         return torch.tensor(list(kept.values()), dtype=torch.long), as_floats(self.studies[list(kept)])
 
+    def strangers(self, most: int | None = None) -> Tensor:
+        """Instruments that the world does not know, in every register and figure, float `[instruments, 15, 32000]`.
+
+        Args:
+            most: only so many of them.
+        """
+        return as_floats(np.load(self.folder / "strangers.npy", mmap_mode="r")[:most])
+
     def study_targets(self, missing: int) -> Tensor:
         """What the studies are: instrument, register, figure `[N, 3]`; `missing` where there is none."""
         return self.numbers(self.studied, missing)
@@ -292,6 +300,22 @@ def _play_take(player: Player, entry: dict, sound: Sound, rng: np.random.Generat
         return played * (velocity / VELOCITIES[1])
 
 
+def strange_programs(sounds: list[dict]) -> list[int]:
+    """The melodic programs of General MIDI that no sound of the world is."""
+    return [program for program in MELODIC if program not in {each["program"] for each in sounds if not each.get("bank")}]
+
+
+def strangers(player: Player, sounds: list[dict]) -> Iterator[np.ndarray]:
+    """Every combination of register and figure by each program that the world does not know, float32 `[15, 32000]`; not
+    of those that lack a note."""
+    for program in tqdm(strange_programs(sounds), desc="strangers"):
+        entry = {"name": f"program {program}", "program": program}
+        try:
+            yield np.stack([player(entry, register, figure) for register in REGISTERS for figure in FIGURES])
+        except SilentError:
+            continue
+
+
 def studies(player: Player, sounds: list[dict], rng: np.random.Generator) -> Iterator[tuple[Sound, np.ndarray]]:
     """What each study is, and how it sounds, float32 `[32000]`.
 
@@ -299,11 +323,7 @@ def studies(player: Player, sounds: list[dict], rng: np.random.Generator) -> Ite
     such note there is no study.
     """
     entries = {sound["name"]: sound for sound in sounds if sound["pitched"]}
-    strange = [
-        {"name": "", "program": program}
-        for program in MELODIC
-        if program not in {sound["program"] for sound in sounds if not sound.get("bank")}
-    ]
+    strange = [{"name": "", "program": program} for program in strange_programs(sounds)]
     wanted = [(Sound(name, register), entry) for name, entry in entries.items() for register in REGISTERS] * PHRASES
     wanted += [(Sound("", register, figure), entry) for entry in strange for register in REGISTERS for figure in FIGURES]
     for sound, entry in tqdm(wanted, desc="studies"):
@@ -376,12 +396,13 @@ class Player:
 
 
 def build(out: Path, soundfont: Path) -> None:
-    """Renders all; writes `sounds.json`, `sounds.npy`, takes and studies, and the licence into `ATTRIBUTION.md`."""
+    """Renders all; writes `sounds.json` and `.npy`, strangers, takes and studies, the licence into `ATTRIBUTION.md`."""
     player, sounds, rng = Player(soundfont), load_sounds(), np.random.default_rng(0)
     entries = {sound["name"]: sound for sound in sounds}
     waveforms = [player(entries[each.name], each.register, each.figure) for each in combinations(sounds)]
     out.mkdir(parents=True, exist_ok=True)
     np.save(out / "sounds.npy", _as_integers(waveforms))
+    np.save(out / "strangers.npy", _as_integers(list(strangers(player, sounds))))
     for name, made in (("takes", takes(player, sounds)), ("studies", studies(player, sounds, rng))):
         known, played = zip(*made, strict=True)
         np.save(out / f"{name}.npy", _as_integers(played))
