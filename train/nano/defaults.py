@@ -27,7 +27,7 @@ DEFAULTS = {
     "image_decoder/vae": Default(10, 64),
     "sound_decoder": Default(25, 512),
     "sound_decoder/vae": Default(8, 64),
-    "clip_decoder": Default(25, 256),
+    "clip_decoder": Default(45, 512),
     "encoder": Default(90, 1024),
     "audio_encoder": Default(40, 512),
     "language_model": Default(100, 32768),
