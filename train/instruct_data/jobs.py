@@ -1,0 +1,71 @@
+"""What a recipe works with: a job asks, and gives tasks with conversations, or says why there are none."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nextgpt.train.instruct_data.material import CaptionedMedia, Prompts
+    from nextgpt.train.instruct_data.teacher import Teacher
+
+
+class Dropped(Exception):
+    """A candidate that becomes no conversation; the message is the reason that it is counted under."""
+
+
+@dataclass
+class Task:
+    """A task, and conversations in which it is done.
+
+    Args:
+        text: what is compared with other tasks, so that none comes twice; empty where only the conversations are.
+        conversations: lists of chat messages.
+        answer: of a seed, shown as an example.
+        is_classification: whether its answer is one of a few labels.
+        depth: how often it was evolved.
+    """
+
+    text: str
+    conversations: list[list[dict]] = field(default_factory=list)
+    answer: str = ""
+    is_classification: bool = False
+    depth: int = 0
+
+
+@dataclass
+class Job:
+    """One unit of work of a recipe. What it does follows from its number, the seed and the pool alone, so that a run that
+    was killed comes to the same requests again, and finds their answers in the record.
+
+    Args:
+        number: from 0.
+        random: its own.
+        seeds: tasks that were given.
+        pool: tasks that earlier waves of jobs brought.
+        media: what the user may show, with captions.
+        prompts: texts with places.
+        teacher: answers.
+        kinds: of media that a conversation may hold.
+
+    Attributes:
+        dropped, cleaned: reason → how many candidates and texts.
+    """
+
+    number: int
+    random: random.Random
+    seeds: Sequence[Task]
+    pool: Sequence[Task]
+    media: CaptionedMedia
+    prompts: Prompts
+    teacher: Teacher
+    kinds: Sequence[str]
+    dropped: Counter[str] = field(default_factory=Counter)
+    cleaned: Counter[str] = field(default_factory=Counter)
+
+    async def ask(self, prompt: str, **values: object) -> str:
+        """The teacher's answer to a prompt, by its name and what stands in its places."""
+        return await self.teacher.ask(self.number, prompt, self.prompts.fill(prompt, **values))
