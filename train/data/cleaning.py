@@ -36,7 +36,7 @@ FUNCTION_WORDS = {
         "en": "the of and to a in is it that you for was on are with as i be at have this not or from by but what an my can "
         "your which do how will would there their they we if me he she his her so no yes please about into than then",
         "de": "der die und in den von zu das mit sich des auf für ist im dem nicht ein eine als auch es an werden aus er "
-        "hat dass sie nach wird bei einer um am sind noch wie einem über einen so zum war haben nur oder aber ich du wir was",
+        "hat dass sie nach wird bei einer um am sind noch wie einem über einen so zum war haben nur oder aber ich wir was",
         "fr": "de la le et les des en un du une que est pour qui dans a par plus pas au sur ne se ce il sont avec ou son "
         "aux être cette je vous nous mais comme tout leur y elle ses ces était on quel quelle c'est",
         "es": "de la que el en y a los del se las por un para con no una su al lo como más pero sus le ya o este sí porque "

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from nextgpt.modalities import MODALITIES
+
 if TYPE_CHECKING:
     from nextgpt.train.instruct_data.material import CaptionedMedia, Prompts
+    from nextgpt.train.instruct_data.rules import KnownTasks
     from nextgpt.train.instruct_data.teacher import Teacher
+
+OFFERED = 6  # media of the set that a prompt names
 
 
 class Dropped(Exception):
     """A candidate that becomes no conversation; the message is the reason that it is counted under."""
+
+
+def marker() -> re.Pattern:
+    """A medium as a teacher reads and writes it, `[image: what it shows]`: its kind and its caption."""
+    return re.compile(rf"\[({'|'.join(MODALITIES)}):\s*([^\[\]]*?)\s*\]", re.IGNORECASE)
+
+
+def mark(kind: str, caption: str) -> str:
+    """A medium for a teacher to read."""
+    return f"[{kind}: {' '.join(caption.translate({ord('['): '(', ord(']'): ')'}).split())}]"
 
 
 @dataclass
@@ -49,7 +66,8 @@ class Job:
         media: what the user may show, with captions.
         prompts: texts with places.
         teacher: answers.
-        kinds: of media that a conversation may hold.
+        known: tasks that there are, to find near duplicates.
+        shown, made: kinds of media that the user may show and the assistant make.
 
     Attributes:
         dropped, cleaned: reason → how many candidates and texts.
@@ -62,10 +80,26 @@ class Job:
     media: CaptionedMedia
     prompts: Prompts
     teacher: Teacher
-    kinds: Sequence[str]
+    known: KnownTasks
+    shown: Sequence[str]
+    made: Sequence[str]
     dropped: Counter[str] = field(default_factory=Counter)
     cleaned: Counter[str] = field(default_factory=Counter)
 
     async def ask(self, prompt: str, **values: object) -> str:
         """The teacher's answer to a prompt, by its name and what stands in its places."""
         return await self.teacher.ask(self.number, prompt, self.prompts.fill(prompt, **values))
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Counts a candidate that is dropped inside, and goes on after it."""
+        try:
+            yield
+        except Dropped as reason:
+            self.dropped[str(reason)] += 1
+
+    def offer(self) -> str:
+        """For a prompt: what the user may show, a few media of the set."""
+        some = self.random.sample(self.media.media, min(OFFERED, len(self.media.media)))
+        marked = [mark(medium.kind, medium.caption) for medium in some if medium.kind in self.shown]
+        return "\n".join(marked) or "(nothing: the user shows no media)"

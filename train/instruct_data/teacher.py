@@ -147,6 +147,10 @@ class Teacher:
             raise Dropped("an answer longer than --max-answer-tokens, cut off")
         return found["answer"]
 
+    async def close(self) -> None:
+        """Ends the connections."""
+        await self._client.close()
+
     async def _answer(self, entry: dict[str, Any]) -> None:
         """Sends a request until it is answered, and puts each try into the record."""
         # A token is at least a byte of text; most are more, and two are a careful guess.
