@@ -35,5 +35,5 @@ async def evol_instruct(job: Job) -> list[Task]:
         check_willing(answer)
         check_says_something(answer)
         conversation = [question, to_message("assistant", answer, job)]
-        return [Task(text, [conversation], answer=answer, depth=base.depth + 1)]
+        return [Task(text, [conversation], depth=base.depth + 1)]
     return []

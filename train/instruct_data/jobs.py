@@ -41,14 +41,12 @@ class Task:
     Args:
         text: what is compared with other tasks, so that none comes twice; empty where only the conversations are.
         conversations: lists of chat messages.
-        answer: of a seed, shown as an example.
         is_classification: whether its answer is one of a few labels.
         depth: how often it was evolved.
     """
 
     text: str
     conversations: list[list[dict]] = field(default_factory=list)
-    answer: str = ""
     is_classification: bool = False
     depth: int = 0
 

@@ -169,34 +169,29 @@ def _medium(record: Record, file: Path, start: Path) -> Medium:
 
 
 def read_seeds(file: Path) -> list[Task]:
-    """Tasks to begin with: records of `instruction`, `input` and `output` (and `is_classification`), or of `messages`, of
-    which the first question and answer are taken. Media in them have a `caption`.
+    """Tasks to begin with: records of an `instruction` and its `input` (and `is_classification`), as Alpaca's, or of
+    `messages`, of which the first question is taken. Media in it have a `caption`.
 
     Raises:
         UserInputError: a record is of another form.
     """
-    tasks = [
+    return [
         _seed(record)
         for record in read_records(file, is_record=lambda value: bool({"instruction", "messages"} & set(value)))
     ]
-    return tasks
 
 
 def _seed(record: Record) -> Task:
     value = record.value or {}
-    messages = [message for message in value.get("messages") or [] if isinstance(message, dict)]
-    if messages:
-        said = {
-            role: next((m.get("content") for m in messages if m.get("role") == role), None) for role in ("user", "assistant")
-        }
-        asked, answer = (_marked(said[role], record.where) for role in ("user", "assistant"))
-        return Task(asked, answer=answer)
-    asked, given, answer = (value.get(name) or "" for name in ("instruction", "input", "output"))
-    if record.problem or not all(isinstance(text, str) for text in (asked, given, answer)) or not asked.strip():
-        reason = record.problem or "expected an instruction (and its input and output), or messages"
-        raise UserInputError(f"{record.where}: {reason}")
-    whole = "\n\n".join(filter(None, (asked.strip(), given.strip())))
-    return Task(whole, answer=answer.strip(), is_classification=bool(value.get("is_classification")))
+    messages = value.get("messages")
+    if isinstance(messages, list):
+        asked = (each.get("content") for each in messages if isinstance(each, dict) and each.get("role") == "user")
+        return Task(_marked(next(asked, None), record.where))
+    texts = [value.get("instruction"), value.get("input") or ""]
+    if record.problem or not all(isinstance(text, str) for text in texts) or not texts[0].strip():
+        raise UserInputError(f"{record.where}: {record.problem or 'expected an instruction (and its input), or messages'}")
+    text = "\n\n".join(filter(None, map(str.strip, texts)))
+    return Task(text, is_classification=bool(value.get("is_classification")))
 
 
 def _marked(content: Any, where: str) -> str:
@@ -213,5 +208,5 @@ def _marked(content: Any, where: str) -> str:
         else:
             raise UserInputError(f"{where}: a part has neither text nor the caption by which a teacher would know it")
     if not texts:
-        raise UserInputError(f"{where}: expected a question and an answer with words")
+        raise UserInputError(f"{where}: expected a question with words")
     return " ".join(texts)

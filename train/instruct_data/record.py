@@ -64,7 +64,10 @@ class Record:
             reason = error.strerror or error
             raise UserInputError(f"{file}: cannot be opened ({reason}); name another file with -o") from None
         self._end = end
-        if begun is None:
+        if begun != settings and not self.answers:  # nothing is lost by beginning anew
+            if end:
+                os.truncate(file, 0)
+            self.requests = self._end = 0
             self._write({"run": settings})
             return
         for name in sorted(begun.keys() | settings.keys()):

@@ -64,7 +64,6 @@ async def _answered(task: Task, job: Job) -> Task:
                 check_instance(given, answer)
                 question = "\n\n".join(filter(None, (task.text, given)))
                 task.conversations.append([to_message("user", question, job), to_message("assistant", answer, job)])
-        task.answer = pairs[0][1]
     return task
 
 
