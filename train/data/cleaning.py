@@ -34,7 +34,9 @@ FUNCTION_WORDS = {
     language: frozenset(listed.split())
     for language, listed in {
         "en": "the of and to a in is it that you for was on are with as i be at have this not or from by but what an my can "
-        "your which do how will would there their they we if me he she his her so no yes please about into than then",
+        "your which do how will would there their they we if me he she his her so no yes please about into than then "
+        "were been had has did does could should these those who when where why them him its our us am also just only very any "
+        "some such both each more most other out up again here",
         "de": "der die und in den von zu das mit sich des auf für ist im dem nicht ein eine als auch es an werden aus er "
         "hat dass sie nach wird bei einer um am sind noch wie einem über einen so zum war haben nur oder aber ich wir was",
         "fr": "de la le et les des en un du une que est pour qui dans a par plus pas au sur ne se ce il sont avec ou son "

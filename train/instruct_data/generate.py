@@ -233,8 +233,11 @@ class _Run:
     async def _all(self, jobs: Sequence[Job], teacher: Teacher, bar: tqdm) -> list[list[Task]]:
         """What the jobs bring. Where one cannot go on, the others' requests under way are waited for."""
 
+        slots = asyncio.Semaphore(teacher.settings.concurrency)  # a job is finished before another begins
+
         async def each(job: Job) -> list[Task]:
-            tasks = await self.recipe.job(job)
+            async with slots:
+                tasks = await self.recipe.job(job)
             bar.set_postfix_str(f"{teacher.record.requests:,} requests, {teacher.record.tokens:,} tokens")
             return tasks
 
