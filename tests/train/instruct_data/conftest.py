@@ -20,7 +20,7 @@ class TinyTeacher:
     """The server, what it was asked, and what it answers.
 
     Attributes:
-        answers: first line of a prompt → its answer, or a function of the whole prompt and of how many were answered before.
+        answers: first line of a prompt → its answer, or a function of the whole prompt and of its number.
         faults: what comes of the next requests, one by one: `status`, `body` in place of a completion, `headers`, and
             `seconds` before it; an empty one is no fault.
         key: what it may be authorised with.
@@ -34,6 +34,7 @@ class TinyTeacher:
         self.asked: list[dict] = []
         self.keys: list[str] = []
         self.times: list[float] = []
+        self.answered = 0
         self.lock = threading.Lock()
         teacher = self
 
@@ -72,9 +73,9 @@ class TinyTeacher:
         prompt = body["messages"][0]["content"]
         first = prompt.partition("\n")[0]
         answer = self.answers.get(first, self.answers.get("*", "So it is."))
-        if callable(answer):
-            with self.lock:
-                answer = answer(prompt, len(self.asked))
+        with self.lock:
+            self.answered += 1
+            answer = answer(prompt, self.answered) if callable(answer) else answer
         content = answer if isinstance(answer, str) else json.dumps(answer)
         message = {"role": "assistant", "content": content}
         return json.dumps({"choices": [{"message": message, "finish_reason": "stop"}], "usage": {"total_tokens": 100}})
@@ -124,13 +125,19 @@ def _write(kind: str, file: Path, number: int) -> None:
 
 WISH = {"user": "I would like a recording or a picture, please.", "assistant": "Here it is for you."}
 TALK = {"exchanges": [{"user": "What do we have here?", "assistant": "Something quite ordinary."}]}
-SWITCHING = {
-    "exchanges": [
-        {"user": "[image: a red barn in the snow]\nWhere could this be?", "assistant": "Somewhere cold, up in the north."},
-        {"user": "Show me the same in summer.", "assistant": "With pleasure. [image: a red barn in a green meadow]"},
-        {"user": "And what would one hear there?", "assistant": "Cows, and the wind: [audio: cows and a light wind]"},
-    ]
-}
+
+
+def dialogue(prompt: str, number: int) -> dict:
+    """Three exchanges that no others are like; the user shows what the prompt offers."""
+    word = [f"{letter}{number}" for letter in "abcdefghijkl"]
+    shown = "[image: a red barn in the snow]" if "[image: a red barn in the snow]" in prompt else "Please."
+    return {
+        "exchanges": [
+            {"user": f"{shown} Draw {word[0]} {word[1]}.", "assistant": f"{word[2]} {word[3]} [image: river {number}]"},
+            {"user": f"Play {word[4]} {word[5]}.", "assistant": f"{word[6]} {word[7]} [audio: water {number}]"},
+            {"user": f"Thanks {word[8]} {word[9]}.", "assistant": f"{word[10]} {word[11]}"},
+        ]
+    }
 
 
 def tasks(prompt: str, number: int) -> dict:
@@ -158,7 +165,7 @@ def good(teacher: TinyTeacher) -> TinyTeacher:
             "examples": [{"label": "yes", "input": "It does."}, {"label": "no", "input": "It never will."}],
         },
         "Compare two tasks.": "Yes, it asks for more.",
-        "Write a conversation in words and media.": SWITCHING,
+        "Write a conversation in words and media.": dialogue,
         "Write a wish for a medium.": WISH,
         "Write a conversation about a medium.": TALK,
         "Describe a medium.": TALK,

@@ -147,7 +147,6 @@ def test_a_budget_holds_for_all_runs_together_and_can_be_raised(limit, expected,
 
 @pytest.mark.parametrize("recipe", ["self-instruct", "evol-instruct", "modality-switching"])
 def test_a_run_that_is_killed_goes_on_and_asks_nothing_twice(recipe, good, tmp_path) -> None:
-    good.answers["Write a conversation in words and media."] = _other_dialogue
     assert run(tmp_path, good, count=3, recipe=recipe).conversations == 3
     file, record = tmp_path / "out.jsonl", tmp_path / "out.jsonl.requests.jsonl"
     before, lines = conversations(tmp_path), record.read_bytes().splitlines(keepends=True)
@@ -162,17 +161,6 @@ def test_a_run_that_is_killed_goes_on_and_asks_nothing_twice(recipe, good, tmp_p
     good.asked.clear()
     run(tmp_path, good, count=3, recipe=recipe)
     assert not good.asked
-
-
-def _other_dialogue(prompt: str, number: int) -> dict:
-    word = [f"{letter}{number}" for letter in "abcdefghijkl"]
-    return {
-        "exchanges": [
-            {"user": f"Show {word[0]} {word[1]}.", "assistant": f"{word[2]} {word[3]} [image: river {number}]"},
-            {"user": f"Play {word[4]} {word[5]}.", "assistant": f"{word[6]} {word[7]} [audio: water {number}]"},
-            {"user": f"Thanks {word[8]} {word[9]}.", "assistant": f"{word[10]} {word[11]}"},
-        ]
-    }
 
 
 def test_a_run_goes_on_to_more_conversations_than_it_was_begun_with(good, tmp_path) -> None:
