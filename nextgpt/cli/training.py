@@ -67,6 +67,10 @@ def _add_convert(tools, debug) -> None:
         default="encoders",
         help="what plain pairs of media and caption become: questions about media or wishes for them (default: %(default)s)",
     )
+    parser.add_argument("--html", action="store_true", help="turn HTML in texts to Markdown, as in dialogues from web pages")
+    parser.add_argument("--languages", nargs="+", default=(), metavar="CODE", help="leave out all but these, as: en de")
+    parser.add_argument("--max-length", type=positive, metavar="N", help="split what is longer, between turns, in tokens")
+    parser.add_argument("--model", default="nano", help="whose tokens --max-length counts (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object, with the place of every record left out")
     parser.add_argument(
         "--questions",
@@ -79,9 +83,15 @@ def _add_convert(tools, debug) -> None:
 
 def convert_data(options: argparse.Namespace) -> None:
     """Converts, and says how many conversations there are, what was left out and why."""
+    from nextgpt.train.data.cleaning import Cleaning
     from nextgpt.train.data.convert import convert_files
 
-    report = convert_files(options.files, options.out, format=options.format, media_folder=options.media, task=options.task)
+    clean = None
+    if options.html or options.languages or options.max_length:
+        clean = Cleaning(options.html, tuple(options.languages), options.max_length, options.model)
+    report = convert_files(
+        options.files, options.out, format=options.format, media_folder=options.media, task=options.task, clean=clean
+    )
     if options.json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
         return

@@ -15,11 +15,12 @@ from nextgpt.errors import UserInputError
 from nextgpt.train.data.markers import Unusable, texts_of
 
 # What a page's own markup is told by; any other `<word>` is text. `<s>` is left out: it is mostly a control token.
-_BLOCKS = (
-    "p div section article header footer main aside figure figcaption table thead tbody tr ul ol dl dt dd details summary"
-).split()
+_BLOCKS = ("p div section article header footer main aside figure figcaption table ul ol dl dt dd details summary").split()
 _MARKS = {"b": "**", "strong": "**", "i": "*", "em": "*", "del": "~~", "strike": "~~"}
-_PLAIN = "span font u small big center sup sub a td th li br hr img pre code blockquote html body h1 h2 h3 h4 h5 h6".split()
+_PLAIN = (
+    "span font u small big center sup sub a thead tbody tfoot tr td th caption li br hr img pre code blockquote html body "
+    "h1 h2 h3 h4 h5 h6"
+).split()
 _DROPPED = "script style head button svg iframe object noscript template form select".split()  # with what is in them
 _TAGS = {*_BLOCKS, *_MARKS, *_PLAIN, *_DROPPED, "input", "meta", "link"}
 _NAMES = "|".join(sorted(_TAGS, key=len, reverse=True))
@@ -35,8 +36,8 @@ FUNCTION_WORDS = {
     for language, listed in {
         "en": "the of and to a in is it that you for was on are with as i be at have this not or from by but what an my can "
         "your which do how will would there their they we if me he she his her so no yes please about into than then "
-        "were been had has did does could should these those who when where why them him its our us am also just only very any "
-        "some such both each more most other out up again here",
+        "were been had has did does could should these those who when where why them him its our us am also just only very "
+        "any some such both each more most other out up again here",
         "de": "der die und in den von zu das mit sich des auf für ist im dem nicht ein eine als auch es an werden aus er "
         "hat dass sie nach wird bei einer um am sind noch wie einem über einen so zum war haben nur oder aber ich wir was",
         "fr": "de la le et les des en un du une que est pour qui dans a par plus pas au sur ne se ce il sont avec ou son "
@@ -209,6 +210,7 @@ class _Markdown(HTMLParser):
         self.lists: list[int | None] = []  # open lists: the next number, or None for bullets
         self.links: list[str] = []
         self.starts: list[int] = []  # where open quotes begin
+        self.rows = self.cells = 0  # of the table so far, and of its row
         self.code_from: int | None = None  # where an open block of code begins
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -231,7 +233,7 @@ class _Markdown(HTMLParser):
         elif tag in _MARKS or tag == "code":
             self.pieces.append(_MARKS.get(tag, "`"))
         elif tag in ("ul", "ol"):
-            self.pieces.append("\n" if self.lists else "\n\n")
+            self.pieces.append("" if self.lists else "\n\n")
             self.lists.append(1 if tag == "ol" else None)
         elif tag == "li":
             self._item()
@@ -244,8 +246,12 @@ class _Markdown(HTMLParser):
             self.pieces.append(given.get("alt") or "")
         elif tag in ("td", "th"):
             self.pieces.append("| ")
+            self.cells += 1
+        elif tag == "tr":
+            self.cells = 0
         else:
-            self.pieces.append({"br": "\n", "hr": "\n\n---\n\n", "tr": "\n"}.get(tag) or self._block(tag))
+            self.rows = 0 if tag == "table" else self.rows
+            self.pieces.append({"br": "\n", "hr": "\n\n---\n\n"}.get(tag) or self._block(tag))
 
     def _block(self, tag: str) -> str:
         if re.fullmatch(r"h[1-6]", tag):
@@ -284,12 +290,13 @@ class _Markdown(HTMLParser):
             self.pieces.append(f"]({address})" if address else "")
         elif tag == "blockquote" and self.starts:
             start = self.starts.pop()
-            quoted = "".join(self.pieces[start:]).strip()
+            quoted = re.sub(r"\n{3,}", "\n\n", "".join(self.pieces[start:])).strip()
             self.pieces[start:] = ["\n\n", re.sub(r"^", "> ", quoted, flags=re.MULTILINE), "\n\n"]
         elif tag in ("td", "th"):
             self.pieces.append(" ")
         elif tag == "tr":
-            self.pieces.append("|\n")
+            self.pieces.append("|\n" + ("" if self.rows else "| --- " * self.cells + "|\n"))
+            self.rows += 1
         elif tag in _BLOCKS or re.fullmatch(r"h[1-6]", tag):
             self.pieces.append("" if self.lists else "\n\n")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -28,7 +29,9 @@ from nextgpt.train.instruct_data.material import SEEDS, CaptionedMedia, Prompts,
 from nextgpt.train.instruct_data.record import Record, Stopped
 from nextgpt.train.instruct_data.rules import KnownTasks
 from nextgpt.train.instruct_data.self_instruct import TASKS_ASKED, self_instruct
-from nextgpt.train.instruct_data.teacher import Teacher, TeacherSettings
+from nextgpt.train.instruct_data.teacher import GO_ON, Teacher, TeacherSettings
+
+logger = logging.getLogger(__name__)
 
 WAVE = 32  # jobs that see the same pool
 FRUITLESS_JOBS = 32  # in a row that brought nothing; then it is not worth going on
@@ -123,8 +126,11 @@ def generate(
     out = Path(out)
     if recipe not in RECIPES:
         raise UserInputError(f"the recipe {recipe!r} is unknown: expected {', '.join(RECIPES)}")
-    if count < 1 or teacher.concurrency < 1:
-        raise UserInputError("the number of conversations and of requests at a time must be at least 1")
+    if min(count, teacher.concurrency, teacher.max_answer_tokens) < 1 or teacher.timeout <= 0 or teacher.retries < 0:
+        raise UserInputError(
+            "conversations, requests at a time and tokens of an answer must be at least 1, seconds for an answer above 0, "
+            "retries not below 0"
+        )
     if RECIPES[recipe].needs_media and media is None:
         raise UserInputError(f"{recipe} begins with media and their captions: name a file of them with --media")
     record_file = out.with_name(f"{out.name}.requests.jsonl")
@@ -158,6 +164,9 @@ def generate(
         asyncio.run(run(Teacher(teacher, record)))
     except Stopped as stop:
         report.stopped = str(stop)
+    except KeyboardInterrupt:
+        logger.warning("Stopped; %s", GO_ON)
+        raise
     finally:
         record.close()
         report.conversations, report.requests, report.tokens = len(run.kept), record.requests, record.tokens

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nextgpt.modalities import MODALITIES
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from nextgpt.train.instruct_data.rules import KnownTasks
     from nextgpt.train.instruct_data.teacher import Teacher
 
+T = TypeVar("T")
 OFFERED = 6  # media of the set that a prompt names
 
 
@@ -87,6 +89,14 @@ class Job:
     async def ask(self, prompt: str, **values: object) -> str:
         """The teacher's answer to a prompt, by its name and what stands in its places."""
         return await self.teacher.ask(self.number, prompt, self.prompts.fill(prompt, **values))
+
+    async def gather(self, parts: Iterable[Awaitable[T]]) -> list[T]:
+        """All of them at a time. Where one fails, the others are still waited for, so that no answer is lost."""
+        results = await asyncio.gather(*parts, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return results
 
     @contextmanager
     def counting(self) -> Iterator[None]:

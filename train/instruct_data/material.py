@@ -99,7 +99,8 @@ class CaptionedMedia:
     def __init__(self, media: list[Medium] | None = None):
         self.media = media or []
         self._bags = [Counter(words(medium.caption)) for medium in self.media]
-        self._holding: dict[str, list[int]] = defaultdict(list)
+        self._exact = {(medium.kind, *sorted(words(medium.caption))): medium for medium in reversed(self.media)}
+        self._holding: dict[str, list[int]] = defaultdict(list)  # word → media
         for number, bag in enumerate(self._bags):
             for word in bag:
                 self._holding[word].append(number)
@@ -127,9 +128,9 @@ class CaptionedMedia:
             exactly: take only one of the same words.
         """
         bag = Counter(words(caption))
-        if exactly:
-            near = set.intersection(*(set(self._holding.get(word, ())) for word in bag)) if bag else set()
-            return next((self.media[i] for i in sorted(near) if self._bags[i] == bag and self.media[i].kind == kind), None)
+        same = self._exact.get((kind, *sorted(bag.elements())))
+        if exactly or same is not None:
+            return same
         scores: Counter[int] = Counter()
         for word in bag:
             for number in self._holding.get(word, ()):

@@ -6,8 +6,9 @@ A rule takes texts and raises `Dropped` with its reason. Sources: Self-Instruct 
 
 from __future__ import annotations
 
+import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
@@ -63,25 +64,36 @@ class KnownTasks:
     """The tasks that there are, to find near duplicates of new ones."""
 
     def __init__(self) -> None:
-        self._known: list[tuple[list[str], frozenset[str]]] = []
+        self._known: list[list[str]] = []
+        self._holding: dict[str, list[int]] = defaultdict(list)  # word → tasks
 
     def add(self, text: str) -> None:
         """Remembers a task."""
         tokens = words(text)
-        self._known.append((tokens, frozenset(tokens)))
+        for word in set(tokens):
+            self._holding[word].append(len(self._known))
+        self._known.append(tokens)
 
     def check(self, text: str) -> None:
         """Drops a task whose ROUGE-L with a known one reaches the bound."""
         tokens = words(text)
-        kinds = frozenset(tokens)
-        for known, known_kinds in self._known:
-            total = len(tokens) + len(known)
-            # No longer than the shorter text, and not longer than what is left of either without its own words.
-            most = min(
-                len(tokens), len(known), len(tokens) - len(kinds - known_kinds), len(known) - len(known_kinds - kinds)
-            )
-            if 2 * most >= ROUGE_L_BOUND * total > 0 and rouge_l(tokens, known) >= ROUGE_L_BOUND:
-                raise Dropped(f"a near duplicate of another task (ROUGE-L of {ROUGE_L_BOUND:g} or more)")
+        if any(rouge_l(tokens, self._known[number]) >= ROUGE_L_BOUND for number in self._possible(tokens)):
+            raise Dropped(f"a near duplicate of another task (ROUGE-L of {ROUGE_L_BOUND:g} or more)")
+
+    def _possible(self, tokens: list[str]) -> set[int]:
+        """The tasks that share enough words. The others need not be compared, and they are nearly all.
+
+        With a length of n, the bound asks for a common subsequence of n · bound / (2 - bound) words at least. So of any
+        words that make up more than the rest, one is common; the rarest are in the fewest tasks.
+        """
+        spare = len(tokens) - math.ceil(len(tokens) * ROUGE_L_BOUND / (2 - ROUGE_L_BOUND))
+        counts, found, seen = Counter(tokens), set(), 0
+        for word in sorted(counts, key=lambda word: len(self._holding.get(word, ()))):
+            found.update(self._holding.get(word, ()))
+            seen += counts[word]
+            if seen > spare:
+                break
+        return found
 
 
 def check_instruction(text: str, shows_media: bool) -> None:

@@ -7,8 +7,6 @@ and its output.
 
 from __future__ import annotations
 
-import asyncio
-
 from nextgpt.train.instruct_data.answers import clean_text, parse_json, text_in, to_message
 from nextgpt.train.instruct_data.jobs import Dropped, Job, Task, marker
 from nextgpt.train.instruct_data.rules import check_instance, check_instruction, check_labels
@@ -31,7 +29,7 @@ async def self_instruct(job: Job) -> list[Task]:
     proposals: list[Task] = []
     with job.counting():
         proposals = _proposals(await job.ask("self_instruct_tasks", examples=examples, **asked), job)
-    answered = await asyncio.gather(*(_answered(task, job) for task in proposals))
+    answered = await job.gather(_answered(task, job) for task in proposals)
     return [task for task in answered if task.conversations]
 
 

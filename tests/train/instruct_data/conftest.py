@@ -165,15 +165,12 @@ def good(teacher: TinyTeacher) -> TinyTeacher:
             "examples": [{"label": "yes", "input": "It does."}, {"label": "no", "input": "It never will."}],
         },
         "Compare two tasks.": "Yes, it asks for more.",
+        "Answer a task.": lambda prompt, number: f"First comes part {number}, then the rest of it.",
         "Write a conversation in words and media.": dialogue,
         "Write a wish for a medium.": WISH,
         "Write a conversation about a medium.": TALK,
         "Describe a medium.": TALK,
         "Think about a medium.": TALK,
-        "*": lambda prompt, number: (
-            {"instruction": f"Explain step number {number} of {number + 3} in detail."}
-            if "Answer with JSON alone" in prompt
-            else f"First comes part {number}, then the rest of it."
-        ),
+        "*": lambda prompt, number: {"instruction": f"Explain step number {number} of {number + 3} in detail."},
     }
     return teacher

@@ -84,9 +84,7 @@ def test_evol_instruct_evolves_what_it_evolved(good, tmp_path, monkeypatch) -> N
 
 def test_failed_evolutions_are_dropped_by_their_rule(good, tmp_path) -> None:
     answers = iter(["Sorry, I cannot do that.", "It is as they were.", "Here is what it takes."])
-    good.answers["*"] = lambda prompt, number: (
-        {"instruction": f"Explain step {number} of the matter."} if "JSON alone" in prompt else next(answers)
-    )
+    good.answers["Answer a task."] = lambda prompt, number: next(answers)
     report = generate("evol-instruct", tmp_path / "out.jsonl", 1, good.settings(), model=None)
     assert report.conversations == 1
     assert sorted(report.dropped) == [

@@ -123,6 +123,7 @@ def test_a_task_is_a_near_duplicate_from_a_rouge_l_of_seven_tenths_on() -> None:
     known.check("one two three four five six a b c d")  # 2 · 6 / 20
     with pytest.raises(Dropped, match="near duplicate"):
         known.check("One, two, three, four, five, six, seven: a b c")  # 2 · 7 / 20
+    known.check("nothing of it")
     known.check("ten nine eight seven six five four three two one")  # the same words in another order
 
 
@@ -153,3 +154,21 @@ def test_a_medium_is_found_by_a_caption_like_its_own_and_of_its_kind_only() -> N
     assert media.find("image", "Two boats on a lake", exactly=True) == boats
     assert media.find("image", "two old boats on a lake", exactly=True) is None
     assert CaptionedMedia().find("image", "a red barn") is None
+
+
+def test_no_near_duplicate_escapes_by_the_words_that_are_looked_up_first() -> None:
+    chance = random.Random(1)
+    texts = [" ".join(chance.choices("abcdefgh", k=chance.randrange(3, 12))) for _ in range(300)]
+    known = KnownTasks()
+    kept: list[str] = []
+    for text in texts:
+        near = any(rouge_l(text.split(), other.split()) >= 0.7 for other in kept)
+        try:
+            known.check(text)
+        except Dropped:
+            assert near
+        else:
+            assert not near
+            kept.append(text)
+            known.add(text)
+    assert 20 < len(kept) < 280
