@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -208,14 +209,14 @@ class _Run:
         self.dropped: Counter[str] = Counter()
         self.cleaned: Counter[str] = Counter()
         self._contents: set[str] = set()
+        self._fruitless = 0  # jobs in a row
         self._known = KnownTasks()
         for task in seeds if recipe.is_compared else ():
             self._known.add(task.text)
 
     async def __call__(self, teacher: Teacher) -> None:
         """Runs until there are enough conversations; raises `Stopped` where it ends before."""
-        number = fruitless = 0
-        pool: tuple[Task, ...] = ()
+        number, pool = 0, ()
         with tqdm(desc="Asking", total=self.count, unit=" conversations") as bar:
             try:
                 while len(self.kept) < self.count:
@@ -223,25 +224,22 @@ class _Run:
                         pool = tuple(self.pool)
                     wanted = -(-(self.count - len(self.kept)) // self.recipe.tasks)
                     jobs = [self._job(number + i, pool, teacher) for i in range(min(wanted, WAVE - number % WAVE))]
-                    for job, tasks in zip(jobs, await self._all(jobs, teacher, bar), strict=True):
-                        before = len(self.kept)
-                        self._take(job, tasks)
-                        bar.update(len(self.kept) - before)
-                        fruitless = 0 if len(self.kept) > before else fruitless + 1
+                    await self._finish(jobs, teacher, bar)
                     number += len(jobs)
-                    if fruitless >= FRUITLESS_JOBS and len(self.kept) < self.count:
-                        raise Stopped(f"the last {fruitless} tries brought nothing; mostly: {self._most_dropped()}")
+                    if self._fruitless >= FRUITLESS_JOBS and len(self.kept) < self.count:
+                        most = self.dropped.most_common(1)[0][0] if self.dropped else "no answer held a conversation"
+                        raise Stopped(f"the last {self._fruitless} tries brought nothing; mostly: {most}")
             finally:
                 await teacher.close()
 
     def _job(self, number: int, pool: Sequence[Task], teacher: Teacher) -> Job:
         chance = random.Random(f"{self.seed}/{number}")
         kinds = self.fit.shown, self.fit.made
-        return Job(number, chance, self.seeds, pool, self.media, self.prompts, teacher, self._known, *kinds)
+        check_new = partial(self._known.check, first=len(self._known))  # not those that come while it runs
+        return Job(number, chance, self.seeds, pool, self.media, self.prompts, teacher, check_new, *kinds)
 
-    async def _all(self, jobs: Sequence[Job], teacher: Teacher, bar: tqdm) -> list[list[Task]]:
-        """What the jobs bring. Where one cannot go on, the others' requests under way are waited for."""
-
+    async def _finish(self, jobs: Sequence[Job], teacher: Teacher, bar: tqdm) -> None:
+        """Runs jobs and takes what they bring, in order. Where one cannot go on, the requests of others are waited for."""
         slots = asyncio.Semaphore(teacher.settings.concurrency)  # a job is finished before another begins
 
         async def each(job: Job) -> list[Task]:
@@ -250,22 +248,29 @@ class _Run:
             bar.set_postfix_str(f"{teacher.record.requests:,} requests, {teacher.record.tokens:,} tokens")
             return tasks
 
-        results = await asyncio.gather(*map(each, jobs), return_exceptions=True)
-        failures = [result for result in results if isinstance(result, BaseException)]
-        if not failures:
-            return results
-        done = [(job, result) for job, result in zip(jobs, results, strict=True) if not isinstance(result, BaseException)]
-        for job, tasks in done:
-            self._take(job, tasks)
-        raise next((failure for failure in failures if not isinstance(failure, Stopped)), teacher.stopped or failures[0])
+        running, stopped = [asyncio.create_task(each(job)) for job in jobs], None
+        try:
+            for job, task in zip(jobs, running, strict=True):
+                try:
+                    self._take(job, await task)
+                except Stopped as stop:
+                    stopped = stopped or stop
+                bar.update(len(self.kept) - bar.n)
+        finally:  # when a person or a defect ends it, the rest is not waited for
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+        if stopped is not None:
+            raise stopped
 
     def _take(self, job: Job, tasks: Sequence[Task]) -> None:
         """Keeps what a job brought, as far as it is new and fits."""
-        if len(self.kept) >= self.count:
+        before = len(self.kept)
+        if before >= self.count:
             return
-        with job.counting():
-            for task in tasks:
-                self._take_task(job, task)
+        for task in tasks:
+            self._take_task(job, task)
+        self._fruitless = 0 if len(self.kept) > before else self._fruitless + 1
         self.dropped.update(job.dropped)
         self.cleaned.update({what: count for what, count in job.cleaned.items() if count})
 
@@ -292,9 +297,6 @@ class _Run:
         if content in self._contents:
             raise Dropped("the same as another conversation")
         self._contents.add(content)
-
-    def _most_dropped(self) -> str:
-        return self.dropped.most_common(1)[0][0] if self.dropped else "no answer held a conversation"
 
 
 class _Fit:

@@ -6,7 +6,7 @@ import asyncio
 import random
 import re
 from collections import Counter
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
@@ -15,7 +15,6 @@ from nextgpt.modalities import MODALITIES
 
 if TYPE_CHECKING:
     from nextgpt.train.instruct_data.material import CaptionedMedia, Prompts
-    from nextgpt.train.instruct_data.rules import KnownTasks
     from nextgpt.train.instruct_data.teacher import Teacher
 
 T = TypeVar("T")
@@ -66,7 +65,7 @@ class Job:
         media: what the user may show, with captions.
         prompts: texts with places.
         teacher: answers.
-        known: tasks that there are, to find near duplicates.
+        check_new: drops a task that there was already when the job began.
         shown, made: kinds of media that the user may show and the assistant make.
 
     Attributes:
@@ -80,7 +79,7 @@ class Job:
     media: CaptionedMedia
     prompts: Prompts
     teacher: Teacher
-    known: KnownTasks
+    check_new: Callable[[str], None]
     shown: Sequence[str]
     made: Sequence[str]
     dropped: Counter[str] = field(default_factory=Counter)

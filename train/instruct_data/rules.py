@@ -74,10 +74,18 @@ class KnownTasks:
             self._holding[word].append(len(self._known))
         self._known.append(tokens)
 
-    def check(self, text: str) -> None:
-        """Drops a task whose ROUGE-L with a known one reaches the bound."""
-        tokens = words(text)
-        if any(rouge_l(tokens, self._known[number]) >= ROUGE_L_BOUND for number in self._possible(tokens)):
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def check(self, text: str, first: int | None = None) -> None:
+        """Drops a task whose ROUGE-L with a known one reaches the bound.
+
+        Args:
+            first: compare with so many only, the first that were added.
+        """
+        tokens, end = words(text), len(self) if first is None else first
+        possible = (self._known[number] for number in self._possible(tokens) if number < end)
+        if any(rouge_l(tokens, known) >= ROUGE_L_BOUND for known in possible):
             raise Dropped(f"a near duplicate of another task (ROUGE-L of {ROUGE_L_BOUND:g} or more)")
 
     def _possible(self, tokens: list[str]) -> set[int]:

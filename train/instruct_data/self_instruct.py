@@ -48,7 +48,7 @@ def _proposals(answer: str, job: Job) -> list[Task]:
                 raise Dropped("a task of neither kind")
             text = clean_text(text_in(found, "instruction"), job.cleaned)
             check_instruction(text, shows_media=marker().search(text) is not None)
-            job.known.check(text)
+            job.check_new(text)
             tasks.append(Task(text, is_classification=kind == "classification"))
     return tasks
 

@@ -10,7 +10,6 @@ import pytest
 from nextgpt.train.instruct_data.answers import clean_text, is_public, parse_json, to_message
 from nextgpt.train.instruct_data.jobs import Dropped, Job
 from nextgpt.train.instruct_data.material import CaptionedMedia, Medium, Prompts
-from nextgpt.train.instruct_data.rules import KnownTasks
 
 
 @pytest.mark.parametrize(
@@ -68,9 +67,7 @@ def test_json_is_found_between_words_and_in_fences_and_nothing_else_is_taken_for
 
 
 def job(*media: Medium, shown=("image", "audio"), made=("image",)) -> Job:
-    return Job(
-        0, random.Random(0), [], [], CaptionedMedia(list(media)), Prompts(), None, KnownTasks(), list(shown), list(made)
-    )
+    return Job(0, random.Random(0), [], [], CaptionedMedia(list(media)), Prompts(), None, print, list(shown), list(made))
 
 
 def test_media_of_the_user_come_from_the_set_and_those_of_the_assistant_keep_their_caption() -> None:
