@@ -19,7 +19,7 @@ from nextgpt.train.data.markers import Turn, message_of
 from nextgpt.train.data.turns import is_empty
 from nextgpt.train.instruct_data.jobs import Dropped, Job, marker
 
-_THOUGHTS = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL)
+_THOUGHT = re.compile(r"</?think(?:ing)?>")
 _CONTROL = (
     r"<\|[^|<>\n]{1,40}\|>|<｜[^｜<>\n]{1,40}｜>|</?s>|<(?:bos|eos|pad|unk)>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
     r"|^#{2,3} (?:Human|User|Assistant|System|Instruction|Response):"
@@ -34,7 +34,6 @@ _INNER = (".local", ".localhost", ".localdomain", ".internal", ".intranet", ".la
 
 def parse_json(answer: str) -> dict[str, Any]:
     """The object in an answer; words and code fences around it are passed over."""
-    answer = _THOUGHTS.sub("", answer)
     start = answer.find("{")
     try:
         found, _ = json.JSONDecoder(strict=False).raw_decode(answer, start)
@@ -60,18 +59,20 @@ def text_in(found: dict[str, Any], name: str, or_empty: bool = False) -> str:
 def clean_text(text: str, cleaned: Counter[str]) -> str:
     """A teacher's text as it may be learned.
 
-    Thoughts, control tokens at either end, and HTML are taken away. Control tokens inside (another turn follows), HTML
-    that loads or runs something, addresses that are not public, pictures by address and half characters drop it.
+    Control tokens at either end are taken away, and HTML becomes Markdown. Control tokens inside (another turn follows),
+    HTML that loads or runs something, addresses that are not public, pictures by address and half characters drop it.
 
     Args:
         cleaned: counts what was taken away.
     """
     if broken_character(text):
         raise Dropped("half a character")
-    text = _replaced(_THOUGHTS, "", text, "thoughts", cleaned)
     control = _control()
     at_an_end = re.compile(rf"\A(?:\s*(?:{control}))+|(?:\s*(?:{control}))+\s*\Z")
-    text = _replaced(at_an_end, "", text, "control tokens", cleaned)
+    text, count = at_an_end.subn("", text)
+    cleaned["control tokens"] += bool(count)
+    if _THOUGHT.search(text):
+        raise Dropped("thoughts that do not end")
     if re.search(control, text, re.MULTILINE):
         raise Dropped("control tokens inside a text")
     if _LOADS.search(_CODE.sub(" ", text)):
@@ -85,12 +86,6 @@ def clean_text(text: str, cleaned: Counter[str]) -> str:
         if not is_public(address):
             raise Dropped("a private address")
     return text.strip()
-
-
-def _replaced(pattern: re.Pattern, by: str, text: str, what: str, cleaned: Counter[str]) -> str:
-    text, count = pattern.subn(by, text)
-    cleaned[what] += bool(count)
-    return text
 
 
 def _control() -> str:

@@ -335,6 +335,6 @@ class _Fit:
         try:
             example = self.read(Line(0, "", self.folder, json_line({"messages": messages})))
         except UserInputError as error:
-            raise Dropped(f"not taken by {self.model} ({error})") from None
+            raise Dropped(f"not taken by {self.model} ({str(error).removeprefix(': ')})") from None
         if self.longest is not None and len(example.ids) > self.longest:
             raise Dropped(f"longer than the {self.longest:,} tokens that {self.model} takes")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from nextgpt.train.instruct_data.teacher import Teacher
 
 T = TypeVar("T")
+# A chat template may hold the opening tag, so that an answer has the closing one alone.
+_THOUGHTS = re.compile(r"(?:<think(?:ing)?>|\A).*?</think(?:ing)?>", re.DOTALL)
 OFFERED = 6  # media of the set that a prompt names
 
 
@@ -86,8 +88,11 @@ class Job:
     cleaned: Counter[str] = field(default_factory=Counter)
 
     async def ask(self, prompt: str, **values: object) -> str:
-        """The teacher's answer to a prompt, by its name and what stands in its places."""
-        return await self.teacher.ask(self.number, prompt, self.prompts.fill(prompt, **values))
+        """The teacher's answer, without its thoughts, to a prompt by its name and what stands in its places."""
+        answer = await self.teacher.ask(self.number, prompt, self.prompts.fill(prompt, **values))
+        answer, thoughts = _THOUGHTS.subn("", answer)
+        self.cleaned["thoughts"] += bool(thoughts)
+        return answer
 
     async def gather(self, parts: Iterable[Awaitable[T]]) -> list[T]:
         """All of them at a time. Where one fails, the others are still waited for, so that no answer is lost."""

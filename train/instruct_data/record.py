@@ -74,8 +74,8 @@ class Record:
             if begun.get(name) != settings.get(name):
                 self.close()
                 raise UserInputError(
-                    f"{file}: was begun with another {name.replace('_', ' ')} ({begun.get(name)}, now "
-                    f"{settings.get(name)}); give the same, or name another file with -o"
+                    f"{file}: was begun with {name.replace('_', ' ')} {begun.get(name)}, now it is {settings.get(name)}; "
+                    "give the same, or name another file with -o"
                 )
 
     def _read(self) -> tuple[dict[str, Any] | None, int]:

@@ -21,7 +21,6 @@ from nextgpt.train.instruct_data.material import CaptionedMedia, Medium, Prompts
         ("It is salt.<|im_end|>\n</s>", "It is salt.", "control tokens"),
         ("<|assistant|> It is salt.", "It is salt.", "control tokens"),
         ("It is salt. [IMG0] [IMG1]", "It is salt.", "control tokens"),
-        ("<think>What is it?</think>It is salt.", "It is salt.", "thoughts"),
         ("<p>It is <b>salt</b>.</p><ul><li>white</li></ul>", "It is **salt**.\n\n- white", "HTML"),
     ],
 )
@@ -37,6 +36,7 @@ def test_a_text_is_cleaned_of_what_is_no_part_of_it(text, expected, what) -> Non
         ("It is salt.<|im_end|>\n<|im_start|>user\nAnd this?", "control tokens"),
         ("It is salt.\n### Human: And this?", "control tokens"),
         ("Here: [AUD0] [AUD1] and more.", "control tokens"),
+        ("<think>What is it? It is salt.", "thoughts that do not end"),
         ("Run <script>alert(1)</script> it.", "loads or runs"),
         ("Here: ![salt](https://example.com/salt.png)", "medium by address"),
         ("Ask http://192.168.1.20/admin first.", "private address"),
@@ -91,7 +91,7 @@ def test_media_of_the_user_come_from_the_set_and_those_of_the_assistant_keep_the
         ("user", "[video: a red barn in the snow]", "has none there"),
         ("assistant", "[audio: a bell]", "has none there"),
         ("assistant", "[image: ]", "without a caption"),
-        ("assistant", "<think>Well.</think> ", "an empty turn"),
+        ("assistant", "<|im_end|> ", "an empty turn"),
     ],
 )
 def test_media_that_cannot_be_there_drop_the_turn(role, text, reason) -> None:

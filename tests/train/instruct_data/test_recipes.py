@@ -17,6 +17,7 @@ from nextgpt.errors import UserInputError
 from nextgpt.train.data.check import check_files
 from nextgpt.train.instruct_data.generate import RECIPES, generate
 from nextgpt.train.instruct_data.material import PROMPTS
+from own_pictures import readme_commands
 
 
 def command(teacher, folder: Path, recipe: str, *more: str | Path, count: int = 4) -> list[str]:
@@ -53,7 +54,7 @@ def test_self_instruct_shows_tasks_and_asks_for_labels_first(good, tmp_path) -> 
 
 def test_later_waves_of_self_instruct_show_tasks_of_earlier_ones(good, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("nextgpt.train.instruct_data.generate.WAVE", 1)
-    generate("self-instruct", tmp_path / "out.jsonl", 9, good.settings(), model=None)
+    generate("self-instruct", tmp_path / "out.jsonl", 6, good.settings(), model=None)
     invented = [body["messages"][0]["content"] for body in good.asked if "Invent tasks" in body["messages"][0]["content"]]
     shown = [len(re.findall(r"^\d\. .*\b(?:tea|rust|maps|jazz)\d", prompt, re.MULTILINE)) for prompt in invented]
     assert shown == [0, 2, *shown[2:]] and len(invented) >= 2
@@ -76,7 +77,7 @@ def test_evol_instruct_evolves_what_it_evolved(good, tmp_path, monkeypatch) -> N
     monkeypatch.setattr("nextgpt.train.instruct_data.generate.WAVE", 1)
     seeds = tmp_path / "seeds.jsonl"
     seeds.write_text(json.dumps({"instruction": "Name uses of salt.", "input": "", "output": "Soup."}) + "\n")
-    generate("evol-instruct", tmp_path / "out.jsonl", 6, good.settings(), seeds=seeds, model=None)
+    generate("evol-instruct", tmp_path / "out.jsonl", 5, good.settings(), seeds=seeds, model=None)
     evolved = [body["messages"][0]["content"] for body in good.asked if '{"instruction"' in body["messages"][0]["content"]]
     assert "Name uses of salt." in evolved[0] and any("Explain step number" in prompt for prompt in evolved)
     assert len({prompt.partition("\n")[0] for prompt in evolved}) > 1, "more than one way to evolve"
@@ -199,6 +200,14 @@ def test_without_the_client_one_line_says_what_to_install(good, tmp_path, monkey
     monkeypatch.setitem(sys.modules, "openai", None)
     assert main(command(good, tmp_path, "evol-instruct")) == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("pip install 'nextgpt[teacher]'")
+
+
+def test_the_command_of_the_readme_works_word_for_word(good, captions, tmp_path, monkeypatch) -> None:
+    (words,) = readme_commands("Data from a stronger model")
+    monkeypatch.chdir(tmp_path)
+    given = {"http://localhost:8000/v1": good.url, "500": "4"}
+    assert main([given.get(word, word) for word in words]) == 0
+    assert len((tmp_path / "data" / "taught.jsonl").read_text().splitlines()) == 4
 
 
 def test_the_help_names_every_recipe() -> None:

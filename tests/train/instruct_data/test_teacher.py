@@ -96,6 +96,14 @@ def test_answers_of_another_protocol_end_the_run_after_a_few(good, tmp_path) -> 
     assert "5 answers in a row were of no use (not a chat completion: <html>Welcome</html>)" in stopped
 
 
+@pytest.mark.parametrize("thoughts", ["<think>What is it?</think>\n\n", "What is it?</think>"])
+def test_the_thoughts_of_a_teacher_are_no_part_of_its_answers(thoughts, good, tmp_path) -> None:
+    good.answers["Compare two tasks."] = f"{thoughts}Yes, it asks for more."
+    good.answers["Answer a task."] = f"{thoughts}It is made of salt."
+    report = run(tmp_path, good, count=1)
+    assert conversations(tmp_path)[0][1]["content"] == "It is made of salt." and report.cleaned == {"thoughts": 2}
+
+
 @pytest.mark.parametrize("body", ['{"choices": []}', '{"choices": [{"message": {"content": null}}]}', "[]", "{"])
 def test_a_malformed_completion_costs_its_candidate_alone(body, good, tmp_path) -> None:
     good.faults = [{"body": body}]
@@ -173,9 +181,9 @@ def test_a_run_goes_on_to_more_conversations_than_it_was_begun_with(good, tmp_pa
 
 def test_another_run_on_the_same_file_is_refused_by_what_differs(good, tmp_path) -> None:
     run(tmp_path, good, count=1)
-    with pytest.raises(UserInputError, match=r"was begun with another recipe \(evol-instruct, now self-instruct\)"):
+    with pytest.raises(UserInputError, match="was begun with recipe evol-instruct, now it is self-instruct; give"):
         run(tmp_path, good, recipe="self-instruct")
-    with pytest.raises(UserInputError, match="was begun with another temperature"):
+    with pytest.raises(UserInputError, match="was begun with temperature 1.0, now it is 0.5"):
         run(tmp_path, good, temperature=0.5)
     (tmp_path / "other.jsonl").write_text("{}\n")
     with pytest.raises(UserInputError, match="is there already, and no run made it"):
