@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import hashlib
 import json
 import logging
 import math
@@ -32,6 +33,7 @@ OPENAI_HOST, OPENAI_VARIABLE = "api.openai.com", "OPENAI_API_KEY"  # that key go
 AGAIN = (408, 409, 425, 429)  # and 5xx
 LONGEST_WAIT = 600.0  # seconds; a server that wants more is left for later
 LONGEST_BACK_OFF = 60.0
+MEDIUM_TOKENS = 2000
 USELESS_IN_A_ROW = 5  # refusals, or answers of another protocol; then something is wrong with all of them
 SHORTEST_SECRET = 6  # characters; a shorter key is a word that stands in answers, too
 SHOWN = 200  # characters of what a server says of an error
@@ -115,12 +117,13 @@ class Teacher:
         self._renamed: dict[str, str] = {}  # parameters that the model takes by another name; "": not at all
         self._answers = self._useless = 0
 
-    async def ask(self, job: int, step: str, prompt: str) -> str:
+    async def ask(self, job: int, step: str, prompt: str | list[dict]) -> str:
         """The answer to a prompt.
 
         Args:
             job: whose request it is; another job asks the same prompt anew.
             step: what it is for; stands in the record.
+            prompt: text, or OpenAI's parts of a message. The record keeps files in it by their hash.
 
         Raises:
             Dropped: there is no whole answer to it.
@@ -136,7 +139,7 @@ class Teacher:
         if key not in self.record.answers:
             async with self._slots:
                 try:
-                    await self._answer({"key": key, "job": job, "step": step, "request": request})
+                    await self._answer({"key": key, "job": job, "step": step}, request)
                 except Stopped as stop:
                     self.stopped = self.stopped or stop
                     raise
@@ -151,16 +154,15 @@ class Teacher:
         """Ends the connections."""
         await self._client.close()
 
-    async def _answer(self, entry: dict[str, Any]) -> None:
+    async def _answer(self, entry: dict[str, Any], request: dict[str, Any]) -> None:
         """Sends a request until it is answered, and puts each try into the record."""
-        # A token is at least a byte of text; most are more, and two are a careful guess.
-        bound = len(entry["request"]["messages"][0]["content"].encode("utf-8", "replace")) // 2
-        bound += self.settings.max_answer_tokens
+        entry = entry | {"request": _without_files(request)}
+        bound = _most_tokens(request) + self.settings.max_answer_tokens
         tries, not_before, at_first, before = 0, 0.0, self._answers, self._answers
         while True:
             await self._wait_until(not_before)
             async with self._budget.hold(bound):
-                outcome = await self._send(entry["request"])
+                outcome = await self._send(request)
                 failed = outcome.entry.get("failed")
                 tries = 1 if outcome.is_busy and self._answers > before else tries + 1  # busy with us: it goes on
                 if failed and tries > self.settings.retries and self._answers > at_first:  # others are answered
@@ -327,12 +329,33 @@ def _read(text: str, request: dict[str, Any]) -> _Outcome:
         return _Outcome({"problem": "not a chat completion", "said": " ".join(text.split())[:SHOWN]})
     if isinstance(content, list):  # parts, as some servers have it
         content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
-    prompt = request["messages"][0]["content"]
     if not isinstance(used, int) or used < 0:
-        used = (len(prompt) + len(content or "")) // 4  # as long as English tokens are
+        used = _most_tokens(request) // 2 + len(content or "") // 4  # as long as English tokens are
     if not isinstance(content, str) or not content.strip():
         return _Outcome({"problem": "an answer without words", "tokens": used})
     return _Outcome({"answer": content, "finish_reason": choice.get("finish_reason"), "tokens": used})
+
+
+def _most_tokens(request: dict[str, Any]) -> int:
+    """A careful guess at a request's tokens: two bytes each, of English nearly five, and those of a large picture."""
+    content = request["messages"][0]["content"]
+    parts = [{"text": content}] if isinstance(content, str) else content
+    return sum(len(part["text"].encode("utf-8", "replace")) // 2 if "text" in part else MEDIUM_TOKENS for part in parts)
+
+
+def _without_files(request: dict[str, Any]) -> dict[str, Any]:
+    """A request as it is kept: embedded files by their hash."""
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: kept(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [kept(inner) for inner in value]
+        if isinstance(value, str) and value.startswith("data:") and ";base64," in value:
+            return f"{value.partition(',')[0]},(blake2b {hashlib.blake2b(value.encode(), digest_size=16).hexdigest()})"
+        return value
+
+    return kept(request)
 
 
 def _said(error: Any) -> str:

@@ -203,7 +203,7 @@ def test_without_the_client_one_line_says_what_to_install(good, tmp_path, monkey
 
 
 def test_the_command_of_the_readme_works_word_for_word(good, captions, tmp_path, monkeypatch) -> None:
-    (words,) = readme_commands("Data from a stronger model")
+    words, _ = readme_commands("Data from a stronger model")
     monkeypatch.chdir(tmp_path)
     given = {"http://localhost:8000/v1": good.url, "500": "4"}
     assert main([given.get(word, word) for word in words]) == 0
