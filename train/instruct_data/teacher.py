@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -104,12 +105,9 @@ class Teacher:
         self._variable = OPENAI_VARIABLE if host == OPENAI_HOST and not os.environ.get(KEY_VARIABLE) else KEY_VARIABLE
         self._key = os.environ.get(self._variable, "").strip()
         try:
-            from openai import AsyncOpenAI
+            import openai  # noqa: F401
         except ImportError:
             raise UserInputError("a teacher is asked through openai's client: pip install 'nextgpt[teacher]'") from None
-        self._client = AsyncOpenAI(
-            base_url=settings.url, api_key=self._key or "none", timeout=settings.timeout, max_retries=0
-        )
         self.stopped: Stopped | None = None
         self._budget = _Budget(settings, record)
         self._slots = asyncio.Semaphore(settings.concurrency)
@@ -150,9 +148,18 @@ class Teacher:
             raise Dropped("an answer longer than --max-answer-tokens, cut off")
         return found["answer"]
 
+    @cached_property
+    def _client(self) -> Any:
+        """Made when the first request is sent, for that takes a while."""
+        from openai import AsyncOpenAI
+
+        url, key = self.settings.url, self._key or "none"
+        return AsyncOpenAI(base_url=url, api_key=key, timeout=self.settings.timeout, max_retries=0)
+
     async def close(self) -> None:
         """Ends the connections."""
-        await self._client.close()
+        if "_client" in vars(self):
+            await self._client.close()
 
     async def _answer(self, entry: dict[str, Any], request: dict[str, Any]) -> None:
         """Sends a request until it is answered, and puts each try into the record."""

@@ -17,6 +17,7 @@ STYLE = """
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif }
 body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
 section { border-top: 1px solid #8884; padding: .5rem 0 } pre { white-space: pre-wrap; font: inherit; margin: 0 }
+pre.rates { font: .9rem/1.5 ui-monospace, monospace }
 .answers { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem }
 .answers > div { padding: .6rem; border: 1px solid #8884; border-radius: .5rem; overflow-wrap: anywhere }
 img, video { max-width: 16rem; min-width: 6rem; image-rendering: pixelated } audio { width: 100% }
@@ -32,7 +33,7 @@ def write_page(
     found: Sequence[Question | None],
 ) -> None:
     """Writes the page; what models and the judge wrote stands there as text, never as HTML."""
-    body = [f"<h1>{escape(summary[0])}</h1><pre>{escape(chr(10).join(summary[1:]))}</pre>"]
+    body = [f"<h1>{escape(summary[0])}</h1><pre class=rates>{escape(chr(10).join(summary[1:]))}</pre>"]
     for number, (messages, question) in enumerate(zip(questions, found, strict=True), start=1):
         turns = "".join(f"<small>{escape(m['role'])}</small>{_parts(parts_of(m['content']), file.parent)}" for m in messages)
         sides = "".join(

@@ -23,6 +23,7 @@ class TinyTeacher:
         answers: first line of a prompt → its answer, or a function of the whole prompt and of its number.
         faults: what comes of the next requests, one by one: `status`, `body` in place of a completion, `headers`, and
             `seconds` before it; an empty one is no fault.
+        busy: of a request, whether it is answered with 429; seconds: that a completion takes.
         key: what it may be authorised with.
         asked: the bodies of requests, in order of arrival; `keys`: what they were authorised with; `times`: when they came.
     """
@@ -30,6 +31,8 @@ class TinyTeacher:
     def __init__(self) -> None:
         self.answers: dict[str, str | dict | Callable] = {}
         self.faults: list[dict] = []
+        self.busy: Callable[[dict], bool] = lambda body: False
+        self.seconds = 0.0
         self.key = KEY
         self.asked: list[dict] = []
         self.keys: list[str] = []
@@ -67,7 +70,9 @@ class TinyTeacher:
             self.asked.append(body)
             self.keys.append(key)
             self.times.append(time.monotonic())
-            return self.faults.pop(0) if self.faults else {}
+            if self.busy(body):
+                return {"status": 429, "body": '{"error": {"message": "busy"}}'}
+            return self.faults.pop(0) if self.faults else {"seconds": self.seconds}
 
     def _completion(self, body: dict) -> str:
         prompt = body["messages"][0]["content"]

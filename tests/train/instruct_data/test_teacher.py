@@ -30,8 +30,8 @@ def failure(status: int, message: str = "busy", headers: dict | None = None, **e
 
 
 def test_what_fails_for_a_time_is_asked_again_and_every_try_is_recorded(good, tmp_path) -> None:
-    good.faults = [{}, failure(500), {"seconds": 0.5}, {"status": 502, "body": "<html>Bad gateway</html>"}]
-    report = run(tmp_path, good, count=1, timeout=0.2)
+    good.faults = [{}, failure(500), {"seconds": 3}, {"status": 502, "body": "<html>Bad gateway</html>"}]
+    report = run(tmp_path, good, count=1, timeout=1.5)
     assert not report.stopped and report.conversations == 1
     assert [entry.get("failed", "")[:9] for entry in entries(tmp_path)] == [
         "",
@@ -53,15 +53,21 @@ def test_retry_after_is_obeyed(name, good, tmp_path) -> None:
 
 
 def test_all_requests_wait_when_the_server_says_so(good, tmp_path) -> None:
-    good.faults = [failure(429, headers={"Retry-After": "0.6"})]
-    assert not run(tmp_path, good, count=8, concurrency=2).stopped
+    good.seconds, good.faults = 0.1, [failure(429, headers={"Retry-After": "0.6"})]
+    assert not run(tmp_path, good, count=3, concurrency=2).stopped
     assert not [moment for moment in good.times[2:] if moment - good.times[0] < 0.6]
 
 
-def test_a_server_that_lets_one_request_through_at_a_time_is_not_given_up(good, tmp_path) -> None:
-    good.faults = [each for _ in range(5) for each in (*[failure(429)] * 3, {})]
-    report = run(tmp_path, good, count=4, concurrency=4, retries=2)
-    assert not report.stopped and report.conversations == 4
+def test_a_request_that_waits_for_our_others_is_not_given_up(good, tmp_path) -> None:
+    good.seconds, first = 0.05, []
+
+    def busy(body: dict) -> bool:
+        first.append(body)
+        return body == first[0] and good.answered < 3
+
+    good.busy = busy
+    report = run(tmp_path, good, count=2, concurrency=2, retries=3, first_wait=0.02)
+    assert not report.stopped and not report.dropped and report.conversations == 2
 
 
 def test_a_wait_of_an_hour_ends_the_run_in_one_line(good, tmp_path) -> None:
