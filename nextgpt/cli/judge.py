@@ -69,6 +69,7 @@ def run(options: argparse.Namespace) -> None:
         concurrency=options.concurrency,
         max_requests=options.max_requests,
         max_tokens=options.max_tokens,
+        option="judge",
     )
     given = {name: getattr(options, name) for name in ("shown", "prompts", "max_new_tokens", "seed")}
     report = judge((options.A, options.B), options.questions, asked, options.out, **given)

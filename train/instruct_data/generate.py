@@ -137,6 +137,7 @@ def generate(
     record_file = out.with_name(f"{out.name}.requests.jsonl")
     if out.exists() and not record_file.exists():
         raise UserInputError(f"{out}: is there already, and no run made it ({record_file.name} is not there); name another")
+    teacher.check()
     fit = _Fit(model, out.parent)
     found = CaptionedMedia.read(Path(media), out.parent) if media is not None else CaptionedMedia()
     run = _Run(
@@ -155,7 +156,7 @@ def generate(
         "max_answer_tokens": teacher.max_answer_tokens,
         "seed": seed,
         "model": model,
-        "seeds": fingerprint([task.text for task in run.seeds]),
+        "seeds": fingerprint([[task.text, task.is_classification] for task in run.seeds]),
         "media": found.fingerprint(),
         "prompts": run.prompts.fingerprint(),
     }

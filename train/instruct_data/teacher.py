@@ -35,6 +35,7 @@ AGAIN = (408, 409, 425, 429)  # and 5xx
 LONGEST_WAIT = 600.0  # seconds; a server that wants more is left for later
 LONGEST_BACK_OFF = 60.0
 MEDIUM_TOKENS = 2000
+CUT_OFF = {"length": "an answer longer than may be, cut off", "content_filter": "an answer that the server's filter cut off"}
 USELESS_IN_A_ROW = 5  # refusals, or answers of another protocol; then something is wrong with all of them
 SHORTEST_SECRET = 6  # characters; a shorter key is a word that stands in answers, too
 SHOWN = 200  # characters of what a server says of an error
@@ -53,6 +54,7 @@ class TeacherSettings:
         timeout: seconds until a request counts as failed.
         retries: how often a request that failed is sent again.
         first_wait: seconds before the first retry; each wait after it is twice as long.
+        option: what names it on the command line, for errors.
         max_requests, max_tokens: budget of all runs on one result together; None: no limit. Retries count as requests;
             tokens are those of requests and answers as the server counts them.
     """
@@ -67,6 +69,15 @@ class TeacherSettings:
     first_wait: float = 1.0
     max_requests: int | None = None
     max_tokens: int | None = None
+    option: str = "teacher"
+
+    def check(self) -> None:
+        """Raises UserInputError where nothing can be asked: the address is none, or the `openai` client is missing."""
+        _address(self)
+        try:
+            import openai  # noqa: F401
+        except ImportError:
+            raise UserInputError(f"a {self.option} is asked by openai's client: pip install 'nextgpt[teacher]'") from None
 
 
 class _Outcome(NamedTuple):
@@ -94,20 +105,13 @@ class Teacher:
 
     Attributes:
         stopped: why nothing more is asked, once there is a reason.
-
-    Raises:
-        UserInputError: the `openai` client is missing, or the address is none.
     """
 
     def __init__(self, settings: TeacherSettings, record: Record):
         self.settings, self.record = settings, record
-        self.name, host = _address(settings.url)
+        self.name, host = _address(settings)
         self._variable = OPENAI_VARIABLE if host == OPENAI_HOST and not os.environ.get(KEY_VARIABLE) else KEY_VARIABLE
         self._key = os.environ.get(self._variable, "").strip()
-        try:
-            import openai  # noqa: F401
-        except ImportError:
-            raise UserInputError("a teacher is asked through openai's client: pip install 'nextgpt[teacher]'") from None
         self.stopped: Stopped | None = None
         self._budget = _Budget(settings, record)
         self._slots = asyncio.Semaphore(settings.concurrency)
@@ -144,8 +148,8 @@ class Teacher:
         found = self.record.answers[key]
         if found["problem"]:
             raise Dropped(found["problem"])
-        if found["finish_reason"] == "length":
-            raise Dropped("an answer longer than --max-answer-tokens, cut off")
+        if found["finish_reason"] in CUT_OFF:
+            raise Dropped(CUT_OFF[found["finish_reason"]])
         return found["answer"]
 
     @cached_property
@@ -198,10 +202,10 @@ class Teacher:
             return _Outcome({"failed": f"no answer within {self.settings.timeout:g} s"})
         except openai.APIConnectionError as error:
             reason = self._hide(first_line(error.__cause__ or error))
-            if (
-                not self._answers and type(error.__cause__).__name__ == "ConnectError"
-            ):  # the client's HTTP library may change
-                raise Stopped(f"{self.name}: cannot be reached ({reason}); check --teacher, and that it runs") from None
+            is_refused = type(error.__cause__).__name__ == "ConnectError"  # of whichever HTTP library the client has
+            if is_refused and not self._answers:
+                check = f"check --{self.settings.option}, and that it runs"
+                raise Stopped(f"{self.name}: cannot be reached ({reason}); {check}") from None
             return _Outcome({"failed": f"the connection was lost ({reason})"})
 
     def _refused(self, error: Any, is_changed: bool) -> _Outcome:
@@ -215,7 +219,8 @@ class Teacher:
             key = f"refuses the key in {self._variable}" if self._key else f"asks for a key: set {self._variable}"
             return _Outcome(entry, stop=f"{self.name}: {key} ({status}: {message}); {GO_ON}")
         if status == 404:
-            check = "check --teacher-model, and that --teacher is the API's address (it mostly ends in /v1)"
+            option = self.settings.option
+            check = f"check --{option}-model, and that --{option} is the API's address (it mostly ends in /v1)"
             return _Outcome(entry, stop=f"{self.name}: has no model {self.settings.model!r} (404: {message}); {check}")
         if status == 402 or code == "insufficient_quota":
             return _Outcome(entry, stop=f"{self.name}: what was paid for is used up ({status}: {message}); {GO_ON}")
@@ -301,26 +306,26 @@ class _Budget:
     def _fits(self, bound: int) -> bool:
         requests, tokens = self.settings.max_requests, self.settings.max_tokens
         if requests is not None and self.record.requests + self.under_way >= requests:
-            raise Stopped(f"the budget of {requests:,} requests is spent; raise --max-requests, and {GO_ON}")
+            raise Stopped(f"the budget of {requests:,} requests is spent; raise --max-requests; {GO_ON}")
         if tokens is None or self.record.tokens + self.held + bound <= tokens:
             return True
         if not self.held:
             left = f"{self.record.tokens:,} are used, and the next request may need {bound:,}"
-            raise Stopped(f"the budget of {tokens:,} tokens is spent: {left}; raise --max-tokens, and {GO_ON}")
+            raise Stopped(f"the budget of {tokens:,} tokens is spent: {left}; raise --max-tokens; {GO_ON}")
         return False
 
 
-def _address(url: str) -> tuple[str, str]:
+def _address(settings: TeacherSettings) -> tuple[str, str]:
     """An address as it may be shown, and its host."""
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(settings.url)
         host, _ = parts.hostname, parts.port
     except ValueError:
         host = None
     if not host or parts.scheme not in ("http", "https"):
-        raise UserInputError("--teacher: not an address; give that of the API, as http://localhost:8000/v1")
+        raise UserInputError(f"--{settings.option}: not an address; give that of the API, as http://localhost:8000/v1")
     if parts.username or parts.password or parts.query:
-        raise UserInputError(f"--teacher: the address holds more than a place; give the key in {KEY_VARIABLE}")
+        raise UserInputError(f"--{settings.option}: the address holds more than a place; give the key in {KEY_VARIABLE}")
     return f"{parts.scheme}://{parts.netloc}{parts.path}", host
 
 

@@ -90,6 +90,7 @@ def judge(
     """
     out = Path(out)
     check_known(shown, "the judge is to be shown media of the kinds")
+    judge.check()
     asked, texts = read_questions(Path(questions)), Prompts(Path(prompts) if prompts else None)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -126,7 +127,7 @@ def judge(
         with whole_file(out / "judge.json") as beside:
             beside.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        report.stopped = stopped or f"{out}: cannot be written ({error.strerror or error}); make room, and {GO_ON}"
+        report.stopped = stopped or f"{out}: cannot be written ({error.strerror or error}); make room; {GO_ON}"
     return report
 
 
