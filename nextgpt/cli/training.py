@@ -140,7 +140,9 @@ def _add_generate(tools, debug) -> None:
     parser.add_argument("-n", "--count", type=positive, required=True, metavar="N", help="conversations")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="JSON-lines file to write")
     parser.add_argument("--media", type=Path, metavar="FILE", help="captions of your media: caption beside image_name, …")
-    parser.add_argument("--seeds", type=Path, metavar="FILE", help="tasks to begin with (default: 24 of our own)")
+    parser.add_argument(
+        "--seeds", type=Path, metavar="FILE", help="tasks or conversations to begin with (default: 24 of our own)"
+    )
     parser.add_argument("--prompts", type=Path, metavar="FOLDER", help="your own texts in place of those of the same name")
     parser.add_argument("--model", default="nano", help="whose kinds of media and length count (default: %(default)s)")
     parser.add_argument("--max-requests", type=positive, metavar="N", help="budget, of all runs on FILE (default: none)")

@@ -26,7 +26,7 @@ from nextgpt.train.data.turns import turn_problems
 from nextgpt.train.instruct_data.dialogues import captions_to_instructions, modality_switching
 from nextgpt.train.instruct_data.evol_instruct import evol_instruct
 from nextgpt.train.instruct_data.jobs import Dropped, Job, Task
-from nextgpt.train.instruct_data.material import SEEDS, CaptionedMedia, Prompts, fingerprint, read_seeds
+from nextgpt.train.instruct_data.material import SEEDS, CaptionedMedia, Prompts, fingerprint, read_captions, read_seeds
 from nextgpt.train.instruct_data.record import Record, Stopped
 from nextgpt.train.instruct_data.rules import KnownTasks
 from nextgpt.train.instruct_data.self_instruct import TASKS_ASKED, self_instruct
@@ -139,13 +139,15 @@ def generate(
         raise UserInputError(f"{out}: is there already, and no run made it ({record_file.name} is not there); name another")
     teacher.check()
     fit = _Fit(model, out.parent)
-    found = CaptionedMedia.read(Path(media), out.parent) if media is not None else CaptionedMedia()
+    captioned = read_captions(Path(media), out.parent) if media is not None else []
+    tasks, shown = read_seeds(Path(seeds or SEEDS), captioned, out.parent)
+    found = CaptionedMedia([*captioned, *shown])
     run = _Run(
         RECIPES[recipe],
         count,
         seed,
         fit,
-        read_seeds(Path(seeds or SEEDS)),
+        tasks,
         found,
         Prompts(Path(prompts) if prompts else None),
     )

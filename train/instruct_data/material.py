@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -96,8 +98,8 @@ class CaptionedMedia:
         media: of any kinds.
     """
 
-    def __init__(self, media: list[Medium] | None = None):
-        self.media = media or []
+    def __init__(self, media: Sequence[Medium] = ()):
+        self.media = list(dict.fromkeys(media))
         self._bags = [Counter(words(medium.caption)) for medium in self.media]
         self._exact = {(medium.kind, *sorted(words(medium.caption))): medium for medium in reversed(self.media)}
         self._holding: dict[str, list[int]] = defaultdict(list)  # word → media
@@ -105,21 +107,6 @@ class CaptionedMedia:
             for word in bag:
                 self._holding[word].append(number)
         self._norms = [math.sqrt(sum(self._weight(word) ** 2 for word in bag)) for bag in self._bags]
-
-    @classmethod
-    def read(cls, file: Path, start: Path) -> CaptionedMedia:
-        """Reads a file of captions: records of `caption` beside `image_name`, `audio_name` or `video_name`, as those of the
-        original NExT-GPT. The media lie beside it, or in `images`, `audios` and `videos` there.
-
-        Args:
-            start: the folder that paths shall start from.
-
-        Raises:
-            UserInputError: a record is of another form, or its file is not there.
-        """
-        return cls(
-            [_medium(record, file, start) for record in read_records(file, is_record=lambda value: "caption" in value)]
-        )
 
     def find(self, kind: str, caption: str, exactly: bool = False) -> Medium | None:
         """The medium of this kind whose caption is most like this one; None where none is like it.
@@ -149,6 +136,19 @@ class CaptionedMedia:
         return fingerprint([[medium.kind, medium.caption, medium.path] for medium in self.media])
 
 
+def read_captions(file: Path, start: Path) -> list[Medium]:
+    """Media of a file of captions: records of `caption` beside `image_name`, `audio_name` or `video_name`, as those of the
+    original NExT-GPT. The files lie beside it, or in `images`, `audios` and `videos` there.
+
+    Args:
+        start: the folder that paths shall start from.
+
+    Raises:
+        UserInputError: a record is of another form, or its file is not there.
+    """
+    return [_medium(record, file, start) for record in read_records(file, is_record=lambda value: "caption" in value)]
+
+
 def _medium(record: Record, file: Path, start: Path) -> Medium:
     value = record.value or {}
     kinds = [kind for kind in MODALITIES if f"{kind}_name" in value]
@@ -169,45 +169,56 @@ def _medium(record: Record, file: Path, start: Path) -> Medium:
 # ---------------------------------------------------------------------- seeds
 
 
-def read_seeds(file: Path) -> list[Task]:
+def read_seeds(file: Path, known: Sequence[Medium], start: Path) -> tuple[list[Task], list[Medium]]:
     """Tasks to begin with: records of an `instruction` and its `input` (and `is_classification`), as Alpaca's, or of
-    `messages`, of which the first question is taken. Media in it have a `caption`.
+    `messages`, of which the first question is taken.
+
+    Args:
+        known: media whose captions are known; others in questions have a `caption` of their own.
+        start: the folder that paths shall start from.
+
+    Returns:
+        The tasks, with media by caption, and the media in them.
 
     Raises:
-        UserInputError: a record is of another form.
+        UserInputError: a record is of another form, or a medium has no caption.
     """
-    return [
-        _seed(record)
-        for record in read_records(file, is_record=lambda value: bool({"instruction", "messages"} & set(value)))
-    ]
-
-
-def _seed(record: Record) -> Task:
-    value = record.value or {}
-    messages = value.get("messages")
-    if isinstance(messages, list):
+    captions = {os.path.normpath(start / medium.path): medium.caption for medium in known}
+    tasks: list[Task] = []
+    media: list[Medium] = []
+    for record in read_records(file, is_record=lambda value: bool({"instruction", "messages"} & set(value))):
+        messages = (record.value or {}).get("messages")
+        if not isinstance(messages, list):
+            tasks.append(_instruction(record))
+            continue
         asked = (each.get("content") for each in messages if isinstance(each, dict) and each.get("role") == "user")
-        return Task(_marked(next(asked, None), record.where))
+        content = next(asked, None) or ""
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+            raise UserInputError(f"{record.where}: expected a text, or a list of parts, as a question")
+        texts = []
+        for part in parts:
+            if part.get("type") not in MODALITIES:
+                texts.append(str(part.get("text") or "").strip())
+                continue
+            path = os.path.normpath(file.parent / str(part.get("path")))
+            caption = part.get("caption") or captions.get(path)
+            if not caption:
+                name = part.get("path")
+                raise UserInputError(f"{record.where}: {name} has no caption, by which a teacher would know it; see --media")
+            texts.append(mark(part["type"], caption))
+            if os.path.isfile(path):
+                media.append(Medium(part["type"], caption, Path(os.path.relpath(path, start)).as_posix()))
+        if not any(texts):
+            raise UserInputError(f"{record.where}: no question; expected a user's turn with words")
+        tasks.append(Task("\n".join(filter(None, texts))))
+    return tasks, media
+
+
+def _instruction(record: Record) -> Task:
+    value = record.value or {}
     texts = [value.get("instruction"), value.get("input") or ""]
     if record.problem or not all(isinstance(text, str) for text in texts) or not texts[0].strip():
         raise UserInputError(f"{record.where}: {record.problem or 'expected an instruction (and its input), or messages'}")
     text = "\n\n".join(filter(None, map(str.strip, texts)))
     return Task(text, is_classification=bool(value.get("is_classification")))
-
-
-def _marked(content: Any, where: str) -> str:
-    """A message's content as a teacher reads it."""
-    if isinstance(content, str) and content.strip():
-        return content.strip()
-    texts = []
-    for part in content if isinstance(content, list) else ():
-        kind, caption = (part.get("type"), part.get("caption")) if isinstance(part, dict) else (None, None)
-        if kind == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"].strip())
-        elif kind in MODALITIES and isinstance(caption, str):
-            texts.append(mark(kind, caption))
-        else:
-            raise UserInputError(f"{where}: a part has neither text nor the caption by which a teacher would know it")
-    if not texts:
-        raise UserInputError(f"{where}: expected a question with words")
-    return " ".join(texts)

@@ -173,19 +173,33 @@ def test_bad_material_is_refused_by_name_before_anything_is_asked(good, captions
     seeds = tmp_path / "seeds.jsonl"
     seeds.write_text('{"instruction": "Name uses of salt."}\n{"instruction": ""}\n')
     refused("seeds.jsonl:2: expected an instruction", seeds=seeds)
+    seeds.write_text('{"messages": [{"role": "user", "content": ["What?"]}]}\n')
+    refused("seeds.jsonl:1: expected a text, or a list of parts", seeds=seeds)
     with pytest.raises(UserInputError, match="name a file of them with --media"):
         generate("captions-to-instructions", tmp_path / "out.jsonl", 1, good.settings(), model=None)
     assert not good.asked and not list(tmp_path.glob("out.jsonl*"))
 
 
-def test_seeds_may_be_conversations_with_media(good, tmp_path) -> None:
-    content = [{"type": "image", "path": "a.png", "caption": "a barn"}, {"type": "text", "text": "How old is it?"}]
+def test_seeds_may_be_conversations_with_media_and_evolve_with_them(good, captions, tmp_path) -> None:
+    def seed(**part) -> str:
+        content = [{"type": "image", **part}, {"type": "text", "text": "How old is it?"}]
+        return json.dumps({"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "Old."}]})
+
     seeds = tmp_path / "seeds.jsonl"
-    seeds.write_text(
-        json.dumps({"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "Old."}]})
-    )
-    generate("evol-instruct", tmp_path / "out.jsonl", 1, good.settings(), seeds=seeds, model=None)
-    assert "[image: a barn] How old is it?" in good.asked[0]["messages"][0]["content"]
+    seeds.write_text(seed(path="my/images/0.png"))
+    good.answers["*"] = {"instruction": "[image: a red barn in the snow] How old is it, and who built it?"}
+    generate("evol-instruct", tmp_path / "out.jsonl", 1, good.settings(), seeds=seeds, media=captions)
+    assert "[image: a red barn in the snow]\nHow old is it?" in good.asked[0]["messages"][0]["content"]
+    shown, text = conversations(tmp_path)[0][0]["content"]
+    assert shown == {"type": "image", "path": "my/images/0.png"} and text["text"] == "How old is it, and who built it?"
+    assert not check_files([tmp_path / "out.jsonl"], "nano", workers=0).problems
+    with pytest.raises(
+        UserInputError, match="seeds.jsonl:1: my/images/0.png has no caption, by which a teacher would know it; see --media"
+    ):
+        generate("evol-instruct", tmp_path / "b.jsonl", 1, good.settings(), seeds=seeds, model=None)
+    seeds.write_text(seed(path="my/images/0.png", caption="a red barn in the snow"))
+    generate("evol-instruct", tmp_path / "c.jsonl", 1, good.settings(), seeds=seeds, model=None)
+    assert (tmp_path / "c.jsonl").read_bytes().count(b"my/images/0.png") == 1
 
 
 def test_a_run_that_stops_is_one_line_with_exit_code_two_and_what_there_is_is_told(good, tmp_path, capsys) -> None:
