@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from nextgpt.cli.common import add_command, add_model_options, load_pipeline
+from nextgpt.cli.judge import add_judge
 from nextgpt.cli.status_line import quiet_libraries, status
 from nextgpt.errors import UserInputError
 
 
 def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     """Adds `nextgpt evaluate`."""
-    parser = add_command(commands, "evaluate", run, "measure a nano model on what it has never seen", debug)
+    epilog = "To compare the answers of two models: nextgpt evaluate judge --help"
+    summary = "measure a nano model on what it has never seen"
+    parser = add_command(commands, "evaluate", run, summary, debug, epilog=epilog)
+    add_judge(parser, debug)
     add_model_options(parser, positional=True)
     parser.add_argument("--part", action="append", metavar="PART", help="only this row of the table; repeatable")
     parser.add_argument("--quick", action="store_true", help="40 questions a row instead of 200")

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nextgpt.cli.common import add_command
+from nextgpt.cli.common import add_command, positive
 
 STAGES = {"encoders": "align_encoders", "decoders": "align_decoders", "instruct": "instruct"}
 SUMMARIES = {
@@ -44,10 +44,10 @@ def train(options: argparse.Namespace) -> None:
 
 
 def add_data(commands: Any, debug: argparse.ArgumentParser) -> None:
-    """`nextgpt data convert|nano|check|cache`."""
-    parser = commands.add_parser("data", help="convert, make, check and cache training data", parents=[debug])
+    """`nextgpt data convert|generate|nano|check|cache`."""
+    parser = commands.add_parser("data", help="convert, generate, check and cache training data", parents=[debug])
     tools = parser.add_subparsers(title="tools", metavar="TOOL", required=True)
-    for add in (_add_convert, _add_nano, _add_check, _add_cache):
+    for add in (_add_convert, _add_generate, _add_nano, _add_check, _add_cache):
         add(tools, debug)
 
 
@@ -67,6 +67,10 @@ def _add_convert(tools, debug) -> None:
         default="encoders",
         help="what plain pairs of media and caption become: questions about media or wishes for them (default: %(default)s)",
     )
+    parser.add_argument("--html", action="store_true", help="turn HTML in texts to Markdown, as in dialogues from web pages")
+    parser.add_argument("--languages", nargs="+", default=(), metavar="CODE", help="leave out all but these, as: en de")
+    parser.add_argument("--max-length", type=positive, metavar="N", help="split what is longer, between turns, in tokens")
+    parser.add_argument("--model", default="nano", help="whose tokens --max-length counts (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object, with the place of every record left out")
     parser.add_argument(
         "--questions",
@@ -79,9 +83,15 @@ def _add_convert(tools, debug) -> None:
 
 def convert_data(options: argparse.Namespace) -> None:
     """Converts, and says how many conversations there are, what was left out and why."""
+    from nextgpt.train.data.cleaning import Cleaning
     from nextgpt.train.data.convert import convert_files
 
-    report = convert_files(options.files, options.out, format=options.format, media_folder=options.media, task=options.task)
+    clean = None
+    if options.html or options.languages or options.max_length:
+        clean = Cleaning(options.html, tuple(options.languages), options.max_length, options.model)
+    report = convert_files(
+        options.files, options.out, format=options.format, media_folder=options.media, task=options.task, clean=clean
+    )
     if options.json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
         return
@@ -92,6 +102,84 @@ def convert_data(options: argparse.Namespace) -> None:
 
         added = ask_in_other_words(options.out, options.questions)
         print(f"{options.out}: {added:,} more, the same asked in other words")
+
+
+RECIPES = {
+    "self-instruct": "tasks from examples of tasks, and their answers",
+    "evol-instruct": "tasks made harder step by step, and their answers",
+    "modality-switching": "dialogues of 3 to 7 exchanges that show and make media of changing kinds",
+    "captions-to-instructions": "conversations about your captioned media, and wishes for them",
+}
+GENERATE_EXAMPLE = """recipes:
+{recipes}
+
+example, with a server of your own that speaks OpenAI's API:
+  nextgpt data generate --recipe captions-to-instructions --media my/captions.json \\
+    --teacher http://localhost:8000/v1 --teacher-model qwen3-32b -n 500 -o data/taught.jsonl
+
+The key comes from NEXTGPT_TEACHER_API_KEY (for api.openai.com OPENAI_API_KEY will do), and is written nowhere. What was
+asked and answered stands in FILE.requests.jsonl: the same command goes on where it was stopped, and asks nothing twice."""
+
+
+def _add_generate(tools, debug) -> None:
+    recipes = "\n".join(f"  {name:25} {what}" for name, what in RECIPES.items())
+    parser = add_command(
+        tools,
+        "generate",
+        generate_data,
+        "have a stronger model write conversations to train on",
+        debug,
+        epilog=GENERATE_EXAMPLE.format(recipes=recipes),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--recipe", choices=tuple(RECIPES), required=True, help="how they come about, see below")
+    parser.add_argument(
+        "--teacher", required=True, metavar="URL", help="of an API like OpenAI's, as http://localhost:8000/v1"
+    )
+    parser.add_argument("--teacher-model", required=True, metavar="NAME", help="the model's name there")
+    parser.add_argument("-n", "--count", type=positive, required=True, metavar="N", help="conversations")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="JSON-lines file to write")
+    parser.add_argument("--media", type=Path, metavar="FILE", help="captions of your media: caption beside image_name, …")
+    parser.add_argument(
+        "--seeds", type=Path, metavar="FILE", help="tasks or conversations to begin with (default: 24 of our own)"
+    )
+    parser.add_argument("--prompts", type=Path, metavar="FOLDER", help="your own texts in place of those of the same name")
+    parser.add_argument("--model", default="nano", help="whose kinds of media and length count (default: %(default)s)")
+    parser.add_argument("--max-requests", type=positive, metavar="N", help="budget, of all runs on FILE (default: none)")
+    parser.add_argument("--max-tokens", type=positive, metavar="N", help="the same, in tokens of requests and answers")
+    parser.add_argument("--concurrency", type=positive, default=8, metavar="N", help="requests at a time (default: 8)")
+    parser.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds for an answer (default: 120)")
+    parser.add_argument("--retries", type=int, default=5, metavar="N", help="of a request that fails (default: 5)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the answers (default: %(default)s)")
+    parser.add_argument(
+        "--max-answer-tokens", type=positive, default=2048, metavar="N", help="of one answer (default: 2048)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another one, other requests (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def generate_data(options: argparse.Namespace) -> None:
+    """Asks, and says what was kept, dropped and cleaned, and why. What stops it early is an error; nothing is lost by it."""
+    from nextgpt.train.instruct_data.generate import generate
+    from nextgpt.train.instruct_data.record import Stopped
+    from nextgpt.train.instruct_data.teacher import TeacherSettings
+
+    teacher = TeacherSettings(
+        options.teacher,
+        options.teacher_model,
+        temperature=options.temperature,
+        max_answer_tokens=options.max_answer_tokens,
+        concurrency=options.concurrency,
+        timeout=options.timeout,
+        retries=options.retries,
+        max_requests=options.max_requests,
+        max_tokens=options.max_tokens,
+    )
+    given = {name: getattr(options, name) for name in ("seeds", "media", "prompts", "model", "seed")}
+    report = generate(options.recipe, options.out, options.count, teacher, **given)
+    print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if options.json else "\n".join(report.summary()))
+    if report.stopped:
+        raise Stopped(report.stopped)
 
 
 def _add_nano(tools, debug) -> None:

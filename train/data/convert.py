@@ -20,7 +20,6 @@ four. Tools, and answers that are rated or compared, have no place in a conversa
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +32,18 @@ from nextgpt.media.text import broken_character, listed
 from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.files import json_line, whole_file
 from nextgpt.train.data.json_records import Record, describe, read_records
-from nextgpt.train.data.markers import Marker, RecordMedia, Turn, Unusable, as_list, message_of, split_markers, texts_of
+from nextgpt.train.data.markers import (
+    Marker,
+    RecordMedia,
+    Turn,
+    Unusable,
+    as_list,
+    inline_caption,
+    inline_captions,
+    message_of,
+    split_markers,
+    texts_of,
+)
 from nextgpt.train.data.turns import turn_problems
 
 ROLES = {
@@ -112,6 +122,7 @@ def convert_files(
     format: str = "auto",
     media_folder: str | Path | None = None,
     task: str = "encoders",
+    clean: Callable[[list[dict]], list[list[dict]]] | None = None,
 ) -> ConversionReport:
     """Writes the conversations of `files` to one JSON-lines file, with paths relative to it. It appears when all is done.
 
@@ -120,6 +131,7 @@ def convert_files(
         format: one of `FORMATS`, or `auto` to tell it by the keys of each record.
         media_folder: where the media lie, or in `images`, `audios` and `videos` below it; by default beside each file.
         task: what `captions` become: `encoders`, a question about the media; `decoders`, a wish for them.
+        clean: what becomes of a conversation then, such as `nextgpt.train.data.cleaning.Cleaning`.
 
     Raises:
         UserInputError: a file cannot be read or written, or no record of them can be converted.
@@ -135,8 +147,7 @@ def convert_files(
                     records = read_records(file, is_record=_is_record)
                     for record in tqdm(records, desc=file.name, unit=" records"):
                         media = RecordMedia(Path(media_folder or file.parent), out.parent)
-                        messages = _converted(record, format, media, task, report)
-                        if messages is not None:
+                        for messages in _converted(record, format, media, task, clean, report):
                             lines.write(json_line({"messages": messages}))
             if not report.conversations:
                 reasons = "; ".join(report.summary())
@@ -146,8 +157,10 @@ def convert_files(
     return report
 
 
-def _converted(record: Record, format: str, media: RecordMedia, task: str, report: ConversionReport) -> list[dict] | None:
-    """The messages of a record; None where it is left out. Both are noted in the report."""
+def _converted(
+    record: Record, format: str, media: RecordMedia, task: str, clean: Callable | None, report: ConversionReport
+) -> list[list[dict]]:
+    """The conversations of a record: one, several where a long one is split, none where it is left out; all are noted."""
     try:
         if record.value is None:
             raise Unusable(record.problem)
@@ -159,6 +172,9 @@ def _converted(record: Record, format: str, media: RecordMedia, task: str, repor
         try:
             messages = FORMATS[kind](record.value, media, task)
             _check(messages)
+            conversations = clean(messages) if clean is not None else [messages]
+            for messages in conversations if clean is not None else ():
+                _check(messages)
         except KeyError as error:
             raise Unusable(f"not of the {kind} format: it has no {error}") from None
         except (Unusable, MemoryError):
@@ -167,12 +183,12 @@ def _converted(record: Record, format: str, media: RecordMedia, task: str, repor
             raise Unusable(f"not of the {kind} format ({type(error).__name__}: {error})") from None
     except Unusable as reason:
         report.left_out.setdefault(str(reason), []).append(record.where)
-        return None
-    report.conversations += 1
+        return []
+    report.conversations += len(conversations)
     media.note_unread(set(record.value) - _read_keys(kind) - _unread_keys())
     for note in dict.fromkeys(media.notes):
         report.notes.setdefault(note, []).append(record.where)
-    return messages
+    return conversations
 
 
 def _check(messages: list[dict]) -> None:
@@ -249,14 +265,14 @@ def _first_code(record: dict, media: RecordMedia) -> list[Turn]:
         if kind not in (None, "text", *MODALITIES):
             raise Unusable(f"the modality of a turn is {_quoted(kind)}")
         if turn.role == "assistant":
-            turn.pieces = [piece for text in turn.pieces for piece in _inline_captions(text, media)]
+            turn.pieces = [piece for text in turn.pieces for piece in inline_captions(text, media)]
             if kind in MODALITIES:
                 turn.pieces.append(media.made(kind, record.get("image_name"), given.get("caption")))
         elif kind in MODALITIES:
             media.add_inputs(kind, record.get("image_name"))
             if not any(isinstance(piece, Marker) for piece in turn.pieces):
                 turn.pieces.insert(0, Marker(kind))
-        if turn.role == "user" and any(_inline().search(piece) for piece in turn.pieces if isinstance(piece, str)):
+        if turn.role == "user" and any(inline_caption().search(piece) for piece in turn.pieces if isinstance(piece, str)):
             raise Unusable("a question holds media by their caption alone")
     makes, is_made = record.get("output_modality"), any(isinstance(piece, dict) for turn in turns for piece in turn.pieces)
     if makes in MODALITIES and not is_made:
@@ -265,15 +281,6 @@ def _first_code(record: dict, media: RecordMedia) -> list[Turn]:
     if record.get("image_name") and not is_told:
         raise Unusable("no turn says whether image_name is looked at (input_modality) or made (output_modality)")
     return turns
-
-
-def _inline_captions(piece: str | Marker | dict, media: RecordMedia) -> list[str | Marker | dict]:
-    """`<Image>caption</Image>` → a part of the assistant's message."""
-    if not isinstance(piece, str):
-        return [piece]
-    text, *rest = _inline().split(piece)  # text, kind, caption, text, …
-    triples = zip(rest[::3], rest[1::3], rest[2::3], strict=True)
-    return [text, *(made for kind, caption, after in triples for made in (media.made(kind.lower(), None, caption), after))]
 
 
 def _llava(record: dict, media: RecordMedia, task: str) -> list[dict]:
@@ -441,8 +448,3 @@ def _unread_keys() -> set[str]:
 def _media_keys() -> dict[str, str]:
     """Key of a record, a modality or its plural → the modality."""
     return {key: modality for modality, row in MODALITIES.items() for key in (modality, row.plural)}
-
-
-def _inline() -> re.Pattern:
-    """`<Image>caption</Image>`, and so on."""
-    return re.compile(rf"<({'|'.join(map(str.capitalize, MODALITIES))})>(.*?)</\1>", re.DOTALL)

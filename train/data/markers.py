@@ -202,3 +202,17 @@ def texts_of(messages: Iterable[dict]) -> list[str]:
         parts = [{"text": content}] if isinstance(content, str) else content
         found += [part[key] for part in parts for key in ("text", "caption") if key in part]
     return found
+
+
+def inline_captions(piece: str | Marker | dict, media: RecordMedia) -> list[str | Marker | dict]:
+    """The pieces of a text in which `<Image>caption</Image>` stands for what the assistant makes."""
+    if not isinstance(piece, str):
+        return [piece]
+    text, *rest = inline_caption().split(piece)  # text, kind, caption, text, …
+    triples = zip(rest[::3], rest[1::3], rest[2::3], strict=True)
+    return [text, *(made for kind, caption, after in triples for made in (media.made(kind.lower(), None, caption), after))]
+
+
+def inline_caption() -> re.Pattern:
+    """`<Image>caption</Image>`, and so on: its kind and its caption."""
+    return re.compile(rf"<({'|'.join(map(str.capitalize, MODALITIES))})>(.*?)</\1>", re.DOTALL)

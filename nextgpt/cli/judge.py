@@ -1,0 +1,78 @@
+"""`nextgpt evaluate judge`: which of two models gives the better answers, by a judge. The work is done in `train.judge`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from nextgpt.cli.common import positive
+
+EXAMPLE = """example:
+  nextgpt evaluate judge nano runs/own --questions questions.jsonl \\
+    --judge http://localhost:8000/v1 --judge-model qwen3-32b --shown image --out judged
+
+Each pair is judged in both orders. The key comes from NEXTGPT_TEACHER_API_KEY (for api.openai.com OPENAI_API_KEY will do).
+The same command goes on where it was stopped, and asks nothing twice."""
+
+
+def add_judge(evaluate: argparse.ArgumentParser, debug: argparse.ArgumentParser) -> None:
+    """Adds `judge` below `nextgpt evaluate`."""
+    parser = argparse.ArgumentParser(
+        prog=f"{evaluate.prog} judge",
+        description="compare the answers of two models by a stronger one, in both orders",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[debug],
+    )
+    parser.set_defaults(command=run)
+    for name in "AB":
+        parser.add_argument(name, help="model, or JSON-lines file of the questions with its answers")
+    parser.add_argument("--questions", type=Path, required=True, metavar="FILE", help="JSON-lines file of chat messages")
+    parser.add_argument("--judge", required=True, metavar="URL", help="of an API like OpenAI's, as http://localhost:8000/v1")
+    parser.add_argument("--judge-model", required=True, metavar="NAME", help="the model's name there")
+    parser.add_argument(
+        "--out", type=Path, default=Path("judged"), metavar="DIR", help="for a page and all else (default: judged)"
+    )
+    parser.add_argument("--shown", nargs="*", default=(), metavar="KIND", help="media the judge is shown; others by caption")
+    parser.add_argument("--prompts", type=Path, metavar="FOLDER", help="with a judge_pair.txt of your own")
+    parser.add_argument("--max-requests", type=positive, metavar="N", help="budget, of all runs into DIR (default: none)")
+    parser.add_argument("--max-tokens", type=positive, metavar="N", help="the same, in tokens of requests and answers")
+    parser.add_argument("--concurrency", type=positive, default=8, metavar="N", help="requests at a time (default: 8)")
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=256, help="of an answer of A and B (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the intervals (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+    # argparse gives a command either a positional of its own or commands below it.
+    measure = evaluate.parse_known_args
+
+    def either(arguments=None, namespace=None):
+        if arguments and arguments[0] == "judge":
+            return parser.parse_known_args(arguments[1:], namespace)
+        return measure(arguments, namespace)
+
+    evaluate.parse_known_args = either
+
+
+def run(options: argparse.Namespace) -> None:
+    """Compares, and says who is better, how surely, and how much the order counted."""
+    from nextgpt.train.instruct_data.record import Stopped
+    from nextgpt.train.instruct_data.teacher import TeacherSettings
+    from nextgpt.train.judge.compare import judge
+
+    asked = TeacherSettings(
+        options.judge,
+        options.judge_model,
+        temperature=0.0,
+        concurrency=options.concurrency,
+        max_requests=options.max_requests,
+        max_tokens=options.max_tokens,
+        option="judge",
+    )
+    given = {name: getattr(options, name) for name in ("shown", "prompts", "max_new_tokens", "seed")}
+    report = judge((options.A, options.B), options.questions, asked, options.out, **given)
+    print(json.dumps(report.to_dict(), indent=2) if options.json else "\n".join(report.summary()))
+    if report.stopped:
+        raise Stopped(report.stopped)

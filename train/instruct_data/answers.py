@@ -1,0 +1,144 @@
+"""What a teacher wrote → texts and content of chat messages; what cannot be one is dropped.
+
+A teacher writes a medium as `[image: what it shows]`, of any kind in the table of modalities.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections import Counter
+from typing import Any
+from urllib.parse import urlsplit
+
+from nextgpt.media.text import broken_character
+from nextgpt.modalities import MODALITIES
+from nextgpt.train.data.cleaning import has_html, html_to_markdown
+from nextgpt.train.data.markers import Turn, message_of
+from nextgpt.train.data.turns import is_empty
+from nextgpt.train.instruct_data.jobs import Dropped, Job, marker
+
+_THOUGHT = re.compile(r"</?think(?:ing)?>")
+_CONTROL = (
+    r"<\|[^|<>\n]{1,40}\|>|<｜[^｜<>\n]{1,40}｜>|</?s>|<(?:bos|eos|pad|unk)>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
+    r"|^#{2,3} (?:Human|User|Assistant|System|Instruction|Response):"
+)
+_LOADS = re.compile(r"<(?:script|style|iframe|object|embed|form|link|meta)\b[^<>]*>", re.IGNORECASE)
+_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
+_ADDRESS = re.compile(r"\b(?:https?|wss?|ftp|file|smb|ssh)://[^\s<>\"'`)\]}]*|\blocalhost:\d+", re.IGNORECASE)
+_PICTURE = re.compile(r"!\[[^\]]*\]\([^)]*\)|\bdata:(?:image|audio|video)/", re.IGNORECASE)
+_SECRET = re.compile(r"[?&](?:\w*token|\w*key|sig|\w*signature|password)=", re.IGNORECASE)
+_INNER = (".local", ".localhost", ".localdomain", ".internal", ".intranet", ".lan", ".corp", ".home", ".home.arpa", ".test")
+
+
+def parse_json(answer: str) -> dict[str, Any]:
+    """The object in an answer; words and code fences around it are passed over."""
+    start = answer.find("{")
+    try:
+        found, _ = json.JSONDecoder(strict=False).raw_decode(answer, start)
+        if start >= 0 and isinstance(found, dict):
+            return found
+    except (ValueError, RecursionError):
+        pass
+    raise Dropped("malformed JSON")
+
+
+def text_in(found: dict[str, Any], name: str, or_empty: bool = False) -> str:
+    """A text of an object that a teacher wrote."""
+    value = found.get(name)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if value is None and or_empty:
+        value = ""
+    if not isinstance(value, str) or not (value.strip() or or_empty):
+        raise Dropped(f"JSON without {name!r}")
+    return value.strip()
+
+
+def clean_text(text: str, cleaned: Counter[str]) -> str:
+    """A teacher's text as it may be learned.
+
+    Control tokens at either end are taken away, and HTML becomes Markdown. Control tokens inside (another turn follows),
+    HTML that loads or runs something, addresses that are not public, pictures by address and half characters drop it.
+
+    Args:
+        cleaned: counts what was taken away.
+    """
+    if broken_character(text):
+        raise Dropped("half a character")
+    control = _control()
+    at_an_end = re.compile(rf"\A(?:\s*(?:{control}))+|(?:\s*(?:{control}))+\s*\Z")
+    text, count = at_an_end.subn("", text)
+    cleaned["control tokens"] += bool(count)
+    if _THOUGHT.search(text):
+        raise Dropped("thoughts that do not end")
+    if re.search(control, text, re.MULTILINE):
+        raise Dropped("control tokens inside a text")
+    if _LOADS.search(_CODE.sub(" ", text)):
+        raise Dropped("HTML that loads or runs something")
+    if has_html(text):
+        text = html_to_markdown(text)
+        cleaned["HTML"] += 1
+    if _PICTURE.search(text):
+        raise Dropped("a medium by address")
+    for address in _ADDRESS.findall(text):
+        if not is_public(address):
+            raise Dropped("a private address")
+    return text.strip()
+
+
+def _control() -> str:
+    """Tokens of chat templates, and our own signal tokens, as an expression."""
+    signals = "|".join(row.signal for row in MODALITIES.values())
+    return rf"{_CONTROL}|\[(?:{signals})\d+\]"
+
+
+def is_public(address: str) -> bool:
+    """Whether an address in a text is one that everybody may know: a public place, without a name or a key in it."""
+    try:
+        parts = urlsplit(address)
+        host = (parts.hostname or "").rstrip(".")
+    except ValueError:
+        return False
+    if parts.scheme not in ("http", "https", "ftp") or parts.username or parts.password or _SECRET.search(address):
+        return False
+    try:
+        return ipaddress.ip_address(host).is_global
+    except ValueError:
+        return "." in host and not host.endswith(_INNER)
+
+
+# ---------------------------------------------------------------------- media in texts
+
+
+def to_message(role: str, text: str, job: Job) -> dict:
+    """A teacher's text as a chat message.
+
+    Media of the assistant keep their caption, from which the decoders' targets are made; media of the user are looked up in
+    the captioned set.
+
+    Raises:
+        Dropped: the text cannot be learned, or what the user shows is not in the set.
+    """
+    first, *rest = marker().split(clean_text(text, job.cleaned))
+    turn = Turn(role, [first])
+    for kind, caption, after in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
+        turn.pieces += [_medium(role, kind.lower(), caption, job), after]
+    message = message_of(turn)
+    if is_empty(message["content"]):
+        raise Dropped("an empty turn")
+    return message
+
+
+def _medium(role: str, kind: str, caption: str, job: Job) -> dict:
+    if kind not in (job.made if role == "assistant" else job.shown):
+        raise Dropped(f"{MODALITIES[kind].article}, of which the model has none there")
+    if not caption:
+        raise Dropped("a medium without a caption")
+    found = job.media.find(kind, caption, exactly=role == "assistant")
+    if role == "assistant":
+        return {"type": kind, "caption": caption} | ({"path": found.path} if found else {})
+    if found is None:
+        raise Dropped("a medium of the user that is not in the captioned set")
+    return {"type": kind, "path": found.path}

@@ -1,0 +1,224 @@
+"""What a run begins with: the prompts, the seed tasks, and the user's media with their captions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from nextgpt.errors import UserInputError, did_you_mean
+from nextgpt.modalities import MODALITIES
+from nextgpt.train.data.json_records import Record, read_records
+from nextgpt.train.data.markers import RecordMedia, Unusable
+from nextgpt.train.instruct_data.jobs import Task, mark
+from nextgpt.train.instruct_data.rules import words
+
+FOLDER = Path(__file__).parent
+PROMPTS, SEEDS = FOLDER / "prompts", FOLDER / "seeds.jsonl"
+TOPICS = "topics"  # a list, a line each; the other files of the folder are prompts
+FITS = 0.5  # similarity from which a caption of the set stands for what a teacher asks to show
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserInputError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+class Prompts:
+    """The texts that a teacher is asked with. `${name}` is a place that is filled; `$$` is a dollar sign.
+
+    Args:
+        folder: a user's own, in place of those of the same name here; None: none.
+
+    Raises:
+        UserInputError: a file there has another name or other places than ours.
+    """
+
+    def __init__(self, folder: Path | None = None):
+        self._texts = {file.stem: _read(file) for file in sorted(PROMPTS.glob("*.txt"))}
+        if folder is not None and not folder.is_dir():
+            raise UserInputError(f"--prompts {folder}: no such folder; copy {PROMPTS} there and change what you like")
+        for file in sorted(folder.glob("*.txt")) if folder is not None else ():
+            if file.stem not in self._texts:
+                raise UserInputError(f"{file}: no prompt has this name; {did_you_mean(file.stem, self._texts)}")
+            text, ours = Template(_read(file)), Template(self._texts[file.stem])
+            if not text.is_valid() or set(text.get_identifiers()) != set(ours.get_identifiers()):
+                places = ", ".join(f"${{{name}}}" for name in ours.get_identifiers()) or "no places"
+                raise UserInputError(f"{file}: expected the places {places}, each at least once, and $$ for a dollar sign")
+            self._texts[file.stem] = text.template
+
+    @property
+    def topics(self) -> list[str]:
+        """What dialogues are about."""
+        return [line.strip() for line in self._texts[TOPICS].splitlines() if line.strip()]
+
+    def text(self, name: str) -> str:
+        """A prompt with its places open."""
+        return self._texts[name]
+
+    def fill(self, name: str, **values: object) -> str:
+        """A prompt with its places filled."""
+        return Template(self._texts[name]).substitute(values).strip()
+
+    def fingerprint(self) -> str:
+        """Changes with any of the texts."""
+        return fingerprint(self._texts)
+
+
+def fingerprint(content: Any) -> str:
+    """A short name of plain data."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+# ---------------------------------------------------------------------- the user's media
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One of the user's files: its kind, its caption, and its path from the result's folder."""
+
+    kind: str
+    caption: str
+    path: str
+
+
+class CaptionedMedia:
+    """The media that a user has, found by what they show.
+
+    Args:
+        media: of any kinds.
+    """
+
+    def __init__(self, media: Sequence[Medium] = ()):
+        self.media = list(dict.fromkeys(media))
+        self._bags = [Counter(words(medium.caption)) for medium in self.media]
+        self._exact = {(medium.kind, *sorted(words(medium.caption))): medium for medium in reversed(self.media)}
+        self._holding: dict[str, list[int]] = defaultdict(list)  # word → media
+        for number, bag in enumerate(self._bags):
+            for word in bag:
+                self._holding[word].append(number)
+        self._norms = [math.sqrt(sum(self._weight(word) ** 2 for word in bag)) for bag in self._bags]
+
+    def find(self, kind: str, caption: str, exactly: bool = False) -> Medium | None:
+        """The medium of this kind whose caption is most like this one; None where none is like it.
+
+        Args:
+            exactly: take only one of the same words.
+        """
+        bag = Counter(words(caption))
+        same = self._exact.get((kind, *sorted(bag.elements())))
+        if exactly or same is not None:
+            return same
+        scores: Counter[int] = Counter()
+        for word in bag:
+            for number in self._holding.get(word, ()):
+                if self.media[number].kind == kind:
+                    scores[number] += self._weight(word) ** 2 / self._norms[number]
+        norm = math.sqrt(sum(self._weight(word) ** 2 for word in bag))
+        best = min(scores, key=lambda number: (-scores[number], number), default=None)
+        return self.media[best] if best is not None and scores[best] >= FITS * norm else None
+
+    def _weight(self, word: str) -> float:
+        """How much a word says: rare ones say more (inverse document frequency)."""
+        return math.log((len(self.media) + 2) / (len(self._holding.get(word, ())) + 1))
+
+    def fingerprint(self) -> str:
+        """Changes with any of them."""
+        return fingerprint([[medium.kind, medium.caption, medium.path] for medium in self.media])
+
+
+def read_captions(file: Path, start: Path) -> list[Medium]:
+    """Media of a file of captions: records of `caption` beside `image_name`, `audio_name` or `video_name`, as those of the
+    original NExT-GPT. The files lie beside it, or in `images`, `audios` and `videos` there.
+
+    Args:
+        start: the folder that paths shall start from.
+
+    Raises:
+        UserInputError: a record is of another form, or its file is not there.
+    """
+    return [_medium(record, file, start) for record in read_records(file, is_record=lambda value: "caption" in value)]
+
+
+def _medium(record: Record, file: Path, start: Path) -> Medium:
+    value = record.value or {}
+    kinds = [kind for kind in MODALITIES if f"{kind}_name" in value]
+    caption = value.get("caption")
+    if record.problem or len(kinds) != 1 or not isinstance(caption, str) or not caption.strip():
+        names = ", ".join(f"{kind}_name" for kind in MODALITIES)
+        raise UserInputError(f"{record.where}: {record.problem or f'expected a caption and one of {names}'}")
+    try:
+        path, is_there = RecordMedia(file.parent, start).locate(kinds[0], value[f"{kinds[0]}_name"])
+    except Unusable as problem:
+        raise UserInputError(f"{record.where}: {problem}") from None
+    if not is_there:
+        name = value[f"{kinds[0]}_name"]
+        raise UserInputError(f"{record.where}: no file {name} beside it or in {file.parent / MODALITIES[kinds[0]].plural}")
+    return Medium(kinds[0], " ".join(caption.split()), path)
+
+
+# ---------------------------------------------------------------------- seeds
+
+
+def read_seeds(file: Path, known: Sequence[Medium], start: Path) -> tuple[list[Task], list[Medium]]:
+    """Tasks to begin with: records of an `instruction` and its `input` (and `is_classification`), as Alpaca's, or of
+    `messages`, of which the first question is taken.
+
+    Args:
+        known: media whose captions are known; others in questions have a `caption` of their own.
+        start: the folder that paths shall start from.
+
+    Returns:
+        The tasks, with media by caption, and the media in them.
+
+    Raises:
+        UserInputError: a record is of another form, or a medium has no caption.
+    """
+    captions = {os.path.normpath(start / medium.path): medium.caption for medium in known}
+    tasks: list[Task] = []
+    media: list[Medium] = []
+    for record in read_records(file, is_record=lambda value: bool({"instruction", "messages"} & set(value))):
+        messages = (record.value or {}).get("messages")
+        if not isinstance(messages, list):
+            tasks.append(_instruction(record))
+            continue
+        asked = (each.get("content") for each in messages if isinstance(each, dict) and each.get("role") == "user")
+        content = next(asked, None) or ""
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+            raise UserInputError(f"{record.where}: expected a text, or a list of parts, as a question")
+        texts = []
+        for part in parts:
+            if part.get("type") not in MODALITIES:
+                texts.append(str(part.get("text") or "").strip())
+                continue
+            path = os.path.normpath(file.parent / str(part.get("path")))
+            caption = part.get("caption") or captions.get(path)
+            if not caption:
+                name = part.get("path")
+                raise UserInputError(f"{record.where}: {name} has no caption, by which a teacher would know it; see --media")
+            texts.append(mark(part["type"], caption))
+            if os.path.isfile(path):
+                media.append(Medium(part["type"], caption, Path(os.path.relpath(path, start)).as_posix()))
+        if not any(texts):
+            raise UserInputError(f"{record.where}: no question; expected a user's turn with words")
+        tasks.append(Task("\n".join(filter(None, texts))))
+    return tasks, media
+
+
+def _instruction(record: Record) -> Task:
+    value = record.value or {}
+    texts = [value.get("instruction"), value.get("input") or ""]
+    if record.problem or not all(isinstance(text, str) for text in texts) or not texts[0].strip():
+        raise UserInputError(f"{record.where}: {record.problem or 'expected an instruction (and its input), or messages'}")
+    text = "\n\n".join(filter(None, map(str.strip, texts)))
+    return Task(text, is_classification=bool(value.get("is_classification")))

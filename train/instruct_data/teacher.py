@@ -1,0 +1,392 @@
+"""The teacher: any server that speaks OpenAI's chat completions. Asks each thing once, within a budget, and waits when told.
+
+A request that fails for a time (429, 5xx, no answer in time) is sent again after a wait that doubles, or after what
+`Retry-After` says. What does not get better ends the run: a refused key, an unknown model, a spent budget. Requests under
+way are still waited for then, so that nothing that was paid for is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import hashlib
+import json
+import logging
+import math
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from nextgpt.errors import UserInputError, first_line
+from nextgpt.train.instruct_data.jobs import Dropped
+from nextgpt.train.instruct_data.record import Record, Stopped, key_of
+
+logger = logging.getLogger(__name__)
+
+KEY_VARIABLE = "NEXTGPT_TEACHER_API_KEY"
+OPENAI_HOST, OPENAI_VARIABLE = "api.openai.com", "OPENAI_API_KEY"  # that key goes there alone
+AGAIN = (408, 409, 425, 429)  # and 5xx
+LONGEST_WAIT = 600.0  # seconds; a server that wants more is left for later
+LONGEST_BACK_OFF = 60.0
+MEDIUM_TOKENS = 2000
+CUT_OFF = {"length": "an answer longer than may be, cut off", "content_filter": "an answer that the server's filter cut off"}
+USELESS_IN_A_ROW = 5  # refusals, or answers of another protocol; then something is wrong with all of them
+SHORTEST_SECRET = 6  # characters; a shorter key is a word that stands in answers, too
+SHOWN = 200  # characters of what a server says of an error
+GO_ON = "what was answered is kept: the same command goes on from there"
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """How a teacher is asked.
+
+    Args:
+        url: of the API, as `http://localhost:8000/v1`.
+        model: its name there.
+        temperature, max_answer_tokens: of the answers.
+        concurrency: requests at a time.
+        timeout: seconds until a request counts as failed.
+        retries: how often a request that failed is sent again.
+        first_wait: seconds before the first retry; each wait after it is twice as long.
+        option: what names it on the command line, for errors.
+        max_requests, max_tokens: budget of all runs on one result together; None: no limit. Retries count as requests;
+            tokens are those of requests and answers as the server counts them.
+    """
+
+    url: str
+    model: str
+    temperature: float = 1.0
+    max_answer_tokens: int = 2048
+    concurrency: int = 8
+    timeout: float = 120.0
+    retries: int = 5
+    first_wait: float = 1.0
+    max_requests: int | None = None
+    max_tokens: int | None = None
+    option: str = "teacher"
+
+    def check(self) -> None:
+        """Raises UserInputError where nothing can be asked: the address is none, or the `openai` client is missing."""
+        _address(self)
+        try:
+            import openai  # noqa: F401
+        except ImportError:
+            raise UserInputError(f"a {self.option} is asked by openai's client: pip install 'nextgpt[teacher]'") from None
+
+
+class _Outcome(NamedTuple):
+    """What came of a request.
+
+    Args:
+        entry: for the record: `answer`, `problem` or `failed`, with what belongs to it.
+        wait: seconds that the server asks to wait.
+        stop: why the run cannot go on.
+        is_busy: whether the server only has too much to do.
+    """
+
+    entry: dict[str, Any]
+    wait: float | None = None
+    stop: str = ""
+    is_busy: bool = False
+
+
+class Teacher:
+    """Asks a model; what stands in the record is not asked again.
+
+    Args:
+        settings: whom and how.
+        record: of what was asked and answered.
+
+    Attributes:
+        stopped: why nothing more is asked, once there is a reason.
+    """
+
+    def __init__(self, settings: TeacherSettings, record: Record):
+        self.settings, self.record = settings, record
+        self.name, host = _address(settings)
+        self._variable = OPENAI_VARIABLE if host == OPENAI_HOST and not os.environ.get(KEY_VARIABLE) else KEY_VARIABLE
+        self._key = os.environ.get(self._variable, "").strip()
+        self.stopped: Stopped | None = None
+        self._budget = _Budget(settings, record)
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._not_before = 0.0  # by the monotonic clock: when the server wants to be asked again
+        self._renamed: dict[str, str] = {}  # parameters that the model takes by another name; "": not at all
+        self._answers = self._useless = 0
+
+    async def ask(self, job: int, step: str, prompt: str | list[dict]) -> str:
+        """The answer to a prompt.
+
+        Args:
+            job: whose request it is; another job asks the same prompt anew.
+            step: what it is for; stands in the record.
+            prompt: text, or OpenAI's parts of a message. The record keeps files in it by their hash.
+
+        Raises:
+            Dropped: there is no whole answer to it.
+            Stopped: the run cannot go on.
+        """
+        request = {
+            "model": self.settings.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": self.settings.temperature,
+            "max_tokens": self.settings.max_answer_tokens,
+        }
+        key = key_of(job, request)
+        if key not in self.record.answers:
+            async with self._slots:
+                try:
+                    await self._answer({"key": key, "job": job, "step": step}, request)
+                except Stopped as stop:
+                    self.stopped = self.stopped or stop
+                    raise
+        found = self.record.answers[key]
+        if found["problem"]:
+            raise Dropped(found["problem"])
+        if found["finish_reason"] in CUT_OFF:
+            raise Dropped(CUT_OFF[found["finish_reason"]])
+        return found["answer"]
+
+    @cached_property
+    def _client(self) -> Any:
+        """Made when the first request is sent, for that takes a while."""
+        from openai import AsyncOpenAI
+
+        url, key = self.settings.url, self._key or "none"
+        return AsyncOpenAI(base_url=url, api_key=key, timeout=self.settings.timeout, max_retries=0)
+
+    async def close(self) -> None:
+        """Ends the connections."""
+        if "_client" in vars(self):
+            await self._client.close()
+
+    async def _answer(self, entry: dict[str, Any], request: dict[str, Any]) -> None:
+        """Sends a request until it is answered, and puts each try into the record."""
+        entry = entry | {"request": _without_files(request)}
+        bound = _most_tokens(request) + self.settings.max_answer_tokens
+        tries, not_before, at_first, before = 0, 0.0, self._answers, self._answers
+        while True:
+            await self._wait_until(not_before)
+            async with self._budget.hold(bound):
+                outcome = await self._send(request)
+                failed = outcome.entry.get("failed")
+                tries = 1 if outcome.is_busy and self._answers > before else tries + 1  # busy with us: it goes on
+                if failed and tries > self.settings.retries and self._answers > at_first:  # others are answered
+                    outcome = _Outcome({"problem": f"failed {tries} times, while others were answered", "said": failed})
+                self.record.add(entry | outcome.entry)
+            before = self._answers
+            if outcome.stop:
+                raise Stopped(outcome.stop)
+            if "failed" not in outcome.entry:
+                return self._judge(outcome.entry)
+            if tries > self.settings.retries:
+                raise Stopped(f"{self.name}: failed {tries} times in a row, at last with {failed}; {GO_ON}")
+            not_before = self._wait_after(outcome, tries)
+
+    async def _send(self, request: dict[str, Any]) -> _Outcome:
+        import openai
+
+        sent = self._as_taken(request)
+        try:
+            async with asyncio.timeout(self.settings.timeout):  # the client's own ends between two bytes only
+                response = await self._client.chat.completions.with_raw_response.create(**sent)
+            return _read(self._hide(response.text), request)
+        except openai.APIStatusError as error:
+            return self._refused(error, is_changed=self._adapt(error, sent, request))
+        except (TimeoutError, openai.APITimeoutError):
+            return _Outcome({"failed": f"no answer within {self.settings.timeout:g} s"})
+        except openai.APIConnectionError as error:
+            reason = self._hide(first_line(error.__cause__ or error))
+            is_refused = type(error.__cause__).__name__ == "ConnectError"  # of whichever HTTP library the client has
+            if is_refused and not self._answers:
+                check = f"check --{self.settings.option}, and that it runs"
+                raise Stopped(f"{self.name}: cannot be reached ({reason}); {check}") from None
+            return _Outcome({"failed": f"the connection was lost ({reason})"})
+
+    def _refused(self, error: Any, is_changed: bool) -> _Outcome:
+        """What an HTTP status other than 200 means."""
+        status, code = error.status_code, getattr(error, "code", None)
+        message = self._hide(_said(error))
+        entry = {"failed": f"{status}: {message}"}
+        if is_changed:
+            return _Outcome(entry, wait=0.0)
+        if status in (401, 403):
+            key = f"refuses the key in {self._variable}" if self._key else f"asks for a key: set {self._variable}"
+            return _Outcome(entry, stop=f"{self.name}: {key} ({status}: {message}); {GO_ON}")
+        if status == 404:
+            option = self.settings.option
+            check = f"check --{option}-model, and that --{option} is the API's address (it mostly ends in /v1)"
+            return _Outcome(entry, stop=f"{self.name}: has no model {self.settings.model!r} (404: {message}); {check}")
+        if status == 402 or code == "insufficient_quota":
+            return _Outcome(entry, stop=f"{self.name}: what was paid for is used up ({status}: {message}); {GO_ON}")
+        if status in AGAIN or status >= 500:
+            wait = _retry_after(error.response.headers)
+            stop = ""
+            if wait is not None and wait > LONGEST_WAIT:
+                stop = f"{self.name}: asks to wait {wait:,.0f} s ({status}: {message}); {GO_ON}"
+            return _Outcome(entry, wait, stop, is_busy=status == 429)
+        return _Outcome({"problem": f"refused by the teacher ({status})", "said": message})
+
+    def _judge(self, entry: dict[str, Any]) -> None:
+        """Stops when nothing of use comes any more."""
+        if "problem" not in entry:
+            self._answers, self._useless = self._answers + 1, 0
+            return
+        self._useless += 1
+        if self._useless >= USELESS_IN_A_ROW:
+            why = ": ".join(filter(None, (entry["problem"], entry.get("said"))))
+            raise Stopped(f"{self.name}: {self._useless} answers in a row were of no use ({why}); {GO_ON}")
+
+    def _as_taken(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A request with the parameters that the model takes."""
+        named = {self._renamed.get(name, name): value for name, value in request.items()}
+        named.pop("", None)
+        return named
+
+    def _adapt(self, error: Any, sent: dict[str, Any], request: dict[str, Any]) -> bool:
+        """Whether the request has become another one because models differ in what they take."""
+        if error.status_code != 400:
+            return False
+        message = str(error)
+        if "max_completion_tokens" in message:
+            self._renamed["max_tokens"] = "max_completion_tokens"
+        elif "temperature" in message and "temperature" in sent:
+            logger.warning("%s takes no temperature of %g; its own is used.", self.settings.model, sent["temperature"])
+            self._renamed["temperature"] = ""
+        return self._as_taken(request) != sent
+
+    def _wait_after(self, outcome: _Outcome, tries: int) -> float:
+        """When a request is sent again, by the monotonic clock."""
+        now, wait = time.monotonic(), outcome.wait
+        if wait is None:
+            wait = min(LONGEST_BACK_OFF, self.settings.first_wait * 2 ** (tries - 1))
+            return now + wait * random.uniform(0.75, 1.25)
+        if wait >= 10:
+            logger.warning("%s asks to wait %.0f s.", self.name, wait)
+        self._not_before = max(self._not_before, now + wait)  # for all requests
+        return now + wait + random.uniform(0, 0.1 * self.settings.first_wait)
+
+    async def _wait_until(self, moment: float) -> None:
+        while (left := max(moment, self._not_before) - time.monotonic()) > 0 and not self.stopped:
+            await asyncio.sleep(min(left, 0.5))
+        if self.stopped:
+            raise self.stopped
+
+    def _hide(self, text: str) -> str:
+        return text.replace(self._key, "***") if len(self._key) >= SHORTEST_SECRET else text
+
+
+class _Budget:
+    """Requests and tokens that may still be used. Those under way are held back at their bound."""
+
+    def __init__(self, settings: TeacherSettings, record: Record):
+        self.settings, self.record = settings, record
+        self.under_way = self.held = 0
+        self.changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def hold(self, bound: int) -> AsyncIterator[None]:
+        """Waits until a request of at most `bound` tokens fits; raises `Stopped` where it never will."""
+        async with self.changed:
+            while not self._fits(bound):
+                await self.changed.wait()
+            self.under_way, self.held = self.under_way + 1, self.held + bound
+        try:
+            yield
+        finally:
+            async with self.changed:
+                self.under_way, self.held = self.under_way - 1, self.held - bound
+                self.changed.notify_all()
+
+    def _fits(self, bound: int) -> bool:
+        requests, tokens = self.settings.max_requests, self.settings.max_tokens
+        if requests is not None and self.record.requests + self.under_way >= requests:
+            raise Stopped(f"the budget of {requests:,} requests is spent; raise --max-requests; {GO_ON}")
+        if tokens is None or self.record.tokens + self.held + bound <= tokens:
+            return True
+        if not self.held:
+            left = f"{self.record.tokens:,} are used, and the next request may need {bound:,}"
+            raise Stopped(f"the budget of {tokens:,} tokens is spent: {left}; raise --max-tokens; {GO_ON}")
+        return False
+
+
+def _address(settings: TeacherSettings) -> tuple[str, str]:
+    """An address as it may be shown, and its host."""
+    try:
+        parts = urlsplit(settings.url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in ("http", "https"):
+        raise UserInputError(f"--{settings.option}: not an address; give that of the API, as http://localhost:8000/v1")
+    if parts.username or parts.password or parts.query:
+        raise UserInputError(f"--{settings.option}: the address holds more than a place; give the key in {KEY_VARIABLE}")
+    return f"{parts.scheme}://{parts.netloc}{parts.path}", host
+
+
+def _read(text: str, request: dict[str, Any]) -> _Outcome:
+    """The answer in a response's body."""
+    try:
+        body = json.loads(text)
+        choice = body["choices"][0]
+        content = choice["message"].get("content")
+        usage = body.get("usage") or {}
+        used = usage.get("total_tokens")
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return _Outcome({"problem": "not a chat completion", "said": " ".join(text.split())[:SHOWN]})
+    if isinstance(content, list):  # parts, as some servers have it
+        content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+    if not isinstance(used, int) or used < 0:
+        used = _most_tokens(request) // 2 + len(content or "") // 4  # as long as English tokens are
+    if not isinstance(content, str) or not content.strip():
+        return _Outcome({"problem": "an answer without words", "tokens": used})
+    return _Outcome({"answer": content, "finish_reason": choice.get("finish_reason"), "tokens": used})
+
+
+def _most_tokens(request: dict[str, Any]) -> int:
+    """A careful guess at a request's tokens: two bytes each, of English nearly five, and those of a large picture."""
+    content = request["messages"][0]["content"]
+    parts = [{"text": content}] if isinstance(content, str) else content
+    return sum(len(part["text"].encode("utf-8", "replace")) // 2 if "text" in part else MEDIUM_TOKENS for part in parts)
+
+
+def _without_files(request: dict[str, Any]) -> dict[str, Any]:
+    """A request as it is kept: embedded files by their hash."""
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: kept(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [kept(inner) for inner in value]
+        if isinstance(value, str) and value.startswith("data:") and ";base64," in value:
+            return f"{value.partition(',')[0]},(blake2b {hashlib.blake2b(value.encode(), digest_size=16).hexdigest()})"
+        return value
+
+    return kept(request)
+
+
+def _said(error: Any) -> str:
+    """What a server says of an error, on one short line."""
+    body = error.body
+    message = body.get("message") if isinstance(body, Mapping) else None
+    words = " ".join(str(message or body or first_line(error)).split())
+    return words if len(words) <= SHOWN else f"{words[:SHOWN]}…"
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait: a number of them, or a date (RFC 9110, section 10.2.3)."""
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        with suppress(ValueError):
+            if math.isfinite(seconds := float(value)):
+                return max(0.0, seconds * unit)
+        with suppress(TypeError, ValueError):
+            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    return None

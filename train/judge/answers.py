@@ -1,0 +1,144 @@
+"""The questions, what two models answer, and how a judge gets to see it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import mimetypes
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from nextgpt.errors import NextGPTError, UserInputError
+from nextgpt.modalities import MODALITIES
+from nextgpt.train.data.lines import check_files, read_lines
+from nextgpt.train.data.turns import is_empty
+from nextgpt.train.instruct_data.jobs import mark
+
+_PLACE = re.compile("\ue000(\\d+)\ue001")  # of what is held; from the private use area
+
+
+def read_questions(file: Path) -> list[list[dict]]:
+    """The conversations of a JSON-lines file, each up to its last question; what answers that is left out.
+
+    Raises:
+        UserInputError: a line is no conversation, or has no question.
+    """
+    check_files([file])
+    questions = []
+    for line in read_lines([file]):
+        try:
+            messages = line.messages()
+        except UserInputError as error:
+            raise UserInputError(f"{line.where}: {error}") from None
+        while messages and messages[-1].get("role") == "assistant":
+            messages = messages[:-1]
+        if not messages or messages[-1].get("role") != "user" or is_empty(messages[-1].get("content")):
+            raise UserInputError(f"{line.where}: no question; expected a conversation with a user's turn")
+        questions.append(messages)
+    if not questions:
+        raise UserInputError(f"{file}: holds no questions")
+    return questions
+
+
+def answers_of(name: str, questions: Sequence[list[dict]], folder: Path, max_new_tokens: int) -> list[list[dict]]:
+    """What a model says to each question, as parts with the paths of media.
+
+    Args:
+        name: a model, which answers into `folder` (what stands there is not answered again); or a JSON-lines file of the
+            same questions with answers.
+
+    Raises:
+        NextGPTError: the file has other questions, or the model cannot be had or answer.
+    """
+    if name.endswith(".jsonl"):
+        return _answers_in(Path(name), questions)
+    from nextgpt.pipeline import NextGPTPipeline
+
+    pipeline, answers = None, []
+    for number, messages in enumerate(tqdm(questions, desc=f"{name} answers", unit=" questions"), start=1):
+        file = folder / f"{number:05}.json"
+        if not file.is_file():
+            pipeline = pipeline or NextGPTPipeline.from_pretrained(name)
+            try:
+                pipeline(messages, seed=number, max_new_tokens=max_new_tokens).save(folder, file.stem)
+            except UserInputError as error:
+                raise UserInputError(f"question {number}: {name} cannot answer it ({error})") from None
+            except OSError as error:
+                raise NextGPTError(f"{folder}: cannot be written ({error.strerror or error})") from None
+        content = json.loads(file.read_text(encoding="utf-8"))["message"]["content"]
+        answers.append([part | {"path": str(folder / part["path"])} if "path" in part else part for part in content])
+    return answers
+
+
+def _answers_in(file: Path, questions: Sequence[list[dict]]) -> list[list[dict]]:
+    check_files([file])
+    lines = list(read_lines([file]))
+    if len(lines) != len(questions):
+        raise UserInputError(f"{file}: {len(lines)} conversations, but there are {len(questions)} questions")
+    answers = []
+    for line, question in zip(lines, questions, strict=True):
+        *asked, answer = line.messages() or [{}]
+        if answer.get("role") != "assistant" or [_words(m) for m in asked] != [_words(m) for m in question]:
+            raise UserInputError(f"{line.where}: expected the question of the same line with an answer")
+        answers.append(parts_of(answer["content"]))
+    return answers
+
+
+def _words(message: dict) -> str:
+    return " ".join(part.get("text", "") for part in parts_of(message.get("content")))
+
+
+def parts_of(content: Any) -> list[dict]:
+    """The content of a message as parts."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+
+
+class Shown:
+    """Texts for a judge, in which media stand by caption, or are held to be shown.
+
+    Args:
+        kinds: that the judge takes as content parts.
+    """
+
+    def __init__(self, kinds: Sequence[str]):
+        self.kinds, self.held = kinds, []
+
+    def text(self, parts: Sequence[dict]) -> str:
+        """Parts as text; a medium is a mark or stands for what is held."""
+        return "\n".join(self._part(part) for part in parts)
+
+    def conversation(self, messages: Sequence[dict]) -> str:
+        """Messages as text, a turn each."""
+        return "\n".join(f"{message['role']}: {self.text(parts_of(message['content']))}" for message in messages)
+
+    def content(self, prompt: str) -> str | list[dict]:
+        """A filled prompt as a message's content: text, or parts where media are shown."""
+        if not self.held:
+            return prompt
+        pieces = _PLACE.split(prompt)  # text, number, text, number, …, text
+        parts = [
+            _content_part(*self.held[int(piece)]) if i % 2 else {"type": "text", "text": piece}
+            for i, piece in enumerate(pieces)
+        ]
+        return [part for part in parts if part.get("text") != ""]
+
+    def _part(self, part: dict) -> str:
+        kind = part["type"]
+        if kind == "text":
+            return _PLACE.sub("", part["text"])
+        if kind in self.kinds and part.get("path") and os.path.isfile(part["path"]):
+            self.held.append((kind, part["path"]))
+            return f"\ue000{len(self.held) - 1}\ue001"
+        return mark(kind, part.get("caption") or f"{MODALITIES[kind].article} without a caption")
+
+
+def _content_part(kind: str, path: str) -> dict:
+    """A file as OpenAI's `image_url`, and servers' `audio_url` and `video_url` after its example."""
+    mime = mimetypes.guess_type(path)[0] or "application/octet-stream"
+    data = base64.b64encode(Path(path).read_bytes()).decode()
+    return {"type": f"{kind}_url", f"{kind}_url": {"url": f"data:{mime};base64,{data}"}}

@@ -1,0 +1,192 @@
+"""Asks a judge which of two answers is better, in both orders (Zheng et al. 2023, section 3.4), and keeps what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from nextgpt.errors import UserInputError
+from nextgpt.modalities import check_known
+from nextgpt.train.data.files import whole_file
+from nextgpt.train.instruct_data.jobs import Dropped
+from nextgpt.train.instruct_data.material import Prompts, fingerprint
+from nextgpt.train.instruct_data.record import Record, Stopped
+from nextgpt.train.instruct_data.teacher import GO_ON, Teacher, TeacherSettings
+from nextgpt.train.judge.answers import Shown, answers_of, parts_of, read_questions
+from nextgpt.train.judge.page import write_page
+from nextgpt.train.judge.verdicts import Question, Tally, Verdict, addresses_judge, read_verdict, tally
+
+logger = logging.getLogger(__name__)
+
+PROMPT = "judge_pair"
+
+
+@dataclass
+class JudgeReport:
+    """What a comparison found.
+
+    Args:
+        names: of A and B.
+        tally: rates, scores, problems.
+        page: to read.
+        requests, tokens: that were used.
+        stopped: why questions are left; empty where none are.
+    """
+
+    names: tuple[str, str]
+    tally: Tally
+    page: Path
+    requests: int
+    tokens: int
+    stopped: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return vars(self) | {"tally": self.tally.to_dict(), "page": str(self.page)}
+
+    def summary(self) -> list[str]:
+        """Lines for a person."""
+        found = self.tally
+        lines = [f"A is {self.names[0]}, B is {self.names[1]}: {found.questions:,} questions, each in both orders"]
+        for name, (share, low, high) in found.rates.items():
+            lines.append(f"{name:20} {100 * share:5.1f}%  ({100 * low:.1f} – {100 * high:.1f}%)")
+        for name, (mean, low, high) in found.scores.items():
+            lines.append(f"{f'score of {name}':20} {mean:5.2f}   ({low:.2f} – {high:.2f})")
+        for reason, numbers in (found.problems | found.addressing).items():
+            lines.append(f"{len(numbers):,} of {found.questions:,}: {reason} (questions {', '.join(map(str, numbers))})")
+        return [*lines, f"{self.requests:,} requests, {self.tokens:,} tokens; {self.page}"]
+
+
+def judge(
+    names: tuple[str, str],
+    questions: str | Path,
+    judge: TeacherSettings,
+    out: str | Path,
+    *,
+    shown: Sequence[str] = (),
+    prompts: str | Path | None = None,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+) -> JudgeReport:
+    """Compares A and B; `out` gets the answers, the record of what the judge was asked, `judge.json` and `index.html`.
+
+    Args:
+        names: models, or JSON-lines files of the same questions with answers.
+        questions: JSON-lines file of chat messages.
+        judge: whom to ask, and how.
+        shown: kinds of media that the judge gets as content parts; others it knows by caption.
+        prompts: folder with a text in place of the package's.
+
+    Raises:
+        UserInputError: something given is not what it should be.
+    """
+    out = Path(out)
+    check_known(shown, "the judge is to be shown media of the kinds")
+    judge.check()
+    asked, texts = read_questions(Path(questions)), Prompts(Path(prompts) if prompts else None)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserInputError(f"{out}: cannot be made ({error.strerror or error}); name another folder with --out") from None
+    answers = []
+    for side, name in zip("ab", names, strict=True):  # other models and other questions, another folder
+        folder = out / f"{side}-{fingerprint([name, asked, max_new_tokens])}"
+        answers.append(answers_of(name, asked, folder, max_new_tokens))
+    settings = {
+        "judge_model": judge.model,
+        "temperature": judge.temperature,
+        "seed": seed,
+        "shown": sorted(shown),
+        "questions": fingerprint(asked),
+        "answers": fingerprint(answers),
+        "prompt": fingerprint(texts.text(PROMPT)),
+    }
+    record = Record(out / "judge.requests.jsonl", settings)
+    comparison, stopped = _Comparison(asked, answers, texts, Teacher(judge, record), shown, seed), ""
+    try:
+        asyncio.run(comparison())
+    except Stopped as stop:
+        stopped = str(stop)
+    except KeyboardInterrupt:
+        logger.warning("Stopped; %s", GO_ON)
+        raise
+    finally:
+        record.close()
+    found = tally(comparison.found, seed)
+    report = JudgeReport(names, found, out / "index.html", record.requests, record.tokens, stopped)
+    try:
+        write_page(report.page, report.summary(), asked, answers, comparison.found)
+        with whole_file(out / "judge.json") as beside:
+            beside.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        report.stopped = stopped or f"{out}: cannot be written ({error.strerror or error}); make room; {GO_ON}"
+    return report
+
+
+class _Comparison:
+    """The questions, and what comes of them."""
+
+    def __init__(
+        self,
+        questions: Sequence[list[dict]],
+        answers: Sequence[list[list[dict]]],
+        prompts: Prompts,
+        teacher: Teacher,
+        shown: Sequence[str],
+        seed: int,
+    ):
+        self.questions, self.answers, self.prompts = questions, answers, prompts
+        self.teacher, self.shown, self.seed = teacher, shown, seed
+        self.found: list[Question | None] = [None] * len(questions)
+
+    async def __call__(self) -> None:
+        """Asks about all questions; raises `Stopped` where it ends before."""
+        slots = asyncio.Semaphore(self.teacher.settings.concurrency)
+        with tqdm(desc="Judging", total=len(self.questions), unit=" questions") as bar:
+
+            async def each(number: int) -> None:
+                async with slots:
+                    self.found[number] = await self._question(number)
+                bar.update()
+
+            try:
+                results = await asyncio.gather(*map(each, range(len(self.questions))), return_exceptions=True)
+            finally:
+                await self.teacher.close()
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _question(self, number: int) -> Question:
+        texts = [" ".join(part.get("text", "") for part in side[number]) for side in self.answers]
+        verdicts, problems = [], []
+        for order in ((0, 1), (1, 0)):
+            verdict, problem = None, ""
+            try:
+                verdict = await self._verdict(number, order, [texts[side] for side in order])
+            except Dropped as reason:
+                problem = str(reason)
+            verdicts.append(verdict)
+            problems.append(problem)
+        addressing = tuple(name for name, text in zip("AB", texts, strict=True) if addresses_judge(text))
+        return Question(tuple(verdicts), tuple(problems), addressing)
+
+    async def _verdict(self, number: int, order: tuple[int, int], texts: Sequence[str]) -> Verdict:
+        media = Shown(self.shown)
+        places = {"question": media.conversation(self.questions[number])}
+        for name, side in zip(("first", "second"), order, strict=True):
+            places[name] = media.text(parts_of(self.answers[side][number]))
+        chance = random.Random(f"{self.seed}/{number}/{order[0]}")
+        code = f"{chance.getrandbits(32):08x}"
+        while any(code in text for text in places.values()):
+            code = f"{chance.getrandbits(32):08x}"
+        prompt = media.content(self.prompts.fill(PROMPT, code=code, **places))
+        return read_verdict(await self.teacher.ask(2 * number + order[0], PROMPT, prompt), code, texts)
