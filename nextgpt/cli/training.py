@@ -235,11 +235,14 @@ def _add_cache(tools, debug) -> None:
     parser.add_argument("--config", required=True, help="YAML file of the stage, or nano or 7b")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     parser.add_argument("--processes", type=int, default=1, help="that share the work (default: %(default)s)")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: on all machines of a Ray cluster")
 
 
 def cache_data(options: argparse.Namespace) -> None:
     """Computes what is missing; started again, it goes on where it stopped."""
     from nextgpt.train.data.cache import cache_features
 
-    folder = cache_features(STAGES[options.stage], options.config, options.overrides, processes=options.processes)
+    folder = cache_features(
+        STAGES[options.stage], options.config, options.overrides, processes=options.processes, engine=options.engine
+    )
     print(f"features of the frozen parts: {folder}")

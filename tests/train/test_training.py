@@ -18,7 +18,7 @@ from nextgpt.errors import UserInputError
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.config import TrainingConfig
-from nextgpt.train.data.dataset import ChatCollator, ChatDataset, Reader, TrainingFeatures
+from nextgpt.train.data.dataset import ChatCollator, ChatDataset, OutputMedia, Reader, TrainingFeatures
 from nextgpt.train.data.features import FeatureCache, FeatureSource, FeatureTable, fill
 from nextgpt.train.stages import STAGES, load_for_training, run_stage
 from nextgpt.train.trainer import StageTrainer
@@ -151,7 +151,7 @@ def test_frozen_features_are_computed_once(world, tmp_path, monkeypatch) -> None
 
 
 class Letters:
-    """Stands for a data set whose items are letters, one a conversation."""
+    """Stands for a data set whose captions are letters, one a conversation."""
 
     def __init__(self, letters: str):
         self.letters = letters
@@ -160,7 +160,7 @@ class Letters:
         return len(self.letters)
 
     def media(self, index: int) -> tuple[list, list]:
-        return [self.letters[index]], []
+        return [], [OutputMedia("image", self.letters[index], None)]
 
 
 def letter_source(folder: Path, compute) -> FeatureSource:
@@ -168,7 +168,7 @@ def letter_source(folder: Path, compute) -> FeatureSource:
         return {letter: letter.lower().encode().ljust(32) for letter in letters}
 
     table = FeatureTable(FeatureCache(folder, "letters", {"content": "1"}), keys)
-    return FeatureSource(table, lambda inputs, outputs: inputs, compute, "letters")
+    return FeatureSource("captions", "image", table, compute)
 
 
 def test_an_interrupted_cache_keeps_what_it_has_and_equal_content_is_computed_once(tmp_path) -> None:

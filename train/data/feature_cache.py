@@ -3,8 +3,8 @@
 A cache folder holds one folder per frozen part and kind of feature, named by a hash of the part's files: another part
 never finds this one's features. In it are safetensors shards of `keys` (SHA-256 of an item's content) and `features`
 (or `features/<name>`, where a feature is several named tensors), an index of them that is made anew when it is lost,
-and `part.json`, which says what computed them. Shards are written beside and renamed: an interrupted run loses no more
-than the work of a minute, and several processes may write at once.
+and `part.json`, which says what computed them. Shards are named by their keys, written beside and renamed: an interrupted
+run loses no more than one, and several processes may write at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import sqlite3
-import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from functools import lru_cache
@@ -87,7 +86,7 @@ class FeatureCache:
     def add(self, features: dict[bytes, Feature]) -> None:
         """Writes one shard of features of equal names and shapes."""
         keys = torch.frombuffer(bytearray(b"".join(features)), dtype=torch.uint8).view(len(features), -1)
-        name = f"{uuid.uuid4().hex}.safetensors"
+        name = f"{hashlib.sha256(keys.numpy().tobytes()).hexdigest()[:32]}.safetensors"
         stacked = default_collate(list(features.values()))
         tensors = {FEATURES: stacked} if isinstance(stacked, Tensor) else {f"{FEATURES}/{n}": t for n, t in stacked.items()}
         with whole_file(self.folder / name) as beside:

@@ -6,8 +6,7 @@ import hashlib
 import json
 import logging
 import sqlite3
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +34,7 @@ Item = str | Path  # a caption or a media file
 Computed = dict[Item, Feature | NextGPTError]
 
 SHARD_BYTES = 64_000_000
-SHARD_SECONDS = 60  # at most so much work is lost when the process is killed
+SHARD_BATCHES = 16  # at most so much work is lost when the process is killed
 ENCODER_FILES = ("*.json", "*.safetensors", "*.bin", "*.pth")
 
 
@@ -73,16 +72,55 @@ class FeatureSource(NamedTuple):
     """One kind of feature that a data set needs, and how it is computed.
 
     Args:
+        role: `inputs` (embeddings of media that are looked at), `captions` (conditioning of the assistant's media) or
+            `latents` (of those media themselves).
+        modality: of the media.
         table: where they are kept.
-        items: the media of an example, inputs and outputs → its items of this kind.
         compute: items → the feature of each, or what is wrong with it.
-        description: of the progress bar.
     """
 
+    role: str
+    modality: str
     table: FeatureTable
-    items: Callable[[list[InputMedia], list[OutputMedia]], list[Item]]
     compute: Callable[[list[Item]], Computed]
-    description: str
+
+    def items(self, inputs: list[InputMedia], outputs: list[OutputMedia]) -> list[Item]:
+        """The media of an example → its items of this kind."""
+        media = [each for each in (inputs if self.role == "inputs" else outputs) if each.modality == self.modality]
+        return [each.caption if self.role == "captions" else each.path for each in media]
+
+    @property
+    def description(self) -> str:
+        """Of the progress bar."""
+        plural = MODALITIES[self.modality].plural
+        return f"Encoding {plural}" if self.role == "inputs" else f"Encoding the {self.role} of {plural}"
+
+
+Batch = dict[bytes, Item]  # by the hashes of their content
+# Computes batches, wherever it likes, and gives each back with what is computed of it, in the order of the batches.
+Run = Callable[[FeatureSource, Iterator[Batch]], Iterator[tuple[Batch, Computed]]]
+
+
+def run_here(source: FeatureSource, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Computed]]:
+    """One batch after the other, in this process."""
+    for batch in batches:
+        yield batch, compute_batch(source.compute, batch)
+
+
+def compute_batch(compute: Callable[[list[Item]], Computed], batch: Batch) -> Computed:
+    """What is computed of a batch.
+
+    Raises:
+        UserInputError: there is not enough memory for so many items.
+    """
+    try:
+        return compute(list(batch.values()))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserInputError(
+            f"out of memory while computing features of {len(batch)} items: lower feature_batch_size"
+        ) from error
 
 
 def fill(
@@ -92,13 +130,18 @@ def fill(
     batch_size: int,
     share: tuple[int, int] = (0, 1),
     on_bad_item: str = "fail",
+    run: Run = run_here,
 ) -> dict[Item, str]:
     """Computes and writes the features that are missing. Holds a batch and a shard in memory, not the data set.
+
+    Batches are cut by the number of missing items, in the order of the data set: whoever computes them, the same data
+    give the same files.
 
     Args:
         batch_size: items that are computed at once.
         share: `(i, n)`: the i-th of n processes that divide the items among themselves.
         on_bad_item: `fail`, or `skip` to go on without an item that cannot be read.
+        run: computes the batches.
 
     Returns:
         Item → what is wrong with it.
@@ -107,7 +150,7 @@ def fill(
         UserInputError: an item cannot be read.
     """
     bad: dict[Item, str] = {}
-    waiting: dict[bytes, Item] = {}
+    under_way: set[bytes] = set()  # asked for, but not computed yet
     writer = _ShardWriter(source.table.cache)
 
     def note(item: Item, error: Exception) -> None:
@@ -116,27 +159,8 @@ def fill(
             raise UserInputError(f"{dataset.where(item)}: {reason}") from None
         bad[item] = reason
 
-    def compute(count: int) -> None:
-        keys = list(waiting)[:count]
-        items = [waiting.pop(key) for key in keys]
-        try:
-            computed = source.compute(items) if items else {}
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserInputError(
-                f"out of memory while {source.description[0].lower()}{source.description[1:]}: lower feature_batch_size "
-                f"(now {batch_size})"
-            ) from error
-        for key, item in zip(keys, items, strict=True):
-            if isinstance(computed[item], Exception):
-                note(item, computed[item])
-            elif not _is_finite(computed[item]):
-                note(item, UserInputError("its feature holds NaN or infinite numbers; check it, or compute in float32"))
-            else:
-                writer.add(key, computed[item])
-
-    try:
+    def batches() -> Iterator[Batch]:
+        waiting: Batch = {}
         with tqdm(desc=source.description, total=len(dataset), unit=" conversations") as bar:
             for start in range(0, len(dataset), CHUNK):
                 indices = range(start, min(start + CHUNK, len(dataset)))
@@ -145,12 +169,27 @@ def fill(
                     if isinstance(key, OSError):
                         note(item, key)
                 own = {key: item for item, key in keys.items() if isinstance(key, bytes) and _is_mine(key, share)}
-                new = source.table.cache.missing([key for key in own if key not in writer.pending])
+                asked = [key for key in own if key not in writer.pending and key not in under_way]
+                new = source.table.cache.missing(asked)
+                under_way.update(new)
                 waiting |= {key: own[key] for key in new}
                 while len(waiting) >= batch_size:
-                    compute(batch_size)
+                    yield {key: waiting.pop(key) for key in list(waiting)[:batch_size]}
                 bar.update(len(indices))
-            compute(len(waiting))
+            if waiting:
+                yield waiting
+
+    try:
+        for batch, computed in run(source, batches()):
+            for key, item in batch.items():
+                if isinstance(computed[item], Exception):
+                    note(item, computed[item])
+                elif not _is_finite(computed[item]):
+                    note(item, UserInputError("its feature holds NaN or infinite numbers; check it, or compute in float32"))
+                else:
+                    writer.add(key, computed[item])
+            under_way.difference_update(batch)
+            writer.end_batch()
     finally:  # what is done stays done, also when the rest fails
         writer.flush()
     return bad
@@ -165,27 +204,31 @@ def _is_finite(feature: Tensor | dict[str, Tensor]) -> bool:
 
 
 class _ShardWriter:
-    """Gathers features into shards of a good size, written at least once a minute."""
+    """Gathers features into shards: of so many batches, or of a good size."""
 
     def __init__(self, cache: FeatureCache):
-        self.cache, self.pending, self.bytes, self.written = cache, {}, 0, time.monotonic()
+        self.cache, self.pending, self.bytes, self.batches = cache, {}, 0, 0
 
     def add(self, key: bytes, feature: Feature) -> None:
         tensors = [feature] if isinstance(feature, Tensor) else feature.values()
-        self.pending[key] = _on_cpu(feature)
+        self.pending[key] = on_cpu(feature)
         self.bytes += sum(tensor.numel() * 4 for tensor in tensors)
-        if self.bytes >= SHARD_BYTES or time.monotonic() - self.written > SHARD_SECONDS:
+
+    def end_batch(self) -> None:
+        self.batches += 1
+        if self.bytes >= SHARD_BYTES or self.batches >= SHARD_BATCHES:
             self.flush()
 
     def flush(self) -> None:
         if self.pending:
             self.cache.add(self.pending)
-        self.pending, self.bytes, self.written = {}, 0, time.monotonic()
+        self.pending, self.bytes, self.batches = {}, 0, 0
 
 
-def _on_cpu(feature: Feature) -> Feature:
+def on_cpu(feature: Feature) -> Feature:
+    """As it is kept: in float32 and main memory."""
     if isinstance(feature, dict):
-        return {name: _on_cpu(tensor) for name, tensor in feature.items()}
+        return {name: on_cpu(tensor) for name, tensor in feature.items()}
     return feature.float().cpu()
 
 
@@ -205,6 +248,7 @@ def gather_features(
     share: tuple[int, int] = (0, 1),
     on_bad_item: str = "fail",
     accept_stale: bool = False,
+    run: Run = run_here,
 ) -> TrainingFeatures:
     """All frozen features that training on `dataset` needs; what is missing is computed now.
 
@@ -213,26 +257,26 @@ def gather_features(
         folder: of the caches.
         device: where the frozen parts run; decoders are loaded only for what is missing, and let go.
         decoders: for the denoising loss: is given the decoders, and the latents of the assistant's media are had too.
-        share, on_bad_item: as for `fill`; conversations with a bad item are dropped from `dataset`.
+        share, on_bad_item, run: as for `fill`; conversations with a bad item are dropped from `dataset`.
         accept_stale: as for `FeatureCache`.
     """
-    hashes, options = dataset.hashes, {"batch_size": batch_size, "share": share, "on_bad_item": on_bad_item}
+    hashes, options = dataset.hashes, {"batch_size": batch_size, "share": share, "on_bad_item": on_bad_item, "run": run}
     features = TrainingFeatures()
     bad: dict[Item, str] = {}
 
     def cache(kind: str, part: dict[str, Any]) -> FeatureCache:
         return FeatureCache(folder, kind, part, accept_stale=accept_stale)
 
-    def filled(source: FeatureSource) -> FeatureTable:
-        bad.update(fill(source, dataset, **options))
-        return source.table
+    def filled(*source: Any) -> FeatureTable:
+        bad.update(fill(made := FeatureSource(*source), dataset, **options))
+        return made.table
 
     inputs, outputs = _modalities(dataset)
     for modality in inputs:
         dtype = next(encoder.parameters()).dtype
         identity = _encoder_identity(hashes, config, processor)
         table = FeatureTable(cache(f"{modality}-{str(dtype).removeprefix('torch.')}", identity), hashes.of)
-        features.inputs[modality] = filled(_input_source(modality, encoder, processor, table, device, dtype))
+        features.inputs[modality] = filled("inputs", modality, table, embedding(modality, encoder, processor, device))
     for modality in outputs:
         part, location = config.part(modality), config.location(modality)
         decoder = load_frozen_decoder(config, modality, device)
@@ -240,11 +284,11 @@ def gather_features(
             _check_trainable(decoder)
         identity = _identity(hashes, location, part.revision, decoder.files_of(decoder.text_encoder_files))
         table = FeatureTable(cache(f"captions-{decoder.kind}", identity), _caption_keys)
-        features.targets[modality] = filled(_caption_source(decoder, table))
+        features.targets[modality] = filled("captions", modality, table, conditioning(decoder))
         if decoders is not None:
             identity = _identity(hashes, location, part.revision, decoder.files_of(decoder.autoencoder_files))
             table = FeatureTable(cache(f"latents-{decoder.kind}", identity), hashes.of)
-            features.latents[modality] = filled(_latent_source(decoder, table))
+            features.latents[modality] = filled("latents", modality, table, _latents(decoder))
             decoders[modality] = decoder
     dataset.drop(bad)
     return features
@@ -267,14 +311,12 @@ def _modalities(dataset: ChatDataset) -> tuple[list[str], list[str]]:
     return sorted(inputs), sorted(outputs)
 
 
-def _input_source(
-    modality: str,
-    encoder: nn.Module,
-    processor: NextGPTProcessor,
-    table: FeatureTable,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> FeatureSource:
+def embedding(
+    modality: str, encoder: nn.Module, processor: NextGPTProcessor, device: torch.device
+) -> Callable[[list[Item]], Computed]:
+    """Media files → the encoder's embedding of each."""
+    dtype = next(encoder.parameters()).dtype
+
     def prepare(item: Item) -> Tensor | NextGPTError:
         try:
             return processor.prepare_media(modality, str(item))
@@ -290,40 +332,32 @@ def _input_source(
             computed |= zip(good, encoder.to(device).encode(modality, values), strict=True)
         return computed
 
-    def items(inputs: list[InputMedia], outputs: list[OutputMedia]) -> list[Item]:
-        return [media.path for media in inputs if media.modality == modality]
-
-    return FeatureSource(table, items, compute, f"Encoding {MODALITIES[modality].plural}")
+    return compute
 
 
-def _caption_source(decoder: Decoder, table: FeatureTable) -> FeatureSource:
+def conditioning(decoder: Decoder) -> Callable[[list[Item]], Computed]:
+    """Captions → the conditioning that the decoder's text encoders give for each."""
+
     def compute(captions: list[Item]) -> Computed:
         try:
-            conditioning = decoder.encode(captions)
+            encoded = decoder.encode(captions)
         except ValueError as error:  # the captions are texts: it is the decoder that does not hold together
             raise UserInputError(str(error)) from error
-        return {caption: {name: each[i] for name, each in conditioning.items()} for i, caption in enumerate(captions)}
+        return {caption: {name: each[i] for name, each in encoded.items()} for i, caption in enumerate(captions)}
 
-    def items(inputs: list[InputMedia], outputs: list[OutputMedia]) -> list[Item]:
-        return [media.caption for media in outputs if media.modality == decoder.modality]
-
-    return FeatureSource(table, items, compute, f"Encoding the captions of {MODALITIES[decoder.modality].plural}")
+    return compute
 
 
-def _latent_source(decoder: Decoder, table: FeatureTable) -> FeatureSource:
+def _latents(decoder: Decoder) -> Callable[[list[Item]], Computed]:
+    """Media files → the decoder's latents of each."""
+
     def encode(path: Item) -> Tensor | NextGPTError:
         try:
             return decoder.encode_media([load_media(decoder.modality, str(path))])[0].cpu()
         except Exception as error:
             return as_problem(error)
 
-    def compute(paths: list[Item]) -> Computed:
-        return {path: encode(path) for path in paths}  # one at a time: a clip's frames are large
-
-    def items(inputs: list[InputMedia], outputs: list[OutputMedia]) -> list[Item]:
-        return [media.path for media in outputs if media.modality == decoder.modality]
-
-    return FeatureSource(table, items, compute, f"Encoding {decoder.modality} latents")
+    return lambda paths: {path: encode(path) for path in paths}  # one at a time: a clip's frames are large
 
 
 def _encoder_identity(hashes: FileHashes, config: NextGPTConfig, processor: NextGPTProcessor) -> dict[str, Any]:
