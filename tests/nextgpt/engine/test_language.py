@@ -75,7 +75,7 @@ def kind_at(answer, position: int) -> str:
     return next(run.modality for run in answer.runs if run.position == position)
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [40, pytest.param(100, marks=pytest.mark.slow)])
 def test_rows_that_join_at_random_are_answered_as_alone(assistant, draw, count):
     requests = draw(assistant, count, seed=7)
     stats = answer_joining(assistant, requests, random.Random(7)).snapshot()

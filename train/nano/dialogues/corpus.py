@@ -329,14 +329,18 @@ def encode_lines(folder: Path, lines: list[str], seed: int = 0) -> dict[str, np.
 
 def encode_corpus(folder: Path, file: Path, limit: int | None = None, workers: int = 1, seed: int = 0) -> Corpus:
     """Tokenizes a file of conversations with the tokenizer of ``folder``."""
-    chunks: list[dict[str, np.ndarray]] = []
-    bags = 0
-    with file.open(encoding="utf-8") as lines, ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with file.open(encoding="utf-8") as lines:
         wanted = islice(lines, limit)
-        pieces = iter(lambda: list(islice(wanted, 4_000)), [])
-        for chunk in pool.map(partial(encode_lines, folder, seed=seed), pieces):
-            chunk["soft"][chunk["soft"] >= 0] += bags
-            bags += len(chunk["bags"])
-            chunks.append(chunk)
+        pieces = list(iter(lambda: list(islice(wanted, 4_000)), []))
+    encode = partial(encode_lines, folder, seed=seed)
+    if len(pieces) == 1:  # sooner done than another process has started
+        chunks = [encode(pieces[0])]
+    else:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            chunks = list(pool.map(encode, pieces))
+    bags = 0
+    for chunk in chunks:
+        chunk["soft"][chunk["soft"] >= 0] += bags
+        bags += len(chunk["bags"])
     fields = {name: torch.from_numpy(np.concatenate([chunk[name] for chunk in chunks])) for name in chunks[0]}
     return Corpus(starts=fields["lengths"].cumsum(0) - fields["lengths"], **fields)
