@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, ServedBy, TextDelta
+from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStarted, Reply, ServedBy, TextDelta, Timings
 from nextgpt.media.images import png_data_url
 from nextgpt.pipeline import NextGPTPipeline
 from nextgpt.serve.errors import SERVER, ApiError, too_late
@@ -64,7 +64,7 @@ class Answered:
         reply: as the pipeline gave it; None where it was cancelled before.
         finish_reason: `stop` or `length`.
         node: the machine that answered, where there are several.
-        prompt_tokens, completion_tokens, cached_tokens: of the LLM.
+        media_events: how many a stream has told of.
     """
 
     content: str = ""
@@ -74,9 +74,22 @@ class Answered:
     reply: Reply | None = None
     finish_reason: str = "stop"
     node: str | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
+    media_events: int = 0
+
+    @property
+    def timings(self) -> Timings:
+        """The reply's; of no tokens where there is no reply."""
+        return self.reply.timings if self.reply is not None else Timings()
+
+    @property
+    def completion_tokens(self) -> int:
+        """How many tokens the LLM emitted."""
+        return len(self.reply.token_ids) if self.reply is not None else 0
+
+    def tell(self, **told: Any) -> Delta:
+        """The next event of a medium, for a stream."""
+        self.media_events += 1
+        return Delta(media=[MediaEvent(index=self.media_events - 1, **told)])
 
 
 class Answering:
@@ -153,10 +166,9 @@ class Answering:
             case MediaStarted(index, modality, seed):
                 if held := writer.flush():
                     yield Delta(content=held)
-                yield Delta(media=MediaEvent(event="started", index=index, type=modality, seed=seed))
+                yield answered.tell(event="started", medium=index, type=modality, seed=seed)
             case MediaProgress(index, modality, step, total):
-                told = MediaEvent(event="progress", index=index, type=modality, step=step, total=total, preview=extra)
-                yield Delta(media=told)
+                yield answered.tell(event="progress", medium=index, type=modality, step=step, total=total, preview=extra)
             case MediaDone(index, modality, _, seed, seconds):
                 kept, data = extra
                 self.metrics.media_seconds.labels(modality).observe(seconds)
@@ -165,7 +177,7 @@ class Answering:
                     answered.embedded[kept.id] = data
                 address = asked.address_of(kept)
                 told = medium_of(kept, address, data if asked.embed else None).model_dump()
-                yield Delta(media=MediaEvent(event="done", index=index, **told))
+                yield answered.tell(event="done", medium=index, **told)
                 yield Delta(content=writer.medium(kept, address))
                 sound = first_sound(answered) if asked.tells_parts else None
                 if sound is not None and sound.id == kept.id:
@@ -186,13 +198,10 @@ class Answering:
                 answered.parts.append(medium_of(kept, asked.address_of(kept), data))
         if reply is None:
             return
-        timings = reply.timings
-        answered.prompt_tokens, answered.cached_tokens = timings.prompt_tokens, timings.cached_tokens
-        answered.completion_tokens = len(reply.token_ids)
         answered.finish_reason = "stop" if writer.stopped or reply.finished else "length"
-        self.metrics.tokens.labels("prompt").inc(timings.prompt_tokens)
-        self.metrics.tokens.labels("cached").inc(timings.cached_tokens)
-        self.metrics.tokens.labels("completion").inc(len(reply.token_ids))
+        self.metrics.tokens.labels("prompt").inc(answered.timings.prompt_tokens)
+        self.metrics.tokens.labels("cached").inc(answered.timings.cached_tokens)
+        self.metrics.tokens.labels("completion").inc(answered.completion_tokens)
 
     # ------------------------------------------------------------------ the pipeline's thread
 

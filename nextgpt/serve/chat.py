@@ -352,8 +352,8 @@ def _choice(index: int, answered: Answered, asked: Asked) -> Choice:
 
 def _usage(answered: list[Answered]) -> Usage:
     """Of all answers; the prompt counts once."""
-    prompt, completion = answered[0].prompt_tokens, sum(each.completion_tokens for each in answered)
-    details = PromptTokens(cached_tokens=answered[0].cached_tokens)
+    prompt, completion = answered[0].timings.prompt_tokens, sum(each.completion_tokens for each in answered)
+    details = PromptTokens(cached_tokens=answered[0].timings.cached_tokens)
     return Usage(
         prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion, prompt_tokens_details=details
     )

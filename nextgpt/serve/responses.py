@@ -122,10 +122,15 @@ class ChatCompletion(BaseModel):
 
 
 class MediaEvent(Sparse):
-    """How far a medium is: `started`, `progress` (a diffusion step is done) or `done`. `index` counts the answer's media."""
+    """How far a medium is: `started`, `progress` (a diffusion step is done) or `done`.
+
+    `medium` counts the answer's media, `index` its events: OpenAI's client, which puts the entries of lists together by it,
+    keeps each as it is.
+    """
 
     event: Literal["started", "progress", "done"]
     index: int
+    medium: int
     type: str
     seed: int | None = None
     step: int | None = None
@@ -143,7 +148,7 @@ class Delta(Sparse):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
-    media: MediaEvent | None = None
+    media: list[MediaEvent] | None = None
     audio: AudioOfAnswer | None = None
 
 

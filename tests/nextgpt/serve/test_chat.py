@@ -63,7 +63,7 @@ def collect(stream):
         usage = chunk.usage or usage
         for choice in chunk.choices:
             content += choice.delta.content or ""
-            media += [choice.delta.media] if hasattr(choice.delta, "media") else []
+            media += getattr(choice.delta, "media", [])
             audio = getattr(choice.delta, "audio", None) or audio
             finished = choice.finish_reason or finished
     return content, media, finished, usage, audio
@@ -80,6 +80,16 @@ def test_a_stream_gives_the_same_and_tells_of_media(client):
     assert media[-1]["url"] in content and media[-1]["seed"] == 1
     assert usage.completion_tokens == whole.usage.completion_tokens
     assert usage.prompt_tokens == whole.usage.prompt_tokens
+
+
+def test_the_clients_own_helper_puts_a_stream_together(client):
+    extra = {"require": {"image": 1}, **FAST}
+    options = {"model": MODEL, "messages": ASK, "max_completion_tokens": 12, "extra_body": extra}
+    with client.chat.completions.stream(**options) as stream:
+        message = [event.snapshot.choices[0].message for event in stream if event.type == "chunk"][-1]
+    told = [(each["index"], each["medium"], each["event"]) for each in message.media]
+    assert told == [(0, 0, "started"), (1, 0, "progress"), (2, 0, "done")]
+    assert message.media[-1]["url"] in message.content and message.media[1]["step"] == 1
 
 
 def test_a_stream_is_of_ordinary_chunks_alone(address):
@@ -229,12 +239,8 @@ def test_several_answers_take_following_seeds(client):
     seeds = [[part["seed"] for part in choice.message.parts if part["type"] == "image"] for choice in both.choices]
     assert seeds == [[1], [2]]
     streamed = ask(client, n=2, stream=True, max_completion_tokens=12)
-    told = [
-        (choice.index, choice.delta.media)
-        for chunk in streamed
-        for choice in chunk.choices
-        if hasattr(choice.delta, "media")
-    ]
+    choices = [choice for chunk in streamed for choice in chunk.choices]
+    told = [(choice.index, event) for choice in choices for event in getattr(choice.delta, "media", [])]
     assert {index: media["seed"] for index, media in told if media["event"] == "done"} == {0: 1, 1: 2}
 
 
