@@ -16,7 +16,7 @@ import math
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,8 +72,8 @@ class TeacherSettings:
     option: str = "teacher"
 
     def check(self) -> None:
-        """Raises UserInputError where nothing can be asked: the address is none, or the `openai` client is missing."""
-        _address(self)
+        """Raises UserInputError where nothing can be asked: no address, no key that can be sent, no `openai` client."""
+        _key(_address(self)[1])
         try:
             import openai  # noqa: F401
         except ImportError:
@@ -110,8 +110,7 @@ class Teacher:
     def __init__(self, settings: TeacherSettings, record: Record):
         self.settings, self.record = settings, record
         self.name, host = _address(settings)
-        self._variable = OPENAI_VARIABLE if host == OPENAI_HOST and not os.environ.get(KEY_VARIABLE) else KEY_VARIABLE
-        self._key = os.environ.get(self._variable, "").strip()
+        self._variable, self._key = _key(host)
         self.stopped: Stopped | None = None
         self._budget = _Budget(settings, record)
         self._slots = asyncio.Semaphore(settings.concurrency)
@@ -174,6 +173,7 @@ class Teacher:
             await self._wait_until(not_before)
             async with self._budget.hold(bound):
                 outcome = await self._send(request)
+                outcome = outcome._replace(entry={name: self._hide(value) for name, value in outcome.entry.items()})
                 failed = outcome.entry.get("failed")
                 tries = 1 if outcome.is_busy and self._answers > before else tries + 1  # busy with us: it goes on
                 if failed and tries > self.settings.retries and self._answers > at_first:  # others are answered
@@ -195,7 +195,7 @@ class Teacher:
         try:
             async with asyncio.timeout(self.settings.timeout):  # the client's own ends between two bytes only
                 response = await self._client.chat.completions.with_raw_response.create(**sent)
-            return _read(self._hide(response.text), request)
+            return _read(response.text, request, self._hide)
         except openai.APIStatusError as error:
             return self._refused(error, is_changed=self._adapt(error, sent, request))
         except (TimeoutError, openai.APITimeoutError):
@@ -211,7 +211,7 @@ class Teacher:
     def _refused(self, error: Any, is_changed: bool) -> _Outcome:
         """What an HTTP status other than 200 means."""
         status, code = error.status_code, getattr(error, "code", None)
-        message = self._hide(_said(error))
+        message = _short(self._hide(_said(error)))
         entry = {"failed": f"{status}: {message}"}
         if is_changed:
             return _Outcome(entry, wait=0.0)
@@ -277,8 +277,9 @@ class Teacher:
         if self.stopped:
             raise self.stopped
 
-    def _hide(self, text: str) -> str:
-        return text.replace(self._key, "***") if len(self._key) >= SHORTEST_SECRET else text
+    def _hide(self, value: Any) -> Any:
+        is_secret = isinstance(value, str) and len(self._key) >= SHORTEST_SECRET
+        return value.replace(self._key, "***") if is_secret else value
 
 
 class _Budget:
@@ -329,7 +330,16 @@ def _address(settings: TeacherSettings) -> tuple[str, str]:
     return f"{parts.scheme}://{parts.netloc}{parts.path}", host
 
 
-def _read(text: str, request: dict[str, Any]) -> _Outcome:
+def _key(host: str) -> tuple[str, str]:
+    """The variable that a key for this host comes from, and the key."""
+    variable = OPENAI_VARIABLE if host == OPENAI_HOST and not os.environ.get(KEY_VARIABLE) else KEY_VARIABLE
+    key = os.environ.get(variable, "").strip()
+    if any(not "!" <= letter <= "~" for letter in key):
+        raise UserInputError(f"{variable}: holds a space, a line break or a letter that no key has; copy the key anew")
+    return variable, key
+
+
+def _read(text: str, request: dict[str, Any], hide: Callable[[str], str]) -> _Outcome:
     """The answer in a response's body."""
     try:
         body = json.loads(text)
@@ -338,9 +348,10 @@ def _read(text: str, request: dict[str, Any]) -> _Outcome:
         usage = body.get("usage") or {}
         used = usage.get("total_tokens")
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        return _Outcome({"problem": "not a chat completion", "said": " ".join(text.split())[:SHOWN]})
+        return _Outcome({"problem": "not a chat completion", "said": _short(hide(text))})
     if isinstance(content, list):  # parts, as some servers have it
-        content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        content = "".join(text for text in texts if isinstance(text, str))
     if not isinstance(used, int) or used < 0:
         used = _most_tokens(request) // 2 + len(content or "") // 4  # as long as English tokens are
     if not isinstance(content, str) or not content.strip():
@@ -371,10 +382,15 @@ def _without_files(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _said(error: Any) -> str:
-    """What a server says of an error, on one short line."""
+    """What a server says of an error."""
     body = error.body
     message = body.get("message") if isinstance(body, Mapping) else None
-    words = " ".join(str(message or body or first_line(error)).split())
+    return str(message or body or first_line(error))
+
+
+def _short(text: str) -> str:
+    """A text on one short line."""
+    words = " ".join(text.split())
     return words if len(words) <= SHOWN else f"{words[:SHOWN]}…"
 
 

@@ -110,7 +110,10 @@ def test_the_thoughts_of_a_teacher_are_no_part_of_its_answers(thoughts, good, tm
     assert conversations(tmp_path)[0][1]["content"] == "It is made of salt." and report.cleaned == {"thoughts": 2}
 
 
-@pytest.mark.parametrize("body", ['{"choices": []}', '{"choices": [{"message": {"content": null}}]}', "[]", "{"])
+MALFORMED = ['{"choices": []}', "[]", "{", *('{"choices": [{"message": {"content": %s}}]}' % c for c in ("null", '[{"text": 5}]'))]
+
+
+@pytest.mark.parametrize("body", MALFORMED)
 def test_a_malformed_completion_costs_its_candidate_alone(body, good, tmp_path) -> None:
     good.faults = [{"body": body}]
     report = run(tmp_path, good, count=1)
@@ -234,6 +237,22 @@ def test_the_key_is_sent_and_stands_in_no_record_and_no_message(good, tmp_path, 
     assert set(good.keys) == {f"Bearer {good.key}"} and "*** is wrong" in report.stopped
     written = "".join(file.read_text() for file in tmp_path.iterdir()) + caplog.text + report.stopped
     assert "***" in written and good.key not in written
+
+
+def test_a_key_that_a_server_escapes_or_that_stands_where_its_words_are_cut_is_in_no_record(good, tmp_path) -> None:
+    escaped = json.dumps({"choices": [{"message": {"content": f"It is {good.key}."}}]}).replace("sk-", "\\u0073k-")
+    good.faults = [{"body": escaped}, failure(500, f"{'x' * 190} {good.key}"), {"body": f"{'x' * 190} {good.key}"}]
+    run(tmp_path, good, count=1)
+    assert "It is ***." in [entry.get("answer") for entry in entries(tmp_path)]
+    assert "sk-" not in "".join(file.read_text() for file in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["sk-with a-space", "sk-two\nlines", "sk-schlüssel"])
+def test_a_key_that_cannot_be_sent_is_refused_by_its_variable_and_not_shown(key, good, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("NEXTGPT_TEACHER_API_KEY", key)
+    with pytest.raises(UserInputError, match="NEXTGPT_TEACHER_API_KEY: holds a space") as refused:
+        run(tmp_path, good)
+    assert "sk-" not in str(refused.value) and not good.asked and not list(tmp_path.iterdir())
 
 
 def test_openais_key_goes_to_openai_alone_and_an_address_holds_none(good, tmp_path, monkeypatch) -> None:
