@@ -27,7 +27,9 @@ _CONTROL = (
     r"|^#{2,3} (?:Human|User|Assistant|System|Instruction|Response):"
 )
 _LOADS = re.compile(
-    r"<(?:script|style|iframe|object|embed|form|link|meta)\b[^<>]*>|(?:\]\(|[\"'=<])\s*(?:javascript|vbscript|data):", re.IGNORECASE
+    r"<(?:script|style|iframe|object|embed|form|link|meta)\b[^<>]*>|"
+    r"(?:\]\(|[\"'=<])\s*(?:(?:java|vb)script:|data:text/html)",
+    re.IGNORECASE,
 )
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _ADDRESS = re.compile(r"\b(?:https?|wss?|ftp|file|smb|ssh)://[^\s<>\"'`)\]}]*|\blocalhost:\d+", re.IGNORECASE)

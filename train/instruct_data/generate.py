@@ -141,7 +141,10 @@ def generate(
     fit = _Fit(model, out.parent)
     captioned = read_captions(Path(media), out.parent) if media is not None else []
     tasks, shown = read_seeds(Path(seeds or SEEDS), captioned, out.parent)
-    found = CaptionedMedia([*captioned, *shown])
+    usable = [medium for medium in (*captioned, *shown) if medium.kind in (*fit.shown, *fit.made)]
+    if captioned and not usable:
+        raise UserInputError(f"{media}: {model} takes and makes no media of these kinds; name others, or another --model")
+    found = CaptionedMedia(usable)
     run = _Run(
         RECIPES[recipe],
         count,

@@ -7,13 +7,14 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from nextgpt.errors import UserInputError, did_you_mean
+from nextgpt.media.text import whole_characters
 from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.json_records import Record, read_records
 from nextgpt.train.data.markers import RecordMedia, Unusable
@@ -51,8 +52,11 @@ class Prompts:
             if file.stem not in self._texts:
                 raise UserInputError(f"{file}: no prompt has this name; {did_you_mean(file.stem, self._texts)}")
             text, ours = Template(_read(file)), Template(self._texts[file.stem])
-            if not text.is_valid() or set(text.get_identifiers()) != set(ours.get_identifiers()):
-                places = ", ".join(f"${{{name}}}" for name in ours.get_identifiers()) or "no places"
+            if file.stem == TOPICS:
+                if not text.template.strip():
+                    raise UserInputError(f"{file}: holds no topics; expected one a line")
+            elif not text.is_valid() or set(text.get_identifiers()) != set(ours.get_identifiers()):
+                places = ", ".join(f"${{{name}}}" for name in ours.get_identifiers())
                 raise UserInputError(f"{file}: expected the places {places}, each at least once, and $$ for a dollar sign")
             self._texts[file.stem] = text.template
 
@@ -66,8 +70,8 @@ class Prompts:
         return self._texts[name]
 
     def fill(self, name: str, **values: object) -> str:
-        """A prompt with its places filled."""
-        return Template(self._texts[name]).substitute(values).strip()
+        """A prompt with its places filled. Half characters, which cannot be sent, become U+FFFD."""
+        return whole_characters(Template(self._texts[name]).substitute(values).strip())
 
     def fingerprint(self) -> str:
         """Changes with any of the texts."""
@@ -181,44 +185,48 @@ def read_seeds(file: Path, known: Sequence[Medium], start: Path) -> tuple[list[T
         The tasks, with media by caption, and the media in them.
 
     Raises:
-        UserInputError: a record is of another form, or a medium has no caption.
+        UserInputError: a record is of another form, or a medium has no caption or no file.
     """
     captions = {os.path.normpath(start / medium.path): medium.caption for medium in known}
-    tasks: list[Task] = []
-    media: list[Medium] = []
+    tasks, media = [], []
     for record in read_records(file, is_record=lambda value: bool({"instruction", "messages"} & set(value))):
-        messages = (record.value or {}).get("messages")
-        if not isinstance(messages, list):
-            tasks.append(_instruction(record))
+        value = record.value or {}
+        if not isinstance(value.get("messages"), list):
+            tasks.append(Task(_instruction(record), is_classification=bool(value.get("is_classification"))))
             continue
-        asked = (each.get("content") for each in messages if isinstance(each, dict) and each.get("role") == "user")
+        asked = (each.get("content") for each in value["messages"] if isinstance(each, dict) and each.get("role") == "user")
         content = next(asked, None) or ""
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
             raise UserInputError(f"{record.where}: expected a text, or a list of parts, as a question")
         texts = []
         for part in parts:
-            if part.get("type") not in MODALITIES:
+            if part.get("type") in MODALITIES:
+                media.append(_shown(part, record.where, file.parent, start, captions))
+                texts.append(mark(part["type"], media[-1].caption))
+            else:
                 texts.append(str(part.get("text") or "").strip())
-                continue
-            path = os.path.normpath(file.parent / str(part.get("path")))
-            caption = part.get("caption") or captions.get(path)
-            if not caption:
-                name = part.get("path")
-                raise UserInputError(f"{record.where}: {name} has no caption, by which a teacher would know it; see --media")
-            texts.append(mark(part["type"], caption))
-            if os.path.isfile(path):
-                media.append(Medium(part["type"], caption, Path(os.path.relpath(path, start)).as_posix()))
         if not any(texts):
             raise UserInputError(f"{record.where}: no question; expected a user's turn with words")
         tasks.append(Task("\n".join(filter(None, texts))))
     return tasks, media
 
 
-def _instruction(record: Record) -> Task:
+def _shown(part: dict, where: str, folder: Path, start: Path, captions: Mapping[str, str]) -> Medium:
+    """A medium of a question: its file lies beside the seeds, its caption stands in it or is known."""
+    name = part.get("path")
+    path = os.path.normpath(folder / str(name))
+    if not os.path.isfile(path):
+        raise UserInputError(f"{where}: no file {name}, expected {MODALITIES[part['type']].article} at its `path`")
+    caption = part.get("caption") or captions.get(path)
+    if not isinstance(caption, str) or not caption.strip():
+        raise UserInputError(f"{where}: {name} has no caption, by which a teacher would know it; see --media")
+    return Medium(part["type"], " ".join(caption.split()), Path(os.path.relpath(path, start)).as_posix())
+
+
+def _instruction(record: Record) -> str:
     value = record.value or {}
     texts = [value.get("instruction"), value.get("input") or ""]
     if record.problem or not all(isinstance(text, str) for text in texts) or not texts[0].strip():
         raise UserInputError(f"{record.where}: {record.problem or 'expected an instruction (and its input), or messages'}")
-    text = "\n\n".join(filter(None, map(str.strip, texts)))
-    return Task(text, is_classification=bool(value.get("is_classification")))
+    return "\n\n".join(filter(None, map(str.strip, texts)))

@@ -14,6 +14,7 @@ import pytest
 from nextgpt.__main__ import main
 from nextgpt.cli.training import RECIPES as DESCRIBED
 from nextgpt.errors import UserInputError
+from nextgpt.hub.parts import fetch_model
 from nextgpt.train.data.check import check_files
 from nextgpt.train.instruct_data.generate import RECIPES, generate
 from nextgpt.train.instruct_data.material import PROMPTS
@@ -152,6 +153,32 @@ def test_own_prompts_take_the_place_of_those_of_the_package(good, tmp_path) -> N
     assert report.conversations == 1 and any("Compare these." in json.dumps(body) for body in good.asked)
 
 
+def test_topics_of_ones_own_may_cost_dollars_and_seeds_hold_half_characters(good, tmp_path) -> None:
+    own, seeds = tmp_path / "own", tmp_path / "seeds.jsonl"
+    own.mkdir()
+    (own / "topics.txt").write_text("how to save $100\n")
+    generate("modality-switching", tmp_path / "out.jsonl", 1, good.settings(), prompts=own, model=None)
+    assert "The topic: how to save $100." in good.asked[0]["messages"][0]["content"]
+    good.asked.clear()
+    seeds.write_text('{"instruction": "Name uses of \\ud83d salt."}')
+    assert not generate("evol-instruct", tmp_path / "b.jsonl", 1, good.settings(), seeds=seeds, model=None).stopped
+    assert "Name uses of \ufffd salt." in good.asked[0]["messages"][0]["content"]
+
+
+def test_media_of_kinds_that_the_model_has_not_are_left_out(good, captions, tmp_path) -> None:
+    silent = tmp_path / "silent"
+    shutil.copytree(fetch_model("nano"), silent, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((silent / "config.json").read_text())
+    del config["decoders"]["audio"], config["signal_tokens"]["audio"]
+    (silent / "config.json").write_text(json.dumps(config | {"input_modalities": ["image"]}))
+    given = json.loads(captions.read_text())
+    captions.write_text(json.dumps([given[2]] * 40 + given[:2]))
+    report = generate(
+        "captions-to-instructions", tmp_path / "out.jsonl", 2, good.settings(), media=captions, model=str(silent)
+    )
+    assert report.conversations == 2 and not report.stopped
+
+
 def test_bad_material_is_refused_by_name_before_anything_is_asked(good, captions, tmp_path) -> None:
     def refused(match: str, **given) -> None:
         with pytest.raises(UserInputError, match=match):
@@ -162,8 +189,10 @@ def test_bad_material_is_refused_by_name_before_anything_is_asked(good, captions
     shutil.copytree(PROMPTS, own)
     (own / "evol_gain.txt").write_text("Compare ${before} with this.")
     refused(r"evol_gain.txt: expected the places \$\{before\}, \$\{after\}", prompts=own)
-    (own / "evol_gian.txt").write_text("")
     (own / "evol_gain.txt").unlink()
+    (own / "topics.txt").write_text(" \n")
+    refused("topics.txt: holds no topics; expected one a line", prompts=own)
+    (own / "evol_gian.txt").write_text("")
     refused("no prompt has this name; did you mean 'evol_gain'", prompts=own)
     refused("nowhere.json: cannot be read", media=tmp_path / "nowhere.json")
     captions.write_text('[{"caption": "a barn"}]')
@@ -175,6 +204,14 @@ def test_bad_material_is_refused_by_name_before_anything_is_asked(good, captions
     refused("seeds.jsonl:2: expected an instruction", seeds=seeds)
     seeds.write_text('{"messages": [{"role": "user", "content": ["What?"]}]}\n')
     refused("seeds.jsonl:1: expected a text, or a list of parts", seeds=seeds)
+    shown = {"type": "image", "path": "gone.png", "caption": "a barn"}
+    seeds.write_text(json.dumps({"messages": [{"role": "user", "content": [shown]}]}))
+    refused("seeds.jsonl:1: no file gone.png, expected an image at its `path`", seeds=seeds)
+    seeds.write_text(
+        json.dumps({"messages": [{"role": "user", "content": [shown | {"path": "captions.json", "caption": 5}]}]})
+    )
+    (tmp_path / "captions.json").touch()
+    refused("seeds.jsonl:1: captions.json has no caption", seeds=seeds)
     with pytest.raises(UserInputError, match="name a file of them with --media"):
         generate("captions-to-instructions", tmp_path / "out.jsonl", 1, good.settings(), model=None)
     assert not good.asked and not list(tmp_path.glob("out.jsonl*"))
