@@ -15,9 +15,10 @@ import logging
 import math
 import os
 import random
+import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ CUT_OFF = {"length": "an answer longer than may be, cut off", "content_filter": 
 USELESS_IN_A_ROW = 5  # refusals, or answers of another protocol; then something is wrong with all of them
 SHORTEST_SECRET = 6  # characters; a shorter key is a word that stands in answers, too
 SHOWN = 200  # characters of what a server says of an error
+_FILE = re.compile(r"(data:[\w.+/-]+;base64,)([\w+/=]+)")
 GO_ON = "what was answered is kept: the same command goes on from there"
 
 
@@ -74,6 +76,10 @@ class TeacherSettings:
     def check(self) -> None:
         """Raises UserInputError where nothing can be asked: no address, no key that can be sent, no `openai` client."""
         _key(_address(self)[1])
+        least = {"concurrency": 1, "max_answer_tokens": 1, "retries": 0, "temperature": 0, "timeout": 0.001}
+        for name, bound in least.items():
+            if not bound <= (given := getattr(self, name)) < math.inf:
+                raise UserInputError(f"--{name.replace('_', '-')} is {given:g}, expected {bound:g} or more")
         try:
             import openai  # noqa: F401
         except ImportError:
@@ -88,12 +94,14 @@ class _Outcome(NamedTuple):
         wait: seconds that the server asks to wait.
         stop: why the run cannot go on.
         is_busy: whether the server only has too much to do.
+        is_changed: whether the request is sent with other parameters from now on.
     """
 
     entry: dict[str, Any]
     wait: float | None = None
     stop: str = ""
     is_busy: bool = False
+    is_changed: bool = False
 
 
 class Teacher:
@@ -112,8 +120,8 @@ class Teacher:
         self.name, host = _address(settings)
         self._variable, self._key = _key(host)
         self.stopped: Stopped | None = None
-        self._budget = _Budget(settings, record)
         self._slots = asyncio.Semaphore(settings.concurrency)
+        self._under_way: list[int] = []  # the most tokens that each request under way may use
         self._not_before = 0.0  # by the monotonic clock: when the server wants to be asked again
         self._renamed: dict[str, str] = {}  # parameters that the model takes by another name; "": not at all
         self._answers = self._useless = 0
@@ -140,7 +148,7 @@ class Teacher:
         if key not in self.record.answers:
             async with self._slots:
                 try:
-                    await self._answer({"key": key, "job": job, "step": step}, request)
+                    await self._answer({"key": key, "job": job, "step": step, "request": _without_files(request)}, request)
                 except Stopped as stop:
                     self.stopped = self.stopped or stop
                     raise
@@ -165,36 +173,61 @@ class Teacher:
             await self._client.close()
 
     async def _answer(self, entry: dict[str, Any], request: dict[str, Any]) -> None:
-        """Sends a request until it is answered, and puts each try into the record."""
-        entry = entry | {"request": _without_files(request)}
-        bound = _most_tokens(request) + self.settings.max_answer_tokens
+        """Sends a request until it is answered, and puts each try into the record.
+
+        The client's own retries are not used: they are not told to anybody, so neither record nor budget could have them,
+        and each request waits by itself.
+        """
+        most_tokens = _most_tokens(request) + self.settings.max_answer_tokens
         tries, not_before, at_first, before = 0, 0.0, self._answers, self._answers
         while True:
-            await self._wait_until(not_before)
-            async with self._budget.hold(bound):
+            while seconds := self._seconds_to_wait(not_before, most_tokens):
+                await asyncio.sleep(min(seconds, 0.5))
+            self._under_way.append(most_tokens)
+            try:
                 outcome = await self._send(request)
-                outcome = outcome._replace(entry={name: self._hide(value) for name, value in outcome.entry.items()})
-                failed = outcome.entry.get("failed")
-                tries = 1 if outcome.is_busy and self._answers > before else tries + 1  # busy with us: it goes on
+                tries = 1 if outcome.is_busy and self._answers > before else tries + (not outcome.is_changed)
+                before, failed = self._answers, outcome.entry.get("failed")
                 if failed and tries > self.settings.retries and self._answers > at_first:  # others are answered
                     outcome = _Outcome({"problem": f"failed {tries} times, while others were answered", "said": failed})
-                self.record.add(entry | outcome.entry)
-            before = self._answers
+                self.record.add(entry | {name: self._hide(value) for name, value in outcome.entry.items()})
+            except asyncio.CancelledError:
+                self.record.add(entry | {"failed": "broken off"})  # it may have cost something
+                raise
+            finally:
+                self._under_way.remove(most_tokens)
             if outcome.stop:
                 raise Stopped(outcome.stop)
             if "failed" not in outcome.entry:
-                return self._judge(outcome.entry)
+                return self._check_use(outcome.entry)
             if tries > self.settings.retries:
                 raise Stopped(f"{self.name}: failed {tries} times in a row, at last with {failed}; {GO_ON}")
             not_before = self._wait_after(outcome, tries)
 
+    def _seconds_to_wait(self, not_before: float, most_tokens: int) -> float:
+        """Until a request may be sent; raises `Stopped` where it never may."""
+        if self.stopped:
+            raise self.stopped
+        seconds = max(not_before, self._not_before) - time.monotonic()
+        if seconds > 0:
+            return seconds
+        requests, tokens = self.settings.max_requests, self.settings.max_tokens
+        if requests is not None and self.record.requests + len(self._under_way) >= requests:
+            raise Stopped(f"the budget of {requests:,} requests is spent; raise --max-requests; {GO_ON}")
+        if tokens is None or self.record.tokens + sum(self._under_way) + most_tokens <= tokens:
+            return 0.0
+        if not self._under_way:
+            left = f"{self.record.tokens:,} are used, and the next request may need {most_tokens:,}"
+            raise Stopped(f"the budget of {tokens:,} tokens is spent: {left}; raise --max-tokens; {GO_ON}")
+        return 0.05  # those under way mostly need fewer
+
     async def _send(self, request: dict[str, Any]) -> _Outcome:
         import openai
 
-        sent = self._as_taken(request)
+        client, sent = self._client, self._as_taken(request)
         try:
             async with asyncio.timeout(self.settings.timeout):  # the client's own ends between two bytes only
-                response = await self._client.chat.completions.with_raw_response.create(**sent)
+                response = await client.chat.completions.with_raw_response.create(**sent)
             return _read(response.text, request, self._hide)
         except openai.APIStatusError as error:
             return self._refused(error, is_changed=self._adapt(error, sent, request))
@@ -214,7 +247,7 @@ class Teacher:
         message = _short(self._hide(_said(error)))
         entry = {"failed": f"{status}: {message}"}
         if is_changed:
-            return _Outcome(entry, wait=0.0)
+            return _Outcome(entry, wait=0.0, is_changed=True)
         if status in (401, 403):
             key = f"refuses the key in {self._variable}" if self._key else f"asks for a key: set {self._variable}"
             return _Outcome(entry, stop=f"{self.name}: {key} ({status}: {message}); {GO_ON}")
@@ -225,15 +258,14 @@ class Teacher:
         if status == 402 or code == "insufficient_quota":
             return _Outcome(entry, stop=f"{self.name}: what was paid for is used up ({status}: {message}); {GO_ON}")
         if status in AGAIN or status >= 500:
-            wait = _retry_after(error.response.headers)
-            stop = ""
+            wait, stop = _retry_after(error.response.headers), ""
             if wait is not None and wait > LONGEST_WAIT:
                 stop = f"{self.name}: asks to wait {wait:,.0f} s ({status}: {message}); {GO_ON}"
             return _Outcome(entry, wait, stop, is_busy=status == 429)
         return _Outcome({"problem": f"refused by the teacher ({status})", "said": message})
 
-    def _judge(self, entry: dict[str, Any]) -> None:
-        """Stops when nothing of use comes any more."""
+    def _check_use(self, entry: dict[str, Any]) -> None:
+        """Raises `Stopped` when nothing of use comes any more."""
         if "problem" not in entry:
             self._answers, self._useless = self._answers + 1, 0
             return
@@ -250,15 +282,13 @@ class Teacher:
 
     def _adapt(self, error: Any, sent: dict[str, Any], request: dict[str, Any]) -> bool:
         """Whether the request has become another one because models differ in what they take."""
-        if error.status_code != 400:
-            return False
-        message = str(error)
+        message = str(error) if error.status_code == 400 else ""
         if "max_completion_tokens" in message:
             self._renamed["max_tokens"] = "max_completion_tokens"
         elif "temperature" in message and "temperature" in sent:
             logger.warning("%s takes no temperature of %g; its own is used.", self.settings.model, sent["temperature"])
             self._renamed["temperature"] = ""
-        return self._as_taken(request) != sent
+        return bool(message) and self._as_taken(request) != sent
 
     def _wait_after(self, outcome: _Outcome, tries: int) -> float:
         """When a request is sent again, by the monotonic clock."""
@@ -271,49 +301,9 @@ class Teacher:
         self._not_before = max(self._not_before, now + wait)  # for all requests
         return now + wait + random.uniform(0, 0.1 * self.settings.first_wait)
 
-    async def _wait_until(self, moment: float) -> None:
-        while (left := max(moment, self._not_before) - time.monotonic()) > 0 and not self.stopped:
-            await asyncio.sleep(min(left, 0.5))
-        if self.stopped:
-            raise self.stopped
-
     def _hide(self, value: Any) -> Any:
         is_secret = isinstance(value, str) and len(self._key) >= SHORTEST_SECRET
         return value.replace(self._key, "***") if is_secret else value
-
-
-class _Budget:
-    """Requests and tokens that may still be used. Those under way are held back at their bound."""
-
-    def __init__(self, settings: TeacherSettings, record: Record):
-        self.settings, self.record = settings, record
-        self.under_way = self.held = 0
-        self.changed = asyncio.Condition()
-
-    @asynccontextmanager
-    async def hold(self, bound: int) -> AsyncIterator[None]:
-        """Waits until a request of at most `bound` tokens fits; raises `Stopped` where it never will."""
-        async with self.changed:
-            while not self._fits(bound):
-                await self.changed.wait()
-            self.under_way, self.held = self.under_way + 1, self.held + bound
-        try:
-            yield
-        finally:
-            async with self.changed:
-                self.under_way, self.held = self.under_way - 1, self.held - bound
-                self.changed.notify_all()
-
-    def _fits(self, bound: int) -> bool:
-        requests, tokens = self.settings.max_requests, self.settings.max_tokens
-        if requests is not None and self.record.requests + self.under_way >= requests:
-            raise Stopped(f"the budget of {requests:,} requests is spent; raise --max-requests; {GO_ON}")
-        if tokens is None or self.record.tokens + self.held + bound <= tokens:
-            return True
-        if not self.held:
-            left = f"{self.record.tokens:,} are used, and the next request may need {bound:,}"
-            raise Stopped(f"the budget of {tokens:,} tokens is spent: {left}; raise --max-tokens; {GO_ON}")
-        return False
 
 
 def _address(settings: TeacherSettings) -> tuple[str, str]:
@@ -367,18 +357,14 @@ def _most_tokens(request: dict[str, Any]) -> int:
 
 
 def _without_files(request: dict[str, Any]) -> dict[str, Any]:
-    """A request as it is kept: embedded files by their hash."""
+    """A request as it is kept: files in its parts by their hash."""
+    if isinstance(request["messages"][0]["content"], str):
+        return request
 
-    def kept(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: kept(inner) for name, inner in value.items()}
-        if isinstance(value, list):
-            return [kept(inner) for inner in value]
-        if isinstance(value, str) and value.startswith("data:") and ";base64," in value:
-            return f"{value.partition(',')[0]},(blake2b {hashlib.blake2b(value.encode(), digest_size=16).hexdigest()})"
-        return value
+    def by_hash(found: re.Match) -> str:
+        return f"{found[1]}(blake2b {hashlib.blake2b(found[2].encode(), digest_size=16).hexdigest()})"
 
-    return kept(request)
+    return json.loads(_FILE.sub(by_hash, json.dumps(request)))
 
 
 def _said(error: Any) -> str:
