@@ -22,6 +22,7 @@ from tqdm import tqdm
 from nextgpt.errors import UserInputError
 from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.files import json_line, whole_file
+from nextgpt.train.data.lines import count_lines
 from nextgpt.train.data.turns import turn_problems
 from nextgpt.train.instruct_data.dialogues import captions_to_instructions, modality_switching
 from nextgpt.train.instruct_data.evol_instruct import evol_instruct
@@ -127,11 +128,8 @@ def generate(
     out = Path(out)
     if recipe not in RECIPES:
         raise UserInputError(f"the recipe {recipe!r} is unknown: expected {', '.join(RECIPES)}")
-    if min(count, teacher.concurrency, teacher.max_answer_tokens) < 1 or teacher.timeout <= 0 or teacher.retries < 0:
-        raise UserInputError(
-            "conversations, requests at a time and tokens of an answer must be at least 1, seconds for an answer above 0, "
-            "retries not below 0"
-        )
+    if count < 1:
+        raise UserInputError(f"{count} conversations are wanted, expected 1 or more")
     if RECIPES[recipe].needs_media and media is None:
         raise UserInputError(f"{recipe} begins with media and their captions: name a file of them with --media")
     record_file = out.with_name(f"{out.name}.requests.jsonl")
@@ -166,27 +164,32 @@ def generate(
         "prompts": run.prompts.fingerprint(),
     }
     report = GenerationReport(out, record_file, dropped=run.dropped, cleaned=run.cleaned)
-    record = Record(record_file, settings)
-    try:
-        asyncio.run(run(Teacher(teacher, record)))
-    except Stopped as stop:
-        report.stopped = str(stop)
-    except KeyboardInterrupt:
-        logger.warning("Stopped; %s", GO_ON)
-        raise
-    finally:
-        record.close()
-        report.conversations, report.requests, report.tokens = len(run.kept), record.requests, record.tokens
-        _write(run.kept, report)
+    with Record(record_file) as record:
+        record.begin(settings)
+        is_whole = False
+        try:
+            asyncio.run(run(Teacher(teacher, record)))
+            is_whole = True
+        except Stopped as stop:
+            report.stopped = str(stop)
+        except KeyboardInterrupt:
+            logger.warning("Stopped; %s", GO_ON)
+            raise
+        finally:
+            report.requests, report.tokens = record.requests, record.tokens
+            _write(run.kept, report, is_whole)
     return report
 
 
-def _write(kept: Sequence[list[dict]], report: GenerationReport) -> None:
-    if not kept:
-        return
+def _write(kept: Sequence[list[dict]], report: GenerationReport, is_whole: bool) -> None:
+    """Writes what there is. A run that was broken off before it was as far as one before it leaves the file as it is."""
     try:
-        with whole_file(report.file) as beside:
-            beside.write_bytes(b"".join(json_line({"messages": messages}) for messages in kept))
+        report.conversations = len(kept)
+        if not is_whole and report.file.exists():
+            report.conversations = max(len(kept), count_lines([report.file]))
+        if kept and report.conversations == len(kept):
+            with whole_file(report.file) as beside:
+                beside.write_bytes(b"".join(json_line({"messages": messages}) for messages in kept))
     except OSError as error:
         report.conversations = 0
         report.stopped = report.stopped or (

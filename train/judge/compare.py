@@ -96,30 +96,30 @@ def judge(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserInputError(f"{out}: cannot be made ({error.strerror or error}); name another folder with --out") from None
-    answers = []
-    for side, name in zip("ab", names, strict=True):  # other models and other questions, another folder
-        folder = out / f"{side}-{fingerprint([name, asked, max_new_tokens])}"
-        answers.append(answers_of(name, asked, folder, max_new_tokens))
-    settings = {
-        "judge_model": judge.model,
-        "temperature": judge.temperature,
-        "seed": seed,
-        "shown": sorted(shown),
-        "questions": fingerprint(asked),
-        "answers": fingerprint(answers),
-        "prompt": fingerprint(texts.text(PROMPT)),
-    }
-    record = Record(out / "judge.requests.jsonl", settings)
-    comparison, stopped = _Comparison(asked, answers, texts, Teacher(judge, record), shown, seed), ""
-    try:
-        asyncio.run(comparison())
-    except Stopped as stop:
-        stopped = str(stop)
-    except KeyboardInterrupt:
-        logger.warning("Stopped; %s", GO_ON)
-        raise
-    finally:
-        record.close()
+    answers, stopped = [], ""
+    with Record(out / "judge.requests.jsonl", "another folder with --out") as record:
+        for side, name in zip("ab", names, strict=True):  # other models and other questions, another folder
+            folder = out / f"{side}-{fingerprint([name, asked, max_new_tokens])}"
+            answers.append(answers_of(name, asked, folder, max_new_tokens))
+        record.begin(
+            {
+                "judge_model": judge.model,
+                "temperature": judge.temperature,
+                "seed": seed,
+                "shown": sorted(shown),
+                "questions": fingerprint(asked),
+                "answers": fingerprint(answers),
+                "prompt": fingerprint(texts.text(PROMPT)),
+            }
+        )
+        comparison = _Comparison(asked, answers, texts, Teacher(judge, record), shown, seed)
+        try:
+            asyncio.run(comparison())
+        except Stopped as stop:
+            stopped = str(stop)
+        except KeyboardInterrupt:
+            logger.warning("Stopped; %s", GO_ON)
+            raise
     found = tally(comparison.found, seed)
     report = JudgeReport(names, found, out / "index.html", record.requests, record.tokens, stopped)
     try:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 
 from nextgpt.errors import UserInputError
 from nextgpt.train.instruct_data.generate import GenerationReport, generate
+from nextgpt.train.instruct_data.record import Record
 
 
 def run(folder: Path, teacher, count: int = 2, recipe: str = "evol-instruct", **changes) -> GenerationReport:
@@ -138,7 +142,7 @@ def test_a_refused_request_costs_its_candidate_alone_and_is_not_asked_again(good
 
 def test_a_model_that_takes_other_parameters_gets_those(good, tmp_path) -> None:
     good.faults = [failure(400, "use max_completion_tokens"), failure(400, "temperature: only the default is supported")]
-    assert not run(tmp_path, good, count=1).stopped
+    assert not run(tmp_path, good, count=1, retries=0).stopped, "that is no failure"
     assert "max_completion_tokens" in good.asked[-1] and not {"max_tokens", "temperature"} & set(good.asked[-1])
 
 
@@ -155,6 +159,12 @@ def test_an_address_that_is_none_is_refused_by_name(url, tmp_path, good) -> None
     with pytest.raises(UserInputError, match="--teacher: not an address"):
         generate("evol-instruct", tmp_path / "out.jsonl", 1, replace(good.settings(), url=url), model=None)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", float("nan")), ("timeout", 0), ("retries", -1)])
+def test_a_number_that_cannot_be_is_refused_by_its_option(name, value, good, tmp_path) -> None:
+    with pytest.raises(UserInputError, match=f"--{name} is {value:g}, expected 0"):
+        run(tmp_path, good, **{name: value})
 
 
 @pytest.mark.parametrize("limit", ["max_requests", "max_tokens"])
@@ -206,6 +216,36 @@ def test_another_run_on_the_same_file_is_refused_by_what_differs(good, tmp_path)
     (tmp_path / "other.jsonl").write_text("{}\n")
     with pytest.raises(UserInputError, match="is there already, and no run made it"):
         generate("evol-instruct", tmp_path / "other.jsonl", 1, good.settings(), model=None)
+
+
+def test_two_runs_on_one_file_at_once_are_refused(good, tmp_path) -> None:
+    with (
+        Record(tmp_path / "out.jsonl.requests.jsonl"),
+        pytest.raises(
+            UserInputError, match="out.jsonl.requests.jsonl: another run is at work on it; wait for its end, or name"
+        ),
+    ):
+        run(tmp_path, good, count=1)
+    assert not good.asked and run(tmp_path, good, count=1).conversations == 1
+
+
+def test_a_run_that_is_stopped_before_it_is_as_far_as_the_one_before_it_leaves_its_file(good, tmp_path) -> None:
+    run(tmp_path, good, count=3)
+    before = (tmp_path / "out.jsonl").read_bytes()
+    record = tmp_path / "out.jsonl.requests.jsonl"
+    record.write_bytes(b"".join(record.read_bytes().splitlines(keepends=True)[:-4]))  # as if restored from elsewhere
+    good.faults = [failure(401, "who are you?")]
+    report = run(tmp_path, good, count=3)
+    assert report.stopped and report.conversations == 3 and (tmp_path / "out.jsonl").read_bytes() == before
+
+
+def test_requests_that_ctrl_c_breaks_off_count(good, tmp_path) -> None:
+    good.answers["Answer a task."] = lambda prompt, number: os.kill(os.getpid(), signal.SIGINT) or time.sleep(0.5) or "So."
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, good, count=1)
+    assert [entry.get("failed") for entry in entries(tmp_path)] == [None, None, "broken off"]
+    good.answers["Answer a task."] = "So it is made of salt."
+    assert run(tmp_path, good, count=1).requests == len(good.asked) == 4
 
 
 def test_a_run_that_got_no_answer_may_be_begun_anew_with_other_settings(good, tmp_path) -> None:
