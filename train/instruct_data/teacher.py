@@ -262,7 +262,7 @@ class Teacher:
             if wait is not None and wait > LONGEST_WAIT:
                 stop = f"{self.name}: asks to wait {wait:,.0f} s ({status}: {message}); {GO_ON}"
             return _Outcome(entry, wait, stop, is_busy=status == 429)
-        return _Outcome({"problem": f"refused by the teacher ({status})", "said": message})
+        return _Outcome({"problem": f"refused by the {self.settings.option} ({status})", "said": message})
 
     def _check_use(self, entry: dict[str, Any]) -> None:
         """Raises `Stopped` when nothing of use comes any more."""

@@ -20,7 +20,7 @@ from nextgpt.train.instruct_data.jobs import Dropped
 from nextgpt.train.instruct_data.material import Prompts, fingerprint
 from nextgpt.train.instruct_data.record import Record, Stopped
 from nextgpt.train.instruct_data.teacher import GO_ON, Teacher, TeacherSettings
-from nextgpt.train.judge.answers import Shown, answers_of, parts_of, read_questions
+from nextgpt.train.judge.answers import Shown, answers_of, parts_of, read_questions, state_of
 from nextgpt.train.judge.page import write_page
 from nextgpt.train.judge.verdicts import Question, Tally, Verdict, addresses_judge, read_verdict, tally
 
@@ -84,6 +84,8 @@ def judge(
         judge: whom to ask, and how.
         shown: kinds of media that the judge gets as content parts; others it knows by caption.
         prompts: folder with a text in place of the package's.
+        max_new_tokens: of an answer of A and B.
+        seed: of the intervals.
 
     Raises:
         UserInputError: something given is not what it should be.
@@ -98,21 +100,21 @@ def judge(
         raise UserInputError(f"{out}: cannot be made ({error.strerror or error}); name another folder with --out") from None
     answers, stopped = [], ""
     with Record(out / "judge.requests.jsonl", "another folder with --out") as record:
-        for side, name in zip("ab", names, strict=True):  # other models and other questions, another folder
-            folder = out / f"{side}-{fingerprint([name, asked, max_new_tokens])}"
-            answers.append(answers_of(name, asked, folder, max_new_tokens))
+        sides = [fingerprint([name, state_of(name), asked, max_new_tokens]) for name in names]
         record.begin(
             {
                 "judge_model": judge.model,
                 "temperature": judge.temperature,
-                "seed": seed,
                 "shown": sorted(shown),
                 "questions": fingerprint(asked),
-                "answers": fingerprint(answers),
+                "answers_of_A": sides[0],
+                "answers_of_B": sides[1],
                 "prompt": fingerprint(texts.text(PROMPT)),
             }
         )
-        comparison = _Comparison(asked, answers, texts, Teacher(judge, record), shown, seed)
+        for side, name, state in zip("ab", names, sides, strict=True):
+            answers.append(answers_of(name, asked, out / f"{side}-{state}", max_new_tokens))
+        comparison = _Comparison(asked, answers, texts, Teacher(judge, record), shown)
         try:
             asyncio.run(comparison())
         except Stopped as stop:
@@ -141,10 +143,9 @@ class _Comparison:
         prompts: Prompts,
         teacher: Teacher,
         shown: Sequence[str],
-        seed: int,
     ):
         self.questions, self.answers, self.prompts = questions, answers, prompts
-        self.teacher, self.shown, self.seed = teacher, shown, seed
+        self.teacher, self.shown = teacher, shown
         self.found: list[Question | None] = [None] * len(questions)
 
     async def __call__(self) -> None:
@@ -184,7 +185,7 @@ class _Comparison:
         places = {"question": media.conversation(self.questions[number])}
         for name, side in zip(("first", "second"), order, strict=True):
             places[name] = media.text(parts_of(self.answers[side][number]))
-        chance = random.Random(f"{self.seed}/{number}/{order[0]}")
+        chance = random.Random(f"{number}/{order[0]}")
         code = f"{chance.getrandbits(32):08x}"
         while any(code in text for text in places.values()):
             code = f"{chance.getrandbits(32):08x}"
