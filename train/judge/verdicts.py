@@ -73,7 +73,7 @@ def read_verdict(answer: str, code: str, judged: Sequence[str]) -> Verdict:
 
 
 def _stands_in(answer: str, text: str) -> bool:
-    """Whether a text holds a judge's answer word for word; a word or two may by chance, where it does not speak to the judge."""
+    """Whether a text holds a judge's answer word for word, and not by chance as any text may hold a word or two."""
     said = words(answer)
     enough = len(said) >= CHANCE_WORDS or said and addresses_judge(text)
     return bool(enough) and f" {' '.join(said)} " in f" {' '.join(words(text))} "
