@@ -25,17 +25,15 @@ _CAPTION_TALK = re.compile(
 
 async def modality_switching(job: Job) -> list[Task]:
     """One dialogue on one topic."""
-    with job.counting():
-        asked = {
-            "exchanges": job.random.randint(FEWEST_EXCHANGES, MOST_EXCHANGES),
-            "topic": job.random.choice(job.prompts.topics),
-            "kinds": ", ".join(job.made),
-            "shown": job.offer(),
-        }
-        messages = _dialogue(await job.ask("modality_switching", **asked), job)
-        check_switching(messages)
-        return [Task(" ".join(filter(None, map(_words, messages))), [messages])]
-    return []
+    asked = {
+        "exchanges": job.random.randint(FEWEST_EXCHANGES, MOST_EXCHANGES),
+        "topic": job.random.choice(job.prompts.topics),
+        "kinds": ", ".join(job.made),
+        "shown": job.offer(),
+    }
+    messages = _dialogue(await job.ask("modality_switching", **asked), job)
+    check_switching(messages)
+    return [Task(" ".join(filter(None, map(_words, messages))), [messages])]
 
 
 def check_switching(messages: list[dict]) -> None:
@@ -54,13 +52,11 @@ async def captions_to_instructions(job: Job) -> list[Task]:
     """One medium of the set in one form; all media come in turn, and the forms of each."""
     round_, place = divmod(job.number, len(job.media.media))
     medium, form = job.media.media[place], FORMS[(place + round_) % len(FORMS)]
-    with job.counting():
-        is_wish = form == "captions_wish"
-        if medium.kind not in (job.made if is_wish else job.shown):
-            raise Dropped(f"{MODALITIES[medium.kind].article}, of which the model has none there")
-        answer = await job.ask(form, kind=medium.kind, caption=mark(medium.kind, medium.caption))
-        return [Task("", [_wish(answer, medium, job) if is_wish else _about(answer, medium, job)])]
-    return []
+    is_wish = form == "captions_wish"
+    if medium.kind not in (job.made if is_wish else job.shown):
+        raise Dropped(f"{MODALITIES[medium.kind].article}, of which the model has none there")
+    answer = await job.ask(form, kind=medium.kind, caption=mark(medium.kind, medium.caption))
+    return [Task("", [_wish(answer, medium, job) if is_wish else _about(answer, medium, job)])]
 
 
 def _wish(answer: str, medium: Medium, job: Job) -> list[dict]:

@@ -142,16 +142,7 @@ def generate(
     usable = [medium for medium in (*captioned, *shown) if medium.kind in (*fit.shown, *fit.made)]
     if captioned and not usable:
         raise UserInputError(f"{media}: {model} takes and makes no media of these kinds; name others, or another --model")
-    found = CaptionedMedia(usable)
-    run = _Run(
-        RECIPES[recipe],
-        count,
-        seed,
-        fit,
-        tasks,
-        found,
-        Prompts(Path(prompts) if prompts else None),
-    )
+    found, texts = CaptionedMedia(usable), Prompts(Path(prompts) if prompts else None)
     settings = {
         "recipe": recipe,
         "teacher_model": teacher.model,
@@ -159,11 +150,12 @@ def generate(
         "max_answer_tokens": teacher.max_answer_tokens,
         "seed": seed,
         "model": model,
-        "seeds": fingerprint([[task.text, task.is_classification] for task in run.seeds]),
+        "seeds": fingerprint([[task.text, task.is_classification] for task in tasks]),
         "media": found.fingerprint(),
-        "prompts": run.prompts.fingerprint(),
+        "prompts": texts.fingerprint(),
     }
-    report = GenerationReport(out, record_file, dropped=run.dropped, cleaned=run.cleaned)
+    report = GenerationReport(out, record_file)
+    run = _Run(RECIPES[recipe], count, seed, fit, tasks, found, texts, report)
     with Record(record_file) as record:
         record.begin(settings)
         is_whole = False
@@ -198,30 +190,25 @@ def _write(kept: Sequence[list[dict]], report: GenerationReport, is_whole: bool)
         )
 
 
+@dataclass
 class _Run:
     """The waves of a run, and what they brought."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        count: int,
-        seed: int,
-        fit: _Fit,
-        seeds: list[Task],
-        media: CaptionedMedia,
-        prompts: Prompts,
-    ):
-        self.recipe, self.count, self.seed, self.fit = recipe, count, seed, fit
-        self.seeds, self.media, self.prompts = seeds, media, prompts
-        self.kept: list[list[dict]] = []
-        self.pool: list[Task] = []
-        self.dropped: Counter[str] = Counter()
-        self.cleaned: Counter[str] = Counter()
+    recipe: Recipe
+    count: int
+    seed: int
+    fit: _Fit
+    seeds: Sequence[Task]
+    media: CaptionedMedia
+    prompts: Prompts
+    report: GenerationReport
+    kept: list[list[dict]] = field(default_factory=list)
+    pool: list[Task] = field(default_factory=list)
+    fruitless: int = 0  # jobs in a row
+
+    def __post_init__(self):
         self._contents: set[str] = set()
-        self._fruitless = 0  # jobs in a row
-        self._known = KnownTasks()
-        for task in seeds if recipe.is_compared else ():
-            self._known.add(task.text)
+        self._known = KnownTasks(task.text for task in self.seeds if self.recipe.is_compared)
 
     async def __call__(self, teacher: Teacher) -> None:
         """Runs until there are enough conversations; raises `Stopped` where it ends before."""
@@ -235,9 +222,12 @@ class _Run:
                     jobs = [self._job(number + i, pool, teacher) for i in range(min(wanted, WAVE - number % WAVE))]
                     await self._finish(jobs, teacher, bar)
                     number += len(jobs)
-                    if self._fruitless >= FRUITLESS_JOBS and len(self.kept) < self.count:
-                        most = self.dropped.most_common(1)[0][0] if self.dropped else "no answer held a conversation"
-                        raise Stopped(f"the last {self._fruitless} tries brought nothing; mostly: {most}")
+                    if self.fruitless >= FRUITLESS_JOBS and len(self.kept) < self.count:
+                        most = max(self.report.dropped, key=self.report.dropped.get, default="no answer held a conversation")
+                        why = f"the last {self.fruitless} tries brought nothing; mostly: {most}"
+                        raise Stopped(
+                            f"{why}; look into {self.report.record}, and try other --prompts or --seeds in another file"
+                        )
             finally:
                 await teacher.close()
 
@@ -252,8 +242,10 @@ class _Run:
         slots = asyncio.Semaphore(teacher.settings.concurrency)  # a job is finished before another begins
 
         async def each(job: Job) -> list[Task]:
+            tasks = []
             async with slots:
-                tasks = await self.recipe.job(job)
+                with job.counting():
+                    tasks = await self.recipe.job(job)
             bar.set_postfix_str(f"{teacher.record.requests:,} requests, {teacher.record.tokens:,} tokens")
             return tasks
 
@@ -279,9 +271,9 @@ class _Run:
             return
         for task in tasks:
             self._take_task(job, task)
-        self._fruitless = 0 if len(self.kept) > before else self._fruitless + 1
-        self.dropped.update(job.dropped)
-        self.cleaned.update({what: count for what, count in job.cleaned.items() if count})
+        self.fruitless = 0 if len(self.kept) > before else self.fruitless + 1
+        self.report.dropped.update(job.dropped)
+        self.report.cleaned.update(+job.cleaned)
 
     def _take_task(self, job: Job, task: Task) -> None:
         with job.counting():
@@ -309,11 +301,7 @@ class _Run:
 
 
 class _Fit:
-    """Which conversations a model takes.
-
-    Args:
-        model: by its name; None: every one.
-        folder: that paths start from.
+    """Which conversations a model takes; with None, all. Paths in them start from `folder`.
 
     Attributes:
         shown, made: kinds of media that the user may show and the assistant make.

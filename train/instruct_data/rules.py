@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 
 from nextgpt.train.data.cleaning import FUNCTION_WORDS, language_of
@@ -63,9 +63,11 @@ def rouge_l(first: Sequence[str], second: Sequence[str]) -> float:
 class KnownTasks:
     """The tasks that there are, to find near duplicates of new ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, texts: Iterable[str] = ()):
         self._known: list[list[str]] = []
         self._holding: dict[str, list[int]] = defaultdict(list)  # word → tasks
+        for text in texts:
+            self.add(text)
 
     def add(self, text: str) -> None:
         """Remembers a task."""

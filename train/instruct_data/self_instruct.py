@@ -18,7 +18,7 @@ NO_INPUT = {"none", "n/a", "noinput", "<noinput>", "no input", "null"}
 
 async def self_instruct(job: Job) -> list[Task]:
     """New tasks with a conversation each; a classification may have several."""
-    known = [*job.random.sample(job.seeds, min(SEEDS_SHOWN, len(job.seeds)))]
+    known = job.random.sample(job.seeds, min(SEEDS_SHOWN, len(job.seeds)))
     known += job.random.sample(job.pool, min(NEW_SHOWN, len(job.pool)))
     job.random.shuffle(known)
     examples = "\n".join(
@@ -26,9 +26,7 @@ async def self_instruct(job: Job) -> list[Task]:
         for number, task in enumerate(known, start=1)
     )
     asked = {"count": TASKS_ASKED, "kinds": ", ".join(job.made), "shown": job.offer()}
-    proposals: list[Task] = []
-    with job.counting():
-        proposals = _proposals(await job.ask("self_instruct_tasks", examples=examples, **asked), job)
+    proposals = _proposals(await job.ask("self_instruct_tasks", examples=examples, **asked), job)
     answered = await job.gather(_answered(task, job) for task in proposals)
     return [task for task in answered if task.conversations]
 
