@@ -1,8 +1,8 @@
-"""The teacher: any server that speaks OpenAI's chat completions. Asks each thing once, within a budget, and waits when told.
+"""The teacher: any server that speaks OpenAI's chat completions. No request is answered twice; a budget holds.
 
-A request that fails for a time (429, 5xx, no answer in time) is sent again after a wait that doubles, or after what
-`Retry-After` says. What does not get better ends the run: a refused key, an unknown model, a spent budget. Requests under
-way are still waited for then, so that nothing that was paid for is lost.
+A request that fails (429, 5xx, a timeout) is sent again with exponential back-off, or after what `Retry-After` says. An
+error that stays ends the run: a refused key, an unknown model, a spent budget. Requests under way are waited for then, so
+that no answer is lost.
 """
 
 from __future__ import annotations
@@ -175,11 +175,12 @@ class Teacher:
     async def _answer(self, entry: dict[str, Any], request: dict[str, Any]) -> None:
         """Sends a request until it is answered, and puts each try into the record.
 
-        The client's own retries are not used: they are not told to anybody, so neither record nor budget could have them,
-        and each request waits by itself.
+        Not by the client's `max_retries`: it tells nobody of its tries, which count in the budget, obeys no `Retry-After`
+        above a minute, and lets each request wait by itself.
         """
         most_tokens = _most_tokens(request) + self.settings.max_answer_tokens
-        tries, not_before, at_first, before = 0, 0.0, self._answers, self._answers
+        tries, not_before = 0, 0.0
+        at_first = before = self._answers  # of all requests
         while True:
             while seconds := self._seconds_to_wait(not_before, most_tokens):
                 await asyncio.sleep(min(seconds, 0.5))
@@ -243,26 +244,27 @@ class Teacher:
 
     def _refused(self, error: Any, is_changed: bool) -> _Outcome:
         """What an HTTP status other than 200 means."""
-        status, code = error.status_code, getattr(error, "code", None)
-        message = _short(self._hide(_said(error)))
-        entry = {"failed": f"{status}: {message}"}
+        status, option = error.status_code, self.settings.option
+        said = _short(self._hide(_said(error)))
+        entry, wait, stop = {"failed": f"{status}: {said}"}, None, ""
         if is_changed:
             return _Outcome(entry, wait=0.0, is_changed=True)
         if status in (401, 403):
-            key = f"refuses the key in {self._variable}" if self._key else f"asks for a key: set {self._variable}"
-            return _Outcome(entry, stop=f"{self.name}: {key} ({status}: {message}); {GO_ON}")
-        if status == 404:
-            option = self.settings.option
-            check = f"check --{option}-model, and that --{option} is the API's address (it mostly ends in /v1)"
-            return _Outcome(entry, stop=f"{self.name}: has no model {self.settings.model!r} (404: {message}); {check}")
-        if status == 402 or code == "insufficient_quota":
-            return _Outcome(entry, stop=f"{self.name}: what was paid for is used up ({status}: {message}); {GO_ON}")
-        if status in AGAIN or status >= 500:
-            wait, stop = _retry_after(error.response.headers), ""
-            if wait is not None and wait > LONGEST_WAIT:
-                stop = f"{self.name}: asks to wait {wait:,.0f} s ({status}: {message}); {GO_ON}"
-            return _Outcome(entry, wait, stop, is_busy=status == 429)
-        return _Outcome({"problem": f"refused by the {self.settings.option} ({status})", "said": message})
+            stop = f"refuses the key in {self._variable}" if self._key else f"asks for a key: set {self._variable}"
+        elif status == 404:
+            stop = (
+                f"has no model {self.settings.model!r}; check --{option}-model, and that --{option} is the API's address "
+                "(it mostly ends in /v1)"
+            )
+        elif status == 402 or error.code == "insufficient_quota":
+            stop = "the quota is used up"
+        elif status in AGAIN or status >= 500:
+            wait = _retry_after(error.response.headers)
+            stop = f"asks to wait {wait:,.0f} s" if wait is not None and wait > LONGEST_WAIT else ""
+        else:
+            return _Outcome({"problem": f"refused by the {option} ({status})", "said": said})
+        stop = stop and f"{self.name}: {stop} ({status}: {said}); {GO_ON}"
+        return _Outcome(entry, wait, stop, is_busy=status == 429)
 
     def _check_use(self, entry: dict[str, Any]) -> None:
         """Raises `Stopped` when nothing of use comes any more."""
