@@ -27,6 +27,7 @@ from nextgpt.train.judge.verdicts import Question, Tally, Verdict, addresses_jud
 logger = logging.getLogger(__name__)
 
 PROMPT = "judge_pair"
+LISTED = 10  # questions in a line of the summary; the page and `judge.json` have all
 
 
 @dataclass
@@ -61,7 +62,8 @@ class JudgeReport:
         for name, (mean, low, high) in found.scores.items():
             lines.append(f"{f'score of {name}':20} {mean:5.2f}   ({low:.2f} – {high:.2f})")
         for reason, numbers in (found.problems | found.addressing).items():
-            lines.append(f"{len(numbers):,} of {found.questions:,}: {reason} (questions {', '.join(map(str, numbers))})")
+            some = ", ".join(map(str, numbers[:LISTED])) + ", …" * (len(numbers) > LISTED)
+            lines.append(f"{len(numbers):,} of {found.questions:,}: {reason} (questions {some})")
         return [*lines, f"{self.requests:,} requests, {self.tokens:,} tokens; {self.page}"]
 
 

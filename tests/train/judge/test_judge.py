@@ -117,6 +117,13 @@ def test_a_judge_without_bias_gives_wins_ties_losses_and_scores_with_intervals(t
     assert found.scores["A"][0] == (5 * 9 + 2 * 5 + 3) / 8 and found.scores["A - B"][1] < found.scores["A - B"][0]
 
 
+def test_a_judge_that_never_gives_a_verdict_is_said_in_one_line(tiny, tmp_path) -> None:
+    tiny.judge = lambda *asked: "Both are fine."
+    summary = compare(tiny, tmp_path, ["one"] * 12, ["two"] * 12).summary()
+    assert "12 of 12: the judge's answer holds no verdict (questions 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …)" in summary
+    assert len(summary) == 3
+
+
 def test_an_interval_is_as_wide_as_the_binomial_one() -> None:
     won, lost = Verdict("first", 6, 4, ""), Verdict("second", 4, 6, "")
     questions = [Question((won, lost) if number % 2 else (lost, won)) for number in range(400)]
