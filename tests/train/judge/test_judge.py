@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,48 +34,17 @@ def prefers_longer(code: str, question: str, first: str, second: str) -> str:
     return verdict(code, "first", 9, 3) if len(first) > len(second) else verdict(code, "second", 3, 9)
 
 
-class TinyJudge:
-    """A server that judges by a function; `asked` are the contents of the requests."""
+@pytest.fixture
+def tiny(teacher):
+    """A server that judges by its function `judge`."""
 
-    def __init__(self) -> None:
-        self.judge: Judge = prefers_longer
-        self.asked: list[str | list] = []
-        tiny = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
-                tiny.asked.append(content)
-                answer = {"choices": [{"message": {"content": tiny.answer(content)}, "finish_reason": "stop"}]}
-                payload = json.dumps(answer).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(payload)))
-                self.end_headers()
-                self.wfile.write(payload)
-
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def answer(self, content: str | list) -> str:
-        text = content if isinstance(content, str) else "".join(part.get("text", "[shown]") for part in content)
+    def answer(text: str, number: int) -> str:
         (code,) = re.findall(r"^(\w{8}) conversation$", text, re.MULTILINE)
         pattern = rf"{code} conversation\n(.*)\n{code} first answer\n(.*)\n{code} second answer\n(.*)\n{code} end"
-        return self.judge(code, *re.search(pattern, text, re.DOTALL).groups())
+        return teacher.judge(code, *re.search(pattern, text, re.DOTALL).groups())
 
-
-@pytest.fixture
-def tiny() -> Iterator[TinyJudge]:
-    server = TinyJudge()
-    yield server
-    server.server.shutdown()
-    server.server.server_close()
+    teacher.judge, teacher.answers = prefers_longer, {"*": answer}
+    return teacher
 
 
 def write(file: Path, answers: list[str | list]) -> Path:
@@ -89,7 +56,7 @@ def write(file: Path, answers: list[str | list]) -> Path:
     return file
 
 
-def compare(tiny: TinyJudge, folder: Path, a: list, b: list, **given) -> JudgeReport:
+def compare(tiny, folder: Path, a: list, b: list, **given) -> JudgeReport:
     names = str(write(folder / "a.jsonl", a)), str(write(folder / "b.jsonl", b))
     settings = TeacherSettings(tiny.url, "tiny", temperature=0.0, concurrency=2)
     return judge(names, folder / "a.jsonl", settings, folder / "out", **given)
@@ -178,17 +145,17 @@ def test_media_are_shown_to_a_judge_that_takes_them_and_else_told_by_caption(tin
     Image.new("RGB", (8, 8)).save(tmp_path / "barn.png")
     drawn = [{"type": "text", "text": "Here:"}, {"type": "image", "path": "barn.png", "caption": "a red barn"}]
     compare(tiny, tmp_path, [drawn], ["No picture."])
-    assert all("Here:\n[image: a red barn]" in content for content in tiny.asked)
+    assert all("Here:\n[image: a red barn]" in content for content in tiny.contents)
     (tmp_path / "out").rename(tmp_path / "captioned")
     tiny.asked.clear()
     compare(tiny, tmp_path, [[{"type": "image", "path": "barn.png"}]], ["No picture."])
-    assert all("\n[an image, no caption]\n" in content for content in tiny.asked)
+    assert all("\n[an image, no caption]\n" in content for content in tiny.contents)
     (tmp_path / "out").rename(tmp_path / "by caption")
     tiny.asked.clear()
     compare(tiny, tmp_path, [drawn], ["No picture."], shown=["image"])
-    kinds = [[part["type"] for part in content] for content in tiny.asked]
+    kinds = [[part["type"] for part in content] for content in tiny.contents]
     assert kinds == [["text", "image_url", "text"]] * 2
-    assert tiny.asked[0][1]["image_url"]["url"].startswith("data:image/png;base64,")
+    assert tiny.contents[0][1]["image_url"]["url"].startswith("data:image/png;base64,")
     record = (tmp_path / "out" / "judge.requests.jsonl").read_text()
     assert "data:image/png;base64,(blake2b " in record and len(record) < 8000
     page = (tmp_path / "out" / "index.html").read_text()
@@ -223,7 +190,7 @@ def test_two_models_answer_once_and_are_compared(tiny, tmp_path, capsys) -> None
     assert "tie                  100.0%" in capsys.readouterr().out
     answers = sorted((tmp_path / "out").glob("[ab]-*/00001.json"))
     before = [file.stat().st_mtime_ns for file in answers]
-    assert len(answers) == 2 and "user: What is a violin?" in tiny.asked[0]
+    assert len(answers) == 2 and "user: What is a violin?" in tiny.contents[0]
     assert main(words) == 0 and [file.stat().st_mtime_ns for file in answers] == before
     answers[0].write_text("")  # by a full disk
     assert main(words) == 0 and json.loads(answers[0].read_text())["message"]["content"]
