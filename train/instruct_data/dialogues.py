@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 
 from nextgpt.modalities import MODALITIES
+from nextgpt.train.data.markers import parts_of, words_of
 from nextgpt.train.instruct_data.answers import parse_json, text_in, to_message
 from nextgpt.train.instruct_data.jobs import Dropped, Job, Task, mark
 from nextgpt.train.instruct_data.material import Medium
@@ -33,7 +34,7 @@ async def modality_switching(job: Job) -> list[Task]:
     }
     messages = _dialogue(await job.ask("modality_switching", **asked), job)
     check_switching(messages)
-    return [Task(" ".join(filter(None, map(_words, messages))), [messages])]
+    return [Task(" ".join(filter(None, map(words_of, messages))), [messages])]
 
 
 def check_switching(messages: list[dict]) -> None:
@@ -76,7 +77,7 @@ def _about(answer: str, medium: Medium, job: Job) -> list[dict]:
     """A conversation that begins with the medium."""
     messages = _dialogue(answer, job)
     for message in messages[1::2]:
-        check_caption_is_hidden(_words(message), medium.caption)
+        check_caption_is_hidden(words_of(message), medium.caption)
     if any(map(_media, messages)):
         raise Dropped("a conversation about one medium that brings others")
     messages[0]["content"] = [{"type": medium.kind, "path": medium.path}, {"type": "text", "text": messages[0]["content"]}]
@@ -99,9 +100,4 @@ def _dialogue(answer: str, job: Job) -> list[dict]:
 
 
 def _media(message: dict) -> list[dict]:
-    return [part for part in message["content"] if part["type"] != "text"] if isinstance(message["content"], list) else []
-
-
-def _words(message: dict) -> str:
-    content = message["content"]
-    return content if isinstance(content, str) else " ".join(part["text"] for part in content if part["type"] == "text")
+    return [part for part in parts_of(message["content"]) if part["type"] != "text"]

@@ -17,7 +17,7 @@ from nextgpt.errors import UserInputError, did_you_mean
 from nextgpt.media.text import whole_characters
 from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.json_records import Record, read_records
-from nextgpt.train.data.markers import RecordMedia, Unusable
+from nextgpt.train.data.markers import RecordMedia, Unusable, parts_of
 from nextgpt.train.instruct_data.jobs import Task, mark
 from nextgpt.train.instruct_data.rules import words
 
@@ -195,8 +195,7 @@ def read_seeds(file: Path, known: Sequence[Medium], start: Path) -> tuple[list[T
             tasks.append(Task(_instruction(record), is_classification=bool(value.get("is_classification"))))
             continue
         asked = (each.get("content") for each in value["messages"] if isinstance(each, dict) and each.get("role") == "user")
-        content = next(asked, None) or ""
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts = parts_of(next(asked, None))
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
             raise UserInputError(f"{record.where}: expected a text, or a list of parts, as a question")
         texts = []

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -19,6 +18,7 @@ from nextgpt.hub.fingerprints import fingerprint as weights_fingerprint
 from nextgpt.hub.parts import resolve_model
 from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.lines import Line, check_files, read_lines
+from nextgpt.train.data.markers import parts_of, words_of
 from nextgpt.train.data.turns import is_empty
 from nextgpt.train.instruct_data.jobs import mark
 
@@ -52,7 +52,7 @@ def _messages(line: Line) -> list[dict]:
     except UserInputError as error:
         raise UserInputError(f"{line.where}: {error}") from None
     for message in messages:
-        parts = parts_of(message.get("content"))
+        parts = parts_of(message.setdefault("content", None))
         if message.get("role") not in ("system", "user", "assistant") or not (
             isinstance(parts, list) and all(isinstance(part, dict) and _is_whole(part) for part in parts)
         ):
@@ -123,19 +123,10 @@ def _answers_in(file: Path, questions: Sequence[list[dict]]) -> list[list[dict]]
     answers = []
     for line, question in zip(lines, questions, strict=True):
         *asked, answer = _messages(line) or [{}]
-        if answer.get("role") != "assistant" or [_words(m) for m in asked] != [_words(m) for m in question]:
+        if answer.get("role") != "assistant" or list(map(words_of, asked)) != list(map(words_of, question)):
             raise UserInputError(f"{line.where}: expected the question of the same line with an answer")
         answers.append(parts_of(answer.get("content")))
     return answers
-
-
-def _words(message: dict) -> str:
-    return " ".join(part.get("text", "") for part in parts_of(message.get("content")))
-
-
-def parts_of(content: Any) -> list[dict]:
-    """The content of a message as parts."""
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content or []
 
 
 class Shown:

@@ -20,7 +20,7 @@ from nextgpt.train.instruct_data.jobs import Dropped
 from nextgpt.train.instruct_data.material import Prompts, fingerprint
 from nextgpt.train.instruct_data.record import Record, Stopped
 from nextgpt.train.instruct_data.teacher import GO_ON, Teacher, TeacherSettings
-from nextgpt.train.judge.answers import Shown, answers_of, parts_of, read_questions, state_of
+from nextgpt.train.judge.answers import Shown, answers_of, read_questions, state_of
 from nextgpt.train.judge.page import write_page
 from nextgpt.train.judge.verdicts import Question, Tally, Verdict, addresses_judge, read_verdict, tally
 
@@ -186,7 +186,7 @@ class _Comparison:
         media = Shown(self.shown)
         places = {"question": media.conversation(self.questions[number])}
         for name, side in zip(("first", "second"), order, strict=True):
-            places[name] = media.text(parts_of(self.answers[side][number]))
+            places[name] = media.text(self.answers[side][number])
         chance = random.Random(f"{number}/{order[0]}")
         code = f"{chance.getrandbits(32):08x}"
         while any(code in text for text in places.values()):

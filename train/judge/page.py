@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.files import whole_file
-from nextgpt.train.judge.answers import in_words, parts_of
+from nextgpt.train.data.markers import parts_of
+from nextgpt.train.judge.answers import in_words
 from nextgpt.train.judge.verdicts import Question, Verdict
 
 STYLE = """
