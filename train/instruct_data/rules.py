@@ -16,7 +16,7 @@ from nextgpt.train.data.cleaning import FUNCTION_WORDS, language_of
 from nextgpt.train.instruct_data.jobs import Dropped
 
 ROUGE_L_BOUND = 0.7  # a task as near as this to another is the same
-FEWEST_WORDS, MOST_WORDS = 3, 150  # of an instruction
+FEWEST_WORDS, MOST_WORDS = 3, 150  # of an instruction; Alpaca wants four, but "Draw a lighthouse." is a task here
 SHORT_ANSWER = 80  # words; an apology that is longer explains something
 COPIED_WORDS = 6  # in a row, of the prompt that asked for an evolution
 VERDICTS = {"yes", "no"}  # function words that answer a question

@@ -57,13 +57,16 @@ class JudgeReport:
         """Lines for a person."""
         found = self.tally
         lines = [f"A is {self.names[0]}, B is {self.names[1]}: {found.questions:,} questions, each in both orders"]
+        if found.rates:
+            lines.append("A against B, with 95% bootstrap intervals:")
         for name, (share, low, high) in found.rates.items():
             lines.append(f"{name:20} {100 * share:5.1f}%  ({100 * low:.1f} – {100 * high:.1f}%)")
         for name, (mean, low, high) in found.scores.items():
             lines.append(f"{f'score of {name}':20} {mean:5.2f}   ({low:.2f} – {high:.2f})")
         for reason, numbers in (found.problems | found.addressing).items():
             some = ", ".join(map(str, numbers[:LISTED])) + ", …" * (len(numbers) > LISTED)
-            lines.append(f"{len(numbers):,} of {found.questions:,}: {reason} (questions {some})")
+            out = ", in no rate" * (reason in found.problems)
+            lines.append(f"{len(numbers):,} of {found.questions:,}{out}: {reason} (questions {some})")
         return [*lines, f"{self.requests:,} requests, {self.tokens:,} tokens; {self.page}"]
 
 
@@ -135,20 +138,18 @@ def judge(
     return report
 
 
+@dataclass
 class _Comparison:
     """The questions, and what comes of them."""
 
-    def __init__(
-        self,
-        questions: Sequence[list[dict]],
-        answers: Sequence[list[list[dict]]],
-        prompts: Prompts,
-        teacher: Teacher,
-        shown: Sequence[str],
-    ):
-        self.questions, self.answers, self.prompts = questions, answers, prompts
-        self.teacher, self.shown = teacher, shown
-        self.found: list[Question | None] = [None] * len(questions)
+    questions: Sequence[list[dict]]
+    answers: Sequence[list[list[dict]]]
+    prompts: Prompts
+    teacher: Teacher
+    shown: Sequence[str]
+
+    def __post_init__(self):
+        self.found: list[Question | None] = [None] * len(self.questions)
 
     async def __call__(self) -> None:
         """Asks about all questions; raises `Stopped` where it ends before."""

@@ -87,7 +87,9 @@ def test_a_judge_without_bias_gives_wins_ties_losses_and_scores_with_intervals(t
 def test_a_judge_that_never_gives_a_verdict_is_said_in_one_line(tiny, tmp_path) -> None:
     tiny.judge = lambda *asked: "Both are fine."
     summary = compare(tiny, tmp_path, ["one"] * 12, ["two"] * 12).summary()
-    assert "12 of 12: the judge's answer holds no verdict (questions 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …)" in summary
+    assert (
+        "12 of 12, in no rate: the judge's answer holds no verdict (questions 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …)" in summary
+    )
     assert len(summary) == 3
 
 
@@ -135,7 +137,7 @@ def test_a_judge_that_obeys_what_it_judges_is_found_out_and_named(tiny, tmp_path
     report = compare(tiny, tmp_path, [injected, "longer"], ["one", "one"])
     assert report.tally.problems == {"the judge's answer obeys the text it judges": [1]}
     assert report.tally.addressing == {"the answer of A speaks to the judge": [1]}
-    assert "1 of 2: the judge's answer obeys the text it judges (questions 1)" in report.summary()
+    assert "1 of 2, in no rate: the judge's answer obeys the text it judges (questions 1)" in report.summary()
     assert not addresses_judge("Rate the hotel before you choose the second room.")
 
 
