@@ -21,7 +21,7 @@ from nextgpt.train.data.markers import Turn, message_of
 from nextgpt.train.data.turns import is_empty
 from nextgpt.train.instruct_data.jobs import Dropped, Job, marker
 
-_THOUGHT = re.compile(r"</?think(?:ing)?>")
+_REASONING = re.compile(r"</?think(?:ing)?>")
 _CONTROL = (
     r"<\|[^|<>\n]{1,40}\|>|<｜[^｜<>\n]{1,40}｜>|</?s>|<(?:bos|eos|pad|unk)>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
     r"|^#{2,3} (?:Human|User|Assistant|System|Instruction|Response):"
@@ -84,8 +84,8 @@ def clean_text(text: str, cleaned: Counter[str]) -> str:
     while (shorter := at_an_end.sub("", text).strip()) != text:
         text = shorter
     cleaned["control tokens"] += text != before
-    if _THOUGHT.search(text):
-        raise Dropped("thoughts that do not end")
+    if _REASONING.search(text):
+        raise Dropped("reasoning that does not end")
     if re.search(control, text, re.MULTILINE):
         raise Dropped("control tokens inside a text")
     if _LOADS.search(_CODE.sub(" ", text)):
@@ -143,8 +143,7 @@ def to_message(role: str, text: str, job: Job) -> dict:
 
 
 def _medium(role: str, kind: str, caption: str, job: Job) -> dict:
-    if kind not in (job.made if role == "assistant" else job.shown):
-        raise Dropped(f"{MODALITIES[kind].article}, of which the model has none there")
+    job.check_kind(kind, role)
     if not caption:
         raise Dropped("a medium without a caption")
     found = job.media.find(kind, caption, exactly=role == "assistant")

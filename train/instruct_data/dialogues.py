@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 
-from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.markers import parts_of, words_of
 from nextgpt.train.instruct_data.answers import parse_json, text_in, to_message
 from nextgpt.train.instruct_data.jobs import Dropped, Job, Task, mark
@@ -54,8 +53,7 @@ async def captions_to_instructions(job: Job) -> list[Task]:
     round_, place = divmod(job.number, len(job.media.media))
     medium, form = job.media.media[place], FORMS[(place + round_) % len(FORMS)]
     is_wish = form == "captions_wish"
-    if medium.kind not in (job.made if is_wish else job.shown):
-        raise Dropped(f"{MODALITIES[medium.kind].article}, of which the model has none there")
+    job.check_kind(medium.kind, "assistant" if is_wish else "user")
     answer = await job.ask(form, kind=medium.kind, caption=mark(medium.kind, medium.caption))
     return [Task("", [_wish(answer, medium, job) if is_wish else _about(answer, medium, job)])]
 

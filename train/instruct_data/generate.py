@@ -44,8 +44,8 @@ class Recipe(NamedTuple):
 
     Args:
         job: what one job does.
-        tasks: that a job is hoped to bring.
-        is_compared: whether its tasks are compared by ROUGE-L with those that there are.
+        tasks: that a job asks for.
+        is_compared: whether its tasks are compared by ROUGE-L with the known ones.
         needs_media: whether it begins with the user's captioned media.
     """
 
@@ -72,7 +72,7 @@ class GenerationReport:
         conversations: that are in the file.
         dropped, cleaned: reason → candidates that became no conversation, texts that were changed.
         requests, tokens: that were used.
-        stopped: why there are fewer conversations than were wanted; empty where there are not.
+        stopped: why there are fewer conversations than were wanted; else empty.
     """
 
     file: Path
@@ -111,11 +111,11 @@ def generate(
 ) -> GenerationReport:
     """Writes `count` conversations to a JSON-lines file, and beside it `<file>.requests.jsonl`, by which a run goes on.
 
-    Whatever ends the run, the conversations that there are get written; the report says what it was.
+    However the run ends, the conversations so far are written, and the report says why it ended.
 
     Args:
         recipe: one of `RECIPES`.
-        teacher: whom to ask, how, and how much.
+        teacher: the API, the model and the limits.
         seeds: file of tasks to begin with; None: those of the package.
         media: file of captions of the user's media.
         prompts: folder of texts in place of the package's.
@@ -174,7 +174,7 @@ def generate(
 
 
 def _write(kept: Sequence[list[dict]], report: GenerationReport, is_whole: bool) -> None:
-    """Writes what there is. A run that was broken off before it was as far as one before it leaves the file as it is."""
+    """Writes the conversations, unless the run was broken off before it was as far as an earlier one."""
     try:
         report.conversations = len(kept)
         if not is_whole and report.file.exists():
@@ -204,7 +204,7 @@ class _Run:
     report: GenerationReport
     kept: list[list[dict]] = field(default_factory=list)
     pool: list[Task] = field(default_factory=list)
-    fruitless: int = 0  # jobs in a row
+    fruitless: int = 0  # jobs in a row that brought nothing
 
     def __post_init__(self):
         self._contents: set[str] = set()
@@ -238,7 +238,7 @@ class _Run:
         return Job(number, chance, self.seeds, pool, self.media, self.prompts, teacher, check_new, *kinds)
 
     async def _finish(self, jobs: Sequence[Job], teacher: Teacher, bar: tqdm) -> None:
-        """Runs jobs and takes what they bring, in order. Where one cannot go on, the requests of others are waited for."""
+        """Runs jobs and keeps what they bring, in order; where one ends the run, the others' requests are waited for."""
         slots = asyncio.Semaphore(teacher.settings.concurrency)  # a job is finished before another begins
 
         async def each(job: Job) -> list[Task]:

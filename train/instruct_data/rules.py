@@ -61,7 +61,7 @@ def rouge_l(first: Sequence[str], second: Sequence[str]) -> float:
 
 
 class KnownTasks:
-    """The tasks that there are, to find near duplicates of new ones."""
+    """The tasks so far, to find near duplicates of new ones."""
 
     def __init__(self, texts: Iterable[str] = ()):
         self._known: list[list[str]] = []

@@ -1,4 +1,4 @@
-"""The teacher: any server that speaks OpenAI's chat completions. No request is answered twice; a budget holds.
+"""The teacher: any server that speaks OpenAI's chat completions. Keeps to a budget, and to the record.
 
 A request that fails (429, 5xx, a timeout) is sent again with exponential back-off, or after what `Retry-After` says. An
 error that stays ends the run: a refused key, an unknown model, a spent budget. Requests under way are waited for then, so
@@ -36,7 +36,10 @@ AGAIN = (408, 409, 425, 429)  # and 5xx
 LONGEST_WAIT = 600.0  # seconds; a server that wants more is left for later
 LONGEST_BACK_OFF = 60.0
 MEDIUM_TOKENS = 2000
-CUT_OFF = {"length": "an answer longer than may be, cut off", "content_filter": "an answer that the server's filter cut off"}
+CUT_OFF = {
+    "length": "an answer longer than --max-answer-tokens, cut off",
+    "content_filter": "an answer that the server's filter cut off",
+}
 USELESS_IN_A_ROW = 5  # refusals, or answers of another protocol; then something is wrong with all of them
 SHORTEST_SECRET = 6  # characters; a shorter key is a word that stands in answers, too
 SHOWN = 200  # characters of what a server says of an error
@@ -56,7 +59,7 @@ class TeacherSettings:
         timeout: seconds until a request counts as failed.
         retries: how often a request that failed is sent again.
         first_wait: seconds before the first retry; each wait after it is twice as long.
-        option: what names it on the command line, for errors.
+        option: its name on the command line, for errors.
         max_requests, max_tokens: budget of all runs on one result together; None: no limit. Retries count as requests;
             tokens are those of requests and answers as the server counts them.
     """
@@ -108,7 +111,7 @@ class Teacher:
     """Asks a model; what stands in the record is not asked again.
 
     Args:
-        settings: whom and how.
+        settings: the API, the model and the limits.
         record: of what was asked and answered.
 
     Attributes:

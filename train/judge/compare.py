@@ -86,7 +86,7 @@ def judge(
     Args:
         names: models, or JSON-lines files of the same questions with answers.
         questions: JSON-lines file of chat messages.
-        judge: whom to ask, and how.
+        judge: the API, the model and the limits.
         shown: kinds of media that the judge gets as content parts; others it knows by caption.
         prompts: folder with a text in place of the package's.
         max_new_tokens: of an answer of A and B.

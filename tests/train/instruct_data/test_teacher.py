@@ -107,11 +107,11 @@ def test_answers_of_another_protocol_end_the_run_after_a_few(good, tmp_path) -> 
 
 
 @pytest.mark.parametrize("thoughts", ["<think>What is it?</think>\n\n", "What is it?</think>"])
-def test_the_thoughts_of_a_teacher_are_no_part_of_its_answers(thoughts, good, tmp_path) -> None:
+def test_the_reasoning_of_a_teacher_is_no_part_of_its_answers(thoughts, good, tmp_path) -> None:
     good.answers["Compare two tasks."] = f"{thoughts}Yes, it asks for more."
     good.answers["Answer a task."] = f"{thoughts}It is made of salt."
     report = run(tmp_path, good, count=1)
-    assert conversations(tmp_path)[0][1]["content"] == "It is made of salt." and report.cleaned == {"thoughts": 2}
+    assert conversations(tmp_path)[0][1]["content"] == "It is made of salt." and report.cleaned == {"reasoning": 2}
 
 
 def said(content: object) -> str:
