@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -38,7 +39,8 @@ class TinyTeacher:
             `seconds` before it; an empty one is no fault.
         busy: of a request, whether it is answered with 429; seconds: that a completion takes.
         key: what it may be authorised with.
-        asked: the bodies of requests, in order of arrival; `keys`: what they were authorised with; `times`: when they came.
+        asked: the bodies of requests, in order of arrival; `keys`: what they were authorised with; `times`: when they came;
+            `headers`: those of the last.
     """
 
     def __init__(self) -> None:
@@ -59,7 +61,7 @@ class TinyTeacher:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                fault = teacher._arrive(body, self.headers.get("Authorization", ""))
+                fault = teacher._arrive(body, self.headers)
                 time.sleep(fault.get("seconds", 0))
                 payload = (fault.get("body") or teacher._completion(body)).encode()
                 self.send_response(fault.get("status", 200))
@@ -78,10 +80,11 @@ class TinyTeacher:
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
-    def _arrive(self, body: dict, key: str) -> dict:
+    def _arrive(self, body: dict, headers: Message) -> dict:
         with self.lock:
             self.asked.append(body)
-            self.keys.append(key)
+            self.keys.append(headers.get("Authorization", ""))
+            self.headers = headers
             self.times.append(time.monotonic())
             if self.busy(body):
                 return {"status": 429, "body": '{"error": {"message": "busy"}}'}

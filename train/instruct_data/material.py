@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import os
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -104,13 +104,11 @@ class CaptionedMedia:
 
     def __init__(self, media: Sequence[Medium] = ()):
         self.media = list(dict.fromkeys(media))
-        self._bags = [Counter(words(medium.caption)) for medium in self.media]
-        self._exact = {(medium.kind, *sorted(words(medium.caption))): medium for medium in reversed(self.media)}
-        self._holding: dict[str, list[int]] = defaultdict(list)  # word → media
-        for number, bag in enumerate(self._bags):
-            for word in bag:
-                self._holding[word].append(number)
-        self._norms = [math.sqrt(sum(self._weight(word) ** 2 for word in bag)) for bag in self._bags]
+        listed = [words(medium.caption) for medium in self.media]
+        pairs = zip(self.media, listed, strict=True)
+        self._exact = {(medium.kind, *sorted(own)): medium for medium, own in reversed(list(pairs))}
+        self._words = [frozenset(own) for own in listed]
+        self._counts = Counter(word for own in self._words for word in own)
 
     def find(self, kind: str, caption: str, exactly: bool = False) -> Medium | None:
         """The medium of this kind whose caption is most like this one; None where none is like it.
@@ -118,22 +116,21 @@ class CaptionedMedia:
         Args:
             exactly: take only one of the same words.
         """
-        bag = Counter(words(caption))
-        same = self._exact.get((kind, *sorted(bag.elements())))
+        wanted = words(caption)
+        same = self._exact.get((kind, *sorted(wanted)))
         if exactly or same is not None:
             return same
-        scores: Counter[int] = Counter()
-        for word in bag:
-            for number in self._holding.get(word, ()):
-                if self.media[number].kind == kind:
-                    scores[number] += self._weight(word) ** 2 / self._norms[number]
-        norm = math.sqrt(sum(self._weight(word) ** 2 for word in bag))
-        best = min(scores, key=lambda number: (-scores[number], number), default=None)
-        return self.media[best] if best is not None and scores[best] >= FITS * norm else None
+        asked, best, highest = frozenset(wanted), None, 0.0
+        for medium, own in zip(self.media, self._words, strict=True):
+            if medium.kind == kind and (common := asked & own):
+                # cosine of the words' weights
+                score = self._weight(common) / math.sqrt(self._weight(asked) * self._weight(own))
+                best, highest = (medium, score) if score > highest else (best, highest)
+        return best if highest >= FITS else None
 
-    def _weight(self, word: str) -> float:
-        """How much a word says: rare ones say more (inverse document frequency)."""
-        return math.log((len(self.media) + 2) / (len(self._holding.get(word, ())) + 1))
+    def _weight(self, some: Iterable[str]) -> float:
+        """How much words say: rare ones say more (squared inverse document frequency)."""
+        return sum(math.log((len(self.media) + 2) / (self._counts[word] + 1)) ** 2 for word in some)
 
     def fingerprint(self) -> str:
         """Changes with any of them."""

@@ -168,7 +168,10 @@ class Teacher:
         from openai import AsyncOpenAI
 
         url, key = self.settings.url, self._key or "none"
-        return AsyncOpenAI(base_url=url, api_key=key, timeout=self.settings.timeout, max_retries=0)
+        client = AsyncOpenAI(base_url=url, api_key=key, timeout=self.settings.timeout, max_retries=0)
+        if _address(self.settings)[1] != OPENAI_HOST:  # they come from the environment, and are for OpenAI alone
+            client.organization = client.project = None
+        return client
 
     async def close(self) -> None:
         """Ends the connections."""

@@ -299,9 +299,10 @@ def test_a_key_that_cannot_be_sent_is_refused_by_its_variable_and_not_shown(key,
 def test_openais_key_goes_to_openai_alone_and_an_address_holds_none(good, tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("NEXTGPT_TEACHER_API_KEY")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-for-openai-alone")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-for-openai-alone")
     good.faults = [failure(401, "who are you?")]
     assert "asks for a key: set NEXTGPT_TEACHER_API_KEY" in run(tmp_path, good).stopped
-    assert good.keys == ["Bearer none"]
+    assert good.keys == ["Bearer none"] and "for-openai-alone" not in str(good.headers)
     with pytest.raises(UserInputError, match="give the key in NEXTGPT_TEACHER_API_KEY"):
         generate(
             "evol-instruct", tmp_path / "b.jsonl", 1, replace(good.settings(), url="http://me:pw@localhost:1/v1"), model=None
