@@ -354,7 +354,8 @@ def _read(text: str, request: dict[str, Any], hide: Callable[[str], str]) -> _Ou
         used = _most_tokens(request) // 2 + len(content or "") // 4  # as long as English tokens are
     if not isinstance(content, str) or not content.strip():
         return _Outcome({"problem": "an answer without words", "tokens": used})
-    return _Outcome({"answer": content, "finish_reason": choice.get("finish_reason"), "tokens": used})
+    reason = choice.get("finish_reason")
+    return _Outcome({"answer": content, "finish_reason": reason if isinstance(reason, str) else None, "tokens": used})
 
 
 def _most_tokens(request: dict[str, Any]) -> int:

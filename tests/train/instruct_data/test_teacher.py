@@ -114,11 +114,13 @@ def test_the_reasoning_of_a_teacher_is_no_part_of_its_answers(thoughts, good, tm
     assert conversations(tmp_path)[0][1]["content"] == "It is made of salt." and report.cleaned == {"reasoning": 2}
 
 
-def said(content: object) -> str:
-    return json.dumps({"choices": [{"message": {"content": content}}]})
+def said(content: object, **more: object) -> str:
+    return json.dumps({"choices": [{"message": {"content": content}, **more}]})
 
 
-@pytest.mark.parametrize("body", ['{"choices": []}', "[]", "{", said(None), said([{"type": "text", "text": 5}])])
+@pytest.mark.parametrize(
+    "body", ['{"choices": []}', "[]", "{", said(None), said([{"type": "text", "text": 5}]), said("So.", finish_reason=[])]
+)
 def test_a_malformed_completion_costs_its_candidate_alone(body, good, tmp_path) -> None:
     good.faults = [{"body": body}]
     report = run(tmp_path, good, count=1)
