@@ -195,7 +195,8 @@ class Teacher:
                 outcome = await self._send(request)
                 tries = 1 if outcome.is_busy and self._answers > before else tries + (not outcome.is_changed)
                 before, failed = self._answers, outcome.entry.get("failed")
-                if failed and tries > self.settings.retries and self._answers > at_first:  # others are answered
+                gives_up = failed and not outcome.stop and tries > self.settings.retries
+                if gives_up and self._answers > at_first:  # others are answered
                     outcome = _Outcome({"problem": f"failed {tries} times, while others were answered", "said": failed})
                 self.record.add(entry | {name: self._hide(value) for name, value in outcome.entry.items()})
             except asyncio.CancelledError:
@@ -207,7 +208,7 @@ class Teacher:
                 raise Stopped(outcome.stop)
             if "failed" not in outcome.entry:
                 return self._check_use(outcome.entry)
-            if tries > self.settings.retries:
+            if gives_up:
                 raise Stopped(f"{self.name}: failed {tries} times in a row, at last with {failed}; {GO_ON}")
             not_before = self._wait_after(outcome, tries)
 

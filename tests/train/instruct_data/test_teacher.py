@@ -94,6 +94,12 @@ def test_what_gets_no_better_ends_the_run_at_once_and_keeps_what_there_is(fault,
     assert report.conversations == len(conversations(tmp_path)) == 1 and len(good.asked) == 5
 
 
+def test_a_refused_key_ends_the_run_though_others_were_answered_meanwhile(good, tmp_path) -> None:
+    good.faults = [failure(401, "who are you?") | {"seconds": 0.5}]
+    report = run(tmp_path, good, count=2, concurrency=2, retries=0)
+    assert "refuses the key" in report.stopped and not report.dropped
+
+
 def test_a_teacher_that_always_fails_ends_the_run(good, tmp_path) -> None:
     good.faults = [failure(503)] * 20
     assert "failed 3 times in a row, at last with 503: busy" in run(tmp_path, good, retries=2).stopped
