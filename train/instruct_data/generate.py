@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -31,9 +30,7 @@ from nextgpt.train.instruct_data.material import SEEDS, CaptionedMedia, Prompts,
 from nextgpt.train.instruct_data.record import Record, Stopped
 from nextgpt.train.instruct_data.rules import KnownTasks
 from nextgpt.train.instruct_data.self_instruct import TASKS_ASKED, self_instruct
-from nextgpt.train.instruct_data.teacher import GO_ON, Teacher, TeacherSettings
-
-logger = logging.getLogger(__name__)
+from nextgpt.train.instruct_data.teacher import Teacher, TeacherSettings, run_to_end
 
 WAVE = 32  # jobs that see the same pool
 FRUITLESS_JOBS = 32  # in a row that brought nothing; then it is not worth going on
@@ -160,13 +157,8 @@ def generate(
         record.begin(settings)
         is_whole = False
         try:
-            asyncio.run(run(Teacher(teacher, record)))
-            is_whole = True
-        except Stopped as stop:
-            report.stopped = str(stop)
-        except KeyboardInterrupt:
-            logger.warning("Stopped; %s", GO_ON)
-            raise
+            report.stopped = run_to_end(run(Teacher(teacher, record)))
+            is_whole = not report.stopped
         finally:
             report.requests, report.tokens = record.requests, record.tokens
             _write(run.kept, report, is_whole)

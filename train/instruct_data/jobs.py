@@ -37,6 +37,15 @@ def mark(kind: str, caption: str) -> str:
     return f"[{kind}: {' '.join(caption.translate({ord('['): '(', ord(']'): ')'}).split())}]"
 
 
+async def gather(parts: Iterable[Awaitable[T]]) -> list[T]:
+    """All of them at a time. Where one fails, the others are still waited for, so that no answer is lost."""
+    results = await asyncio.gather(*parts, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
 @dataclass
 class Task:
     """A task, and conversations in which it is done.
@@ -93,14 +102,6 @@ class Job:
         answer, count = _REASONING.subn("", answer)
         self.cleaned["reasoning"] += bool(count)
         return answer
-
-    async def gather(self, parts: Iterable[Awaitable[T]]) -> list[T]:
-        """All of them at a time. Where one fails, the others are still waited for, so that no answer is lost."""
-        results = await asyncio.gather(*parts, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return results
 
     @contextmanager
     def counting(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ and its output.
 from __future__ import annotations
 
 from nextgpt.train.instruct_data.answers import clean_text, parse_json, text_in, to_message
-from nextgpt.train.instruct_data.jobs import Dropped, Job, Task, marker
+from nextgpt.train.instruct_data.jobs import Dropped, Job, Task, gather, marker
 from nextgpt.train.instruct_data.rules import check_instance, check_instruction, check_labels
 
 SEEDS_SHOWN, NEW_SHOWN = 6, 2
@@ -27,7 +27,7 @@ async def self_instruct(job: Job) -> list[Task]:
     )
     asked = {"count": TASKS_ASKED, "kinds": ", ".join(job.made), "shown": job.offer()}
     proposals = _proposals(await job.ask("self_instruct_tasks", examples=examples, **asked), job)
-    answered = await job.gather(_answered(task, job) for task in proposals)
+    answered = await gather(_answered(task, job) for task in proposals)
     return [task for task in answered if task.conversations]
 
 

@@ -17,7 +17,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -313,6 +313,18 @@ class Teacher:
     def _hide(self, value: Any) -> Any:
         is_secret = isinstance(value, str) and len(self._key) >= SHORTEST_SECRET
         return value.replace(self._key, "***") if is_secret else value
+
+
+def run_to_end(work: Coroutine[Any, Any, None]) -> str:
+    """Runs what asks a teacher, and gives the reason where it could not go on; empty where it came to its end."""
+    try:
+        asyncio.run(work)
+    except Stopped as stop:
+        return str(stop)
+    except KeyboardInterrupt:
+        logger.warning("Stopped; %s", GO_ON)
+        raise
+    return ""
 
 
 def _address(settings: TeacherSettings) -> tuple[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +15,13 @@ from tqdm import tqdm
 from nextgpt.errors import UserInputError
 from nextgpt.modalities import check_known
 from nextgpt.train.data.files import whole_file
-from nextgpt.train.instruct_data.jobs import Dropped
+from nextgpt.train.instruct_data.jobs import Dropped, gather
 from nextgpt.train.instruct_data.material import Prompts, fingerprint
-from nextgpt.train.instruct_data.record import Record, Stopped
-from nextgpt.train.instruct_data.teacher import GO_ON, Teacher, TeacherSettings
+from nextgpt.train.instruct_data.record import Record
+from nextgpt.train.instruct_data.teacher import GO_ON, Teacher, TeacherSettings, run_to_end
 from nextgpt.train.judge.answers import Shown, answers_of, read_questions, state_of
 from nextgpt.train.judge.page import write_page
 from nextgpt.train.judge.verdicts import Question, Tally, Verdict, addresses_judge, read_verdict, tally
-
-logger = logging.getLogger(__name__)
 
 PROMPT = "judge_pair"
 LISTED = 10  # questions in a line of the summary; the page and `judge.json` have all
@@ -103,7 +100,7 @@ def judge(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserInputError(f"{out}: cannot be made ({error.strerror or error}); name another folder with --out") from None
-    answers, stopped = [], ""
+    answers = []
     with Record(out / "judge.requests.jsonl", "another folder with --out") as record:
         sides = [fingerprint([name, state_of(name), asked, max_new_tokens]) for name in names]
         record.begin(
@@ -120,13 +117,7 @@ def judge(
         for side, name, state in zip("ab", names, sides, strict=True):
             answers.append(answers_of(name, asked, out / f"{side}-{state}", max_new_tokens))
         comparison = _Comparison(asked, answers, texts, Teacher(judge, record), shown)
-        try:
-            asyncio.run(comparison())
-        except Stopped as stop:
-            stopped = str(stop)
-        except KeyboardInterrupt:
-            logger.warning("Stopped; %s", GO_ON)
-            raise
+        stopped = run_to_end(comparison())
     found = tally(comparison.found, seed)
     report = JudgeReport(names, found, out / "index.html", record.requests, record.tokens, stopped)
     try:
@@ -162,12 +153,9 @@ class _Comparison:
                 bar.update()
 
             try:
-                results = await asyncio.gather(*map(each, range(len(self.questions))), return_exceptions=True)
+                await gather(map(each, range(len(self.questions))))
             finally:
                 await self.teacher.close()
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
 
     async def _question(self, number: int) -> Question:
         texts = [" ".join(part.get("text", "") for part in side[number]) for side in self.answers]
