@@ -8,24 +8,28 @@ that no answer is lost.
 from __future__ import annotations
 
 import asyncio
-import email.utils
-import hashlib
-import json
 import logging
 import math
 import os
 import random
-import re
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from nextgpt.errors import UserInputError, first_line
 from nextgpt.train.instruct_data.jobs import Dropped
+from nextgpt.train.instruct_data.protocol import (
+    Outcome,
+    error_message,
+    most_tokens,
+    read_response,
+    retry_after,
+    short,
+    without_files,
+)
 from nextgpt.train.instruct_data.record import Record, Stopped, key_of
 
 logger = logging.getLogger(__name__)
@@ -35,15 +39,12 @@ OPENAI_HOST, OPENAI_VARIABLE = "api.openai.com", "OPENAI_API_KEY"  # that key go
 AGAIN = (408, 409, 425, 429)  # and 5xx
 LONGEST_WAIT = 600.0  # seconds; a server that wants more is left for later
 LONGEST_BACK_OFF = 60.0
-MEDIUM_TOKENS = 2000
 CUT_OFF = {
     "length": "an answer longer than --max-answer-tokens, cut off",
     "content_filter": "an answer that the server's filter cut off",
 }
 USELESS_IN_A_ROW = 5  # refusals, or answers of another protocol; then something is wrong with all of them
 SHORTEST_SECRET = 6  # characters; a shorter key is a word that stands in answers, too
-SHOWN = 200  # characters of what a server says of an error
-_FILE = re.compile(r"(data:[\w.+/-]+;base64,)([\w+/=]+)")
 GO_ON = "what was answered is kept: the same command goes on from there"
 
 
@@ -87,24 +88,6 @@ class TeacherSettings:
             import openai  # noqa: F401
         except ImportError:
             raise UserInputError(f"a {self.option} is asked by openai's client: pip install 'nextgpt[teacher]'") from None
-
-
-class _Outcome(NamedTuple):
-    """What came of a request.
-
-    Args:
-        entry: for the record: `answer`, `problem` or `failed`, with what belongs to it.
-        wait: seconds that the server asks to wait.
-        stop: why the run cannot go on.
-        is_busy: whether the server only has too much to do.
-        is_changed: whether the request is sent with other parameters from now on.
-    """
-
-    entry: dict[str, Any]
-    wait: float | None = None
-    stop: str = ""
-    is_busy: bool = False
-    is_changed: bool = False
 
 
 class Teacher:
@@ -151,7 +134,7 @@ class Teacher:
         if key not in self.record.answers:
             async with self._slots:
                 try:
-                    await self._answer({"key": key, "job": job, "step": step, "request": _without_files(request)}, request)
+                    await self._answer({"key": key, "job": job, "step": step, "request": without_files(request)}, request)
                 except Stopped as stop:
                     self.stopped = self.stopped or stop
                     raise
@@ -184,26 +167,26 @@ class Teacher:
         Not by the client's `max_retries`: it tells nobody of its tries, which count in the budget, obeys no `Retry-After`
         above a minute, and lets each request wait by itself.
         """
-        most_tokens = _most_tokens(request) + self.settings.max_answer_tokens
+        bound = most_tokens(request) + self.settings.max_answer_tokens
         tries, not_before = 0, 0.0
         at_first = before = self._answers  # of all requests
         while True:
-            while seconds := self._seconds_to_wait(not_before, most_tokens):
+            while seconds := self._seconds_to_wait(not_before, bound):
                 await asyncio.sleep(min(seconds, 0.5))
-            self._under_way.append(most_tokens)
+            self._under_way.append(bound)
             try:
                 outcome = await self._send(request)
                 tries = 1 if outcome.is_busy and self._answers > before else tries + (not outcome.is_changed)
                 before, failed = self._answers, outcome.entry.get("failed")
                 gives_up = failed and not outcome.stop and tries > self.settings.retries
                 if gives_up and self._answers > at_first:  # others are answered
-                    outcome = _Outcome({"problem": f"failed {tries} times, while others were answered", "said": failed})
+                    outcome = Outcome({"problem": f"failed {tries} times, while others were answered", "said": failed})
                 self.record.add(entry | {name: self._hide(value) for name, value in outcome.entry.items()})
             except asyncio.CancelledError:
                 self.record.add(entry | {"failed": "broken off"})  # it may have cost something
                 raise
             finally:
-                self._under_way.remove(most_tokens)
+                self._under_way.remove(bound)
             if outcome.stop:
                 raise Stopped(outcome.stop)
             if "failed" not in outcome.entry:
@@ -212,8 +195,8 @@ class Teacher:
                 raise Stopped(f"{self.name}: failed {tries} times in a row, at last with {failed}; {GO_ON}")
             not_before = self._wait_after(outcome, tries)
 
-    def _seconds_to_wait(self, not_before: float, most_tokens: int) -> float:
-        """Until a request may be sent; raises `Stopped` where it never may."""
+    def _seconds_to_wait(self, not_before: float, bound: int) -> float:
+        """Until a request of at most `bound` tokens may be sent; raises `Stopped` where it never may."""
         if self.stopped:
             raise self.stopped
         seconds = max(not_before, self._not_before) - time.monotonic()
@@ -222,40 +205,40 @@ class Teacher:
         requests, tokens = self.settings.max_requests, self.settings.max_tokens
         if requests is not None and self.record.requests + len(self._under_way) >= requests:
             raise Stopped(f"the budget of {requests:,} requests is spent; raise --max-requests; {GO_ON}")
-        if tokens is None or self.record.tokens + sum(self._under_way) + most_tokens <= tokens:
+        if tokens is None or self.record.tokens + sum(self._under_way) + bound <= tokens:
             return 0.0
         if not self._under_way:
-            left = f"{self.record.tokens:,} are used, and the next request may need {most_tokens:,}"
+            left = f"{self.record.tokens:,} are used, and the next request may need {bound:,}"
             raise Stopped(f"the budget of {tokens:,} tokens is spent: {left}; raise --max-tokens; {GO_ON}")
         return 0.05  # those under way mostly need fewer
 
-    async def _send(self, request: dict[str, Any]) -> _Outcome:
+    async def _send(self, request: dict[str, Any]) -> Outcome:
         import openai
 
         client, sent = self._client, self._as_taken(request)
         try:
             async with asyncio.timeout(self.settings.timeout):  # the client's own ends between two bytes only
                 response = await client.chat.completions.with_raw_response.create(**sent)
-            return _read(response.text, request, self._hide)
+            return read_response(response.text, request, self._hide)
         except openai.APIStatusError as error:
             return self._refused(error, is_changed=self._adapt(error, sent, request))
         except (TimeoutError, openai.APITimeoutError):
-            return _Outcome({"failed": f"no answer within {self.settings.timeout:g} s"})
+            return Outcome({"failed": f"no answer within {self.settings.timeout:g} s"})
         except openai.APIConnectionError as error:
             reason = self._hide(first_line(error.__cause__ or error))
             is_refused = type(error.__cause__).__name__ == "ConnectError"  # of whichever HTTP library the client has
             if is_refused and not self._answers:
                 check = f"check --{self.settings.option}, and that it runs"
                 raise Stopped(f"{self.name}: cannot be reached ({reason}); {check}") from None
-            return _Outcome({"failed": f"the connection was lost ({reason})"})
+            return Outcome({"failed": f"the connection was lost ({reason})"})
 
-    def _refused(self, error: Any, is_changed: bool) -> _Outcome:
+    def _refused(self, error: Any, is_changed: bool) -> Outcome:
         """What an HTTP status other than 200 means."""
         status, option = error.status_code, self.settings.option
-        said = _short(self._hide(_said(error)))
+        said = short(self._hide(error_message(error)))
         entry, wait, stop = {"failed": f"{status}: {said}"}, None, ""
         if is_changed:
-            return _Outcome(entry, wait=0.0, is_changed=True)
+            return Outcome(entry, wait=0.0, is_changed=True)
         if status in (401, 403):
             stop = f"refuses the key in {self._variable}" if self._key else f"asks for a key: set {self._variable}"
         elif status == 404:
@@ -266,12 +249,12 @@ class Teacher:
         elif status == 402 or error.code == "insufficient_quota":
             stop = "the quota is used up"
         elif status in AGAIN or status >= 500:
-            wait = _retry_after(error.response.headers)
+            wait = retry_after(error.response.headers)
             stop = f"asks to wait {wait:,.0f} s" if wait is not None and wait > LONGEST_WAIT else ""
         else:
-            return _Outcome({"problem": f"refused by the {option} ({status})", "said": said})
+            return Outcome({"problem": f"refused by the {option} ({status})", "said": said})
         stop = stop and f"{self.name}: {stop} ({status}: {said}); {GO_ON}"
-        return _Outcome(entry, wait, stop, is_busy=status == 429)
+        return Outcome(entry, wait, stop, is_busy=status == 429)
 
     def _check_use(self, entry: dict[str, Any]) -> None:
         """Raises `Stopped` when nothing of use comes any more."""
@@ -299,7 +282,7 @@ class Teacher:
             self._renamed["temperature"] = ""
         return bool(message) and self._as_taken(request) != sent
 
-    def _wait_after(self, outcome: _Outcome, tries: int) -> float:
+    def _wait_after(self, outcome: Outcome, tries: int) -> float:
         """When a request is sent again, by the monotonic clock."""
         now, wait = time.monotonic(), outcome.wait
         if wait is None:
@@ -348,69 +331,3 @@ def _key(host: str) -> tuple[str, str]:
     if any(not "!" <= letter <= "~" for letter in key):
         raise UserInputError(f"{variable}: holds a space, a line break or a letter that no key has; copy the key anew")
     return variable, key
-
-
-def _read(text: str, request: dict[str, Any], hide: Callable[[str], str]) -> _Outcome:
-    """The answer in a response's body."""
-    try:
-        body = json.loads(text)
-        choice = body["choices"][0]
-        content = choice["message"].get("content")
-        usage = body.get("usage") or {}
-        used = usage.get("total_tokens")
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        return _Outcome({"problem": "not a chat completion", "said": _short(hide(text))})
-    if isinstance(content, list):  # parts, as some servers have it
-        texts = [part.get("text") for part in content if isinstance(part, dict)]
-        content = "".join(text for text in texts if isinstance(text, str))
-    if not isinstance(used, int) or used < 0:
-        used = _most_tokens(request) // 2 + len(content or "") // 4  # as long as English tokens are
-    if not isinstance(content, str) or not content.strip():
-        return _Outcome({"problem": "an answer without words", "tokens": used})
-    reason = choice.get("finish_reason")
-    return _Outcome({"answer": content, "finish_reason": reason if isinstance(reason, str) else None, "tokens": used})
-
-
-def _most_tokens(request: dict[str, Any]) -> int:
-    """A careful guess at a request's tokens: two bytes each, of English nearly five, and those of a large picture."""
-    content = request["messages"][0]["content"]
-    parts = [{"text": content}] if isinstance(content, str) else content
-    return sum(len(part["text"].encode("utf-8", "replace")) // 2 if "text" in part else MEDIUM_TOKENS for part in parts)
-
-
-def _without_files(request: dict[str, Any]) -> dict[str, Any]:
-    """A request as it is kept: files in its parts by their hash."""
-    if isinstance(request["messages"][0]["content"], str):
-        return request
-
-    def by_hash(found: re.Match) -> str:
-        return f"{found[1]}(blake2b {hashlib.blake2b(found[2].encode(), digest_size=16).hexdigest()})"
-
-    return json.loads(_FILE.sub(by_hash, json.dumps(request)))
-
-
-def _said(error: Any) -> str:
-    """What a server says of an error."""
-    body = error.body
-    message = body.get("message") if isinstance(body, Mapping) else None
-    return str(message or body or first_line(error))
-
-
-def _short(text: str) -> str:
-    """A text on one short line."""
-    words = " ".join(text.split())
-    return words if len(words) <= SHOWN else f"{words[:SHOWN]}…"
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait: a number of them, or a date (RFC 9110, section 10.2.3)."""
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
-        with suppress(ValueError):
-            if math.isfinite(seconds := float(value)):
-                return max(0.0, seconds * unit)
-        with suppress(TypeError, ValueError):
-            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    return None

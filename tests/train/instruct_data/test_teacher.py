@@ -125,7 +125,8 @@ def said(content: object, **more: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "body", ['{"choices": []}', "[]", "{", said(None), said([{"type": "text", "text": 5}]), said("So.", finish_reason=[])]
+    "body",
+    ['{"choices": []}', "[]", "{", said(None), said([{"type": "text", "text": 5}]), said("So.", finish_reason=[]), said(5)],
 )
 def test_a_malformed_completion_costs_its_candidate_alone(body, good, tmp_path) -> None:
     good.faults = [{"body": body}]
