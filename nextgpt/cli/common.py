@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,40 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", type=Path, default=Path(DEFAULT_OUT), help="folder for the media (default: ./%(default)s)"
     )
+
+
+def add_teacher_options(parser: argparse.ArgumentParser, role: str, result: str, temperature: float) -> None:
+    """Which model is asked over OpenAI's API, how, and how much.
+
+    Args:
+        role: what it is, as `teacher`: the name of its options.
+        result: the option whose value names what a budget is for.
+        temperature: by default.
+    """
+    parser.add_argument(
+        f"--{role}", required=True, metavar="URL", help="OpenAI-compatible API, e.g. http://localhost:8000/v1"
+    )
+    parser.add_argument(f"--{role}-model", required=True, metavar="NAME", help="the model's name there")
+    parser.add_argument("--max-requests", type=positive, metavar="N", help=f"budget of all runs on {result} (default: none)")
+    parser.add_argument("--max-tokens", type=positive, metavar="N", help="the same, in tokens of requests and answers")
+    parser.add_argument("--concurrency", type=positive, default=8, metavar="N", help="requests at a time (default: 8)")
+    parser.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds for an answer (default: 120)")
+    parser.add_argument("--retries", type=int, default=5, metavar="N", help="of a request that fails (default: 5)")
+    parser.add_argument(
+        "--temperature", type=float, default=temperature, metavar="T", help="of its answers (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-answer-tokens", type=positive, default=2048, metavar="N", help="of one of its answers (default: 2048)"
+    )
+
+
+def teacher_settings(options: argparse.Namespace, role: str) -> Any:
+    """The `TeacherSettings` that the options of `add_teacher_options` say."""
+    from nextgpt.train.instruct_data.teacher import TeacherSettings
+
+    given = vars(options)
+    shared = {each.name: given[each.name] for each in fields(TeacherSettings) if each.name in given}
+    return TeacherSettings(given[role], **shared | {"model": given[f"{role}_model"], "option": role})
 
 
 def positive(text: str) -> int:

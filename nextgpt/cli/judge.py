@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from nextgpt.cli.common import positive
+from nextgpt.cli.common import add_teacher_options, positive, teacher_settings
 
 EXAMPLE = """example:
   nextgpt evaluate judge nano runs/own --questions questions.jsonl \\
@@ -29,16 +29,18 @@ def add_judge(evaluate: argparse.ArgumentParser, debug: argparse.ArgumentParser)
     for name in "AB":
         parser.add_argument(name, help="model, or JSON-lines file of the questions with its answers")
     parser.add_argument("--questions", type=Path, required=True, metavar="FILE", help="JSON-lines file of chat messages")
-    parser.add_argument("--judge", required=True, metavar="URL", help="of an API like OpenAI's, as http://localhost:8000/v1")
-    parser.add_argument("--judge-model", required=True, metavar="NAME", help="the model's name there")
+    add_teacher_options(parser, "judge", result="--out", temperature=0.0)
     parser.add_argument(
-        "--out", type=Path, default=Path("judged"), metavar="DIR", help="for a page and all else (default: judged)"
+        "--out", type=Path, default=Path("judged"), metavar="DIR", help="folder for all that comes of it (default: judged)"
     )
-    parser.add_argument("--shown", nargs="*", default=(), metavar="KIND", help="media the judge is shown; others by caption")
+    parser.add_argument(
+        "--shown",
+        nargs="*",
+        default=(),
+        metavar="KIND",
+        help="media the judge is shown as such, e.g. image; others by caption",
+    )
     parser.add_argument("--prompts", type=Path, metavar="FOLDER", help="with a judge_pair.txt of your own")
-    parser.add_argument("--max-requests", type=positive, metavar="N", help="budget, of all runs into DIR (default: none)")
-    parser.add_argument("--max-tokens", type=positive, metavar="N", help="the same, in tokens of requests and answers")
-    parser.add_argument("--concurrency", type=positive, default=8, metavar="N", help="requests at a time (default: 8)")
     parser.add_argument(
         "--max-new-tokens", type=positive, default=256, help="of an answer of A and B (default: %(default)s)"
     )
@@ -59,20 +61,10 @@ def add_judge(evaluate: argparse.ArgumentParser, debug: argparse.ArgumentParser)
 def run(options: argparse.Namespace) -> None:
     """Compares, and says who is better, how surely, and how much the order counted."""
     from nextgpt.train.instruct_data.record import Stopped
-    from nextgpt.train.instruct_data.teacher import TeacherSettings
     from nextgpt.train.judge.compare import judge
 
-    asked = TeacherSettings(
-        options.judge,
-        options.judge_model,
-        temperature=0.0,
-        concurrency=options.concurrency,
-        max_requests=options.max_requests,
-        max_tokens=options.max_tokens,
-        option="judge",
-    )
     given = {name: getattr(options, name) for name in ("shown", "prompts", "max_new_tokens", "seed")}
-    report = judge((options.A, options.B), options.questions, asked, options.out, **given)
+    report = judge((options.A, options.B), options.questions, teacher_settings(options, "judge"), options.out, **given)
     print(json.dumps(report.to_dict(), indent=2) if options.json else "\n".join(report.summary()))
     if report.stopped:
         raise Stopped(report.stopped)

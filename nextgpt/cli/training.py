@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nextgpt.cli.common import add_command, positive
+from nextgpt.cli.common import add_command, add_teacher_options, positive, teacher_settings
 
 STAGES = {"encoders": "align_encoders", "decoders": "align_decoders", "instruct": "instruct"}
 SUMMARIES = {
@@ -133,11 +133,8 @@ def _add_generate(tools, debug) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--recipe", choices=tuple(RECIPES), required=True, help="how they come about, see below")
-    parser.add_argument(
-        "--teacher", required=True, metavar="URL", help="of an API like OpenAI's, as http://localhost:8000/v1"
-    )
-    parser.add_argument("--teacher-model", required=True, metavar="NAME", help="the model's name there")
-    parser.add_argument("-n", "--count", type=positive, required=True, metavar="N", help="conversations")
+    add_teacher_options(parser, "teacher", result="FILE", temperature=1.0)
+    parser.add_argument("-n", "--count", type=positive, required=True, metavar="N", help="how many conversations")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="JSON-lines file to write")
     parser.add_argument("--media", type=Path, metavar="FILE", help="captions of your media: caption beside image_name, …")
     parser.add_argument(
@@ -145,15 +142,6 @@ def _add_generate(tools, debug) -> None:
     )
     parser.add_argument("--prompts", type=Path, metavar="FOLDER", help="your own texts in place of those of the same name")
     parser.add_argument("--model", default="nano", help="whose kinds of media and length count (default: %(default)s)")
-    parser.add_argument("--max-requests", type=positive, metavar="N", help="budget, of all runs on FILE (default: none)")
-    parser.add_argument("--max-tokens", type=positive, metavar="N", help="the same, in tokens of requests and answers")
-    parser.add_argument("--concurrency", type=positive, default=8, metavar="N", help="requests at a time (default: 8)")
-    parser.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds for an answer (default: 120)")
-    parser.add_argument("--retries", type=int, default=5, metavar="N", help="of a request that fails (default: 5)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the answers (default: %(default)s)")
-    parser.add_argument(
-        "--max-answer-tokens", type=positive, default=2048, metavar="N", help="of one answer (default: 2048)"
-    )
     parser.add_argument("--seed", type=int, default=0, help="another one, other requests (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -162,21 +150,9 @@ def generate_data(options: argparse.Namespace) -> None:
     """Asks, and says what was kept, dropped and cleaned, and why. What stops it early is an error; nothing is lost by it."""
     from nextgpt.train.instruct_data.generate import generate
     from nextgpt.train.instruct_data.record import Stopped
-    from nextgpt.train.instruct_data.teacher import TeacherSettings
 
-    teacher = TeacherSettings(
-        options.teacher,
-        options.teacher_model,
-        temperature=options.temperature,
-        max_answer_tokens=options.max_answer_tokens,
-        concurrency=options.concurrency,
-        timeout=options.timeout,
-        retries=options.retries,
-        max_requests=options.max_requests,
-        max_tokens=options.max_tokens,
-    )
     given = {name: getattr(options, name) for name in ("seeds", "media", "prompts", "model", "seed")}
-    report = generate(options.recipe, options.out, options.count, teacher, **given)
+    report = generate(options.recipe, options.out, options.count, teacher_settings(options, "teacher"), **given)
     print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if options.json else "\n".join(report.summary()))
     if report.stopped:
         raise Stopped(report.stopped)

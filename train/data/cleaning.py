@@ -87,6 +87,8 @@ class Cleaning:
         if unknown := sorted(set(self.languages) - set(LANGUAGES)):
             known = ", ".join(sorted(LANGUAGES))
             raise UserInputError(f"the language {', '.join(unknown)} cannot be told from others; known are {known}")
+        if self.max_length is not None:
+            _ = self._processor  # a model that is not there is no fault of a record
 
     def __call__(self, messages: list[dict]) -> list[list[dict]]:
         """One conversation → one, or several that are short enough.
@@ -271,8 +273,8 @@ class _Markdown(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         if self.skipping:
-            if tag == self.skipping[-1]:
-                self.skipping.pop()
+            while tag in self.skipping and self.skipping.pop() != tag:  # what is open inside ends with it
+                pass
         elif tag not in _TAGS:
             self.pieces.append(f"</{tag}>")
         elif tag == "pre" and self.code_from is not None:

@@ -198,10 +198,18 @@ def texts_of(messages: Iterable[dict]) -> list[str]:
     """Everything in messages that is tokenized: texts, and the captions of the assistant's media."""
     found = []
     for message in messages:
-        content = message["content"]
-        parts = [{"text": content}] if isinstance(content, str) else content
-        found += [part[key] for part in parts for key in ("text", "caption") if key in part]
+        found += [part[key] for part in parts_of(message["content"]) for key in ("text", "caption") if key in part]
     return found
+
+
+def parts_of(content: Any) -> Any:
+    """The content of a message as parts; what is neither text nor nothing is given back as it is."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+
+
+def words_of(message: dict) -> str:
+    """The texts of a message, without its media."""
+    return " ".join(part["text"] for part in parts_of(message["content"]) if part["type"] == "text")
 
 
 def inline_captions(piece: str | Marker | dict, media: RecordMedia) -> list[str | Marker | dict]:

@@ -9,6 +9,8 @@ import ipaddress
 import json
 import re
 from collections import Counter
+from contextlib import suppress
+from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,28 +21,31 @@ from nextgpt.train.data.markers import Turn, message_of
 from nextgpt.train.data.turns import is_empty
 from nextgpt.train.instruct_data.jobs import Dropped, Job, marker
 
-_THOUGHT = re.compile(r"</?think(?:ing)?>")
+_REASONING = re.compile(r"</?think(?:ing)?>")
 _CONTROL = (
     r"<\|[^|<>\n]{1,40}\|>|<｜[^｜<>\n]{1,40}｜>|</?s>|<(?:bos|eos|pad|unk)>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
     r"|^#{2,3} (?:Human|User|Assistant|System|Instruction|Response):"
 )
-_LOADS = re.compile(r"<(?:script|style|iframe|object|embed|form|link|meta)\b[^<>]*>", re.IGNORECASE)
+_LOADS = re.compile(
+    r"<(?:script|style|iframe|object|embed|form|link|meta)\b[^<>]*>|"
+    r"(?:\]\(|[\"'=<])\s*(?:(?:java|vb)script:|data:text/html)",
+    re.IGNORECASE,
+)
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _ADDRESS = re.compile(r"\b(?:https?|wss?|ftp|file|smb|ssh)://[^\s<>\"'`)\]}]*|\blocalhost:\d+", re.IGNORECASE)
 _PICTURE = re.compile(r"!\[[^\]]*\]\([^)]*\)|\bdata:(?:image|audio|video)/", re.IGNORECASE)
-_SECRET = re.compile(r"[?&](?:\w*token|\w*key|sig|\w*signature|password)=", re.IGNORECASE)
+_SECRET = re.compile(r"[?&](?:[\w-]*(?:token|key|signature)|sig|password)=", re.IGNORECASE)
+MOST_BRACES = 20  # that are tried as the beginning of an object
 _INNER = (".local", ".localhost", ".localdomain", ".internal", ".intranet", ".lan", ".corp", ".home", ".home.arpa", ".test")
 
 
 def parse_json(answer: str) -> dict[str, Any]:
-    """The object in an answer; words and code fences around it are passed over."""
-    start = answer.find("{")
-    try:
-        found, _ = json.JSONDecoder(strict=False).raw_decode(answer, start)
-        if start >= 0 and isinstance(found, dict):
-            return found
-    except (ValueError, RecursionError):
-        pass
+    """The first object in an answer that holds anything; words and code fences around it are passed over."""
+    decode, starts = json.JSONDecoder(strict=False).raw_decode, re.finditer("{", answer)
+    for start in islice(starts, MOST_BRACES):  # words before it may hold braces, too
+        with suppress(ValueError, RecursionError):
+            if found := decode(answer, start.start())[0]:
+                return found
     raise Dropped("malformed JSON")
 
 
@@ -59,33 +64,38 @@ def text_in(found: dict[str, Any], name: str, or_empty: bool = False) -> str:
 def clean_text(text: str, cleaned: Counter[str]) -> str:
     """A teacher's text as it may be learned.
 
-    Control tokens at either end are taken away, and HTML becomes Markdown. Control tokens inside (another turn follows),
-    HTML that loads or runs something, addresses that are not public, pictures by address and half characters drop it.
+    HTML becomes Markdown, and control tokens at either end are taken away. Control tokens inside (another turn follows),
+    HTML or a link that loads or runs something, addresses that are not public, pictures by address and half characters
+    drop it.
 
     Args:
         cleaned: counts what was taken away.
     """
     if broken_character(text):
         raise Dropped("half a character")
+    if _LOADS.search(_CODE.sub(" ", text)):
+        raise Dropped("HTML that loads or runs something")
+    if has_html(text):  # before all else, for entities become characters
+        text = html_to_markdown(text)
+        cleaned["HTML"] += 1
     control = _control()
-    at_an_end = re.compile(rf"\A(?:\s*(?:{control}))+|(?:\s*(?:{control}))+\s*\Z")
-    text, count = at_an_end.subn("", text)
-    cleaned["control tokens"] += bool(count)
-    if _THOUGHT.search(text):
-        raise Dropped("thoughts that do not end")
+    at_an_end = re.compile(rf"\A(?:{control})|(?:{control})\Z")
+    before = text = text.strip()
+    while (shorter := at_an_end.sub("", text).strip()) != text:
+        text = shorter
+    cleaned["control tokens"] += text != before
+    if _REASONING.search(text):
+        raise Dropped("reasoning that does not end")
     if re.search(control, text, re.MULTILINE):
         raise Dropped("control tokens inside a text")
     if _LOADS.search(_CODE.sub(" ", text)):
         raise Dropped("HTML that loads or runs something")
-    if has_html(text):
-        text = html_to_markdown(text)
-        cleaned["HTML"] += 1
     if _PICTURE.search(text):
         raise Dropped("a medium by address")
     for address in _ADDRESS.findall(text):
         if not is_public(address):
             raise Dropped("a private address")
-    return text.strip()
+    return text
 
 
 def _control() -> str:
@@ -106,7 +116,8 @@ def is_public(address: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_global
     except ValueError:
-        return "." in host and not host.endswith(_INNER)
+        is_number = re.fullmatch(r"\d+|0x[0-9a-f]*", host.rpartition(".")[2])  # browsers read http://127.1 as an address
+        return "." in host and not is_number and not host.endswith(_INNER)
 
 
 # ---------------------------------------------------------------------- media in texts
@@ -132,8 +143,7 @@ def to_message(role: str, text: str, job: Job) -> dict:
 
 
 def _medium(role: str, kind: str, caption: str, job: Job) -> dict:
-    if kind not in (job.made if role == "assistant" else job.shown):
-        raise Dropped(f"{MODALITIES[kind].article}, of which the model has none there")
+    job.check_kind(kind, role)
     if not caption:
         raise Dropped("a medium without a caption")
     found = job.media.find(kind, caption, exactly=role == "assistant")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from nextgpt.modalities import MODALITIES
+from nextgpt.train.data.markers import parts_of, words_of
 from nextgpt.train.instruct_data.answers import parse_json, text_in, to_message
 from nextgpt.train.instruct_data.jobs import Dropped, Job, Task, mark
 from nextgpt.train.instruct_data.material import Medium
@@ -25,17 +25,15 @@ _CAPTION_TALK = re.compile(
 
 async def modality_switching(job: Job) -> list[Task]:
     """One dialogue on one topic."""
-    with job.counting():
-        asked = {
-            "exchanges": job.random.randint(FEWEST_EXCHANGES, MOST_EXCHANGES),
-            "topic": job.random.choice(job.prompts.topics),
-            "kinds": ", ".join(job.made),
-            "shown": job.offer(),
-        }
-        messages = _dialogue(await job.ask("modality_switching", **asked), job)
-        check_switching(messages)
-        return [Task(" ".join(filter(None, map(_words, messages))), [messages])]
-    return []
+    asked = {
+        "exchanges": job.random.randint(FEWEST_EXCHANGES, MOST_EXCHANGES),
+        "topic": job.random.choice(job.prompts.topics),
+        "kinds": ", ".join(job.made),
+        "shown": job.offer(),
+    }
+    messages = _dialogue(await job.ask("modality_switching", **asked), job)
+    check_switching(messages)
+    return [Task(" ".join(filter(None, map(words_of, messages))), [messages])]
 
 
 def check_switching(messages: list[dict]) -> None:
@@ -54,13 +52,10 @@ async def captions_to_instructions(job: Job) -> list[Task]:
     """One medium of the set in one form; all media come in turn, and the forms of each."""
     round_, place = divmod(job.number, len(job.media.media))
     medium, form = job.media.media[place], FORMS[(place + round_) % len(FORMS)]
-    with job.counting():
-        is_wish = form == "captions_wish"
-        if medium.kind not in (job.made if is_wish else job.shown):
-            raise Dropped(f"{MODALITIES[medium.kind].article}, of which the model has none there")
-        answer = await job.ask(form, kind=medium.kind, caption=mark(medium.kind, medium.caption))
-        return [Task("", [_wish(answer, medium, job) if is_wish else _about(answer, medium, job)])]
-    return []
+    is_wish = form == "captions_wish"
+    job.check_kind(medium.kind, "assistant" if is_wish else "user")
+    answer = await job.ask(form, kind=medium.kind, caption=mark(medium.kind, medium.caption))
+    return [Task("", [_wish(answer, medium, job) if is_wish else _about(answer, medium, job)])]
 
 
 def _wish(answer: str, medium: Medium, job: Job) -> list[dict]:
@@ -80,7 +75,7 @@ def _about(answer: str, medium: Medium, job: Job) -> list[dict]:
     """A conversation that begins with the medium."""
     messages = _dialogue(answer, job)
     for message in messages[1::2]:
-        check_caption_is_hidden(_words(message), medium.caption)
+        check_caption_is_hidden(words_of(message), medium.caption)
     if any(map(_media, messages)):
         raise Dropped("a conversation about one medium that brings others")
     messages[0]["content"] = [{"type": medium.kind, "path": medium.path}, {"type": "text", "text": messages[0]["content"]}]
@@ -103,9 +98,4 @@ def _dialogue(answer: str, job: Job) -> list[dict]:
 
 
 def _media(message: dict) -> list[dict]:
-    return [part for part in message["content"] if part["type"] != "text"] if isinstance(message["content"], list) else []
-
-
-def _words(message: dict) -> str:
-    content = message["content"]
-    return content if isinstance(content, str) else " ".join(part["text"] for part in content if part["type"] == "text")
+    return [part for part in parts_of(message["content"]) if part["type"] != "text"]

@@ -21,19 +21,17 @@ DEEPEST = 4  # evolutions of one task, one after the other
 
 async def evol_instruct(job: Job) -> list[Task]:
     """One evolution of one task of the pool, answered."""
-    with job.counting():
-        base = job.random.choice([task for task in (*job.seeds, *job.pool) if task.depth < DEEPEST])
-        evolution = job.random.choice(EVOLUTIONS)
-        found = parse_json(await job.ask(evolution, instruction=base.text))
-        text = clean_text(text_in(found, "instruction"), job.cleaned)
-        check_own_words(base.text, text, job.prompts.text(evolution))
-        check_instruction(text, shows_media=marker().search(text) is not None)
-        check_gain(base.text, text, "yes")  # no need to ask about a mere copy
-        question = to_message("user", text, job)
-        check_gain(base.text, text, await job.ask("evol_gain", before=base.text, after=text))
-        answer = await job.ask("evol_answer", instruction=text, kinds=", ".join(job.made))
-        check_willing(answer)
-        check_says_something(answer)
-        conversation = [question, to_message("assistant", answer, job)]
-        return [Task(text, [conversation], depth=base.depth + 1)]
-    return []
+    base = job.random.choice([task for task in (*job.seeds, *job.pool) if task.depth < DEEPEST])
+    evolution = job.random.choice(EVOLUTIONS)
+    found = parse_json(await job.ask(evolution, instruction=base.text))
+    text = clean_text(text_in(found, "instruction"), job.cleaned)
+    check_own_words(base.text, text, job.prompts.text(evolution))
+    check_instruction(text, shows_media=marker().search(text) is not None)
+    check_gain(base.text, text, "yes")  # no need to ask about a mere copy
+    question = to_message("user", text, job)
+    check_gain(base.text, text, await job.ask("evol_gain", before=base.text, after=text))
+    answer = await job.ask("evol_answer", instruction=text, kinds=", ".join(job.made))
+    check_willing(answer)
+    check_says_something(answer)
+    conversation = [question, to_message("assistant", answer, job)]
+    return [Task(text, [conversation], depth=base.depth + 1)]

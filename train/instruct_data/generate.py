@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from nextgpt.errors import UserInputError
 from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.files import json_line, whole_file
+from nextgpt.train.data.lines import count_lines
 from nextgpt.train.data.turns import turn_problems
 from nextgpt.train.instruct_data.dialogues import captions_to_instructions, modality_switching
 from nextgpt.train.instruct_data.evol_instruct import evol_instruct
@@ -30,9 +30,7 @@ from nextgpt.train.instruct_data.material import SEEDS, CaptionedMedia, Prompts,
 from nextgpt.train.instruct_data.record import Record, Stopped
 from nextgpt.train.instruct_data.rules import KnownTasks
 from nextgpt.train.instruct_data.self_instruct import TASKS_ASKED, self_instruct
-from nextgpt.train.instruct_data.teacher import GO_ON, Teacher, TeacherSettings
-
-logger = logging.getLogger(__name__)
+from nextgpt.train.instruct_data.teacher import Teacher, TeacherSettings, run_to_end
 
 WAVE = 32  # jobs that see the same pool
 FRUITLESS_JOBS = 32  # in a row that brought nothing; then it is not worth going on
@@ -43,8 +41,8 @@ class Recipe(NamedTuple):
 
     Args:
         job: what one job does.
-        tasks: that a job is hoped to bring.
-        is_compared: whether its tasks are compared by ROUGE-L with those that there are.
+        tasks: that a job asks for.
+        is_compared: whether its tasks are compared by ROUGE-L with the known ones.
         needs_media: whether it begins with the user's captioned media.
     """
 
@@ -71,7 +69,7 @@ class GenerationReport:
         conversations: that are in the file.
         dropped, cleaned: reason → candidates that became no conversation, texts that were changed.
         requests, tokens: that were used.
-        stopped: why there are fewer conversations than were wanted; empty where there are not.
+        stopped: why there are fewer conversations than were wanted; else empty.
     """
 
     file: Path
@@ -110,11 +108,11 @@ def generate(
 ) -> GenerationReport:
     """Writes `count` conversations to a JSON-lines file, and beside it `<file>.requests.jsonl`, by which a run goes on.
 
-    Whatever ends the run, the conversations that there are get written; the report says what it was.
+    However the run ends, the conversations so far are written, and the report says why it ended.
 
     Args:
         recipe: one of `RECIPES`.
-        teacher: whom to ask, how, and how much.
+        teacher: the API, the model and the limits.
         seeds: file of tasks to begin with; None: those of the package.
         media: file of captions of the user's media.
         prompts: folder of texts in place of the package's.
@@ -127,11 +125,8 @@ def generate(
     out = Path(out)
     if recipe not in RECIPES:
         raise UserInputError(f"the recipe {recipe!r} is unknown: expected {', '.join(RECIPES)}")
-    if min(count, teacher.concurrency, teacher.max_answer_tokens) < 1 or teacher.timeout <= 0 or teacher.retries < 0:
-        raise UserInputError(
-            "conversations, requests at a time and tokens of an answer must be at least 1, seconds for an answer above 0, "
-            "retries not below 0"
-        )
+    if count < 1:
+        raise UserInputError(f"{count} conversations are wanted, expected 1 or more")
     if RECIPES[recipe].needs_media and media is None:
         raise UserInputError(f"{recipe} begins with media and their captions: name a file of them with --media")
     record_file = out.with_name(f"{out.name}.requests.jsonl")
@@ -141,16 +136,10 @@ def generate(
     fit = _Fit(model, out.parent)
     captioned = read_captions(Path(media), out.parent) if media is not None else []
     tasks, shown = read_seeds(Path(seeds or SEEDS), captioned, out.parent)
-    found = CaptionedMedia([*captioned, *shown])
-    run = _Run(
-        RECIPES[recipe],
-        count,
-        seed,
-        fit,
-        tasks,
-        found,
-        Prompts(Path(prompts) if prompts else None),
-    )
+    usable = [medium for medium in (*captioned, *shown) if medium.kind in (*fit.shown, *fit.made)]
+    if captioned and not usable:
+        raise UserInputError(f"{media}: {model} takes and makes no media of these kinds; name others, or another --model")
+    found, texts = CaptionedMedia(usable), Prompts(Path(prompts) if prompts else None)
     settings = {
         "recipe": recipe,
         "teacher_model": teacher.model,
@@ -158,32 +147,33 @@ def generate(
         "max_answer_tokens": teacher.max_answer_tokens,
         "seed": seed,
         "model": model,
-        "seeds": fingerprint([[task.text, task.is_classification] for task in run.seeds]),
+        "seeds": fingerprint([[task.text, task.is_classification] for task in tasks]),
         "media": found.fingerprint(),
-        "prompts": run.prompts.fingerprint(),
+        "prompts": texts.fingerprint(),
     }
-    report = GenerationReport(out, record_file, dropped=run.dropped, cleaned=run.cleaned)
-    record = Record(record_file, settings)
-    try:
-        asyncio.run(run(Teacher(teacher, record)))
-    except Stopped as stop:
-        report.stopped = str(stop)
-    except KeyboardInterrupt:
-        logger.warning("Stopped; %s", GO_ON)
-        raise
-    finally:
-        record.close()
-        report.conversations, report.requests, report.tokens = len(run.kept), record.requests, record.tokens
-        _write(run.kept, report)
+    report = GenerationReport(out, record_file)
+    run = _Run(RECIPES[recipe], count, seed, fit, tasks, found, texts, report)
+    with Record(record_file) as record:
+        record.begin(settings)
+        is_whole = False
+        try:
+            report.stopped = run_to_end(run(Teacher(teacher, record)))
+            is_whole = not report.stopped
+        finally:
+            report.requests, report.tokens = record.requests, record.tokens
+            _write(run.kept, report, is_whole)
     return report
 
 
-def _write(kept: Sequence[list[dict]], report: GenerationReport) -> None:
-    if not kept:
-        return
+def _write(kept: Sequence[list[dict]], report: GenerationReport, is_whole: bool) -> None:
+    """Writes the conversations, unless the run was broken off before it was as far as an earlier one."""
     try:
-        with whole_file(report.file) as beside:
-            beside.write_bytes(b"".join(json_line({"messages": messages}) for messages in kept))
+        report.conversations = len(kept)
+        if not is_whole and report.file.exists():
+            report.conversations = max(len(kept), count_lines([report.file]))
+        if kept and report.conversations == len(kept):
+            with whole_file(report.file) as beside:
+                beside.write_bytes(b"".join(json_line({"messages": messages}) for messages in kept))
     except OSError as error:
         report.conversations = 0
         report.stopped = report.stopped or (
@@ -192,30 +182,25 @@ def _write(kept: Sequence[list[dict]], report: GenerationReport) -> None:
         )
 
 
+@dataclass
 class _Run:
     """The waves of a run, and what they brought."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        count: int,
-        seed: int,
-        fit: _Fit,
-        seeds: list[Task],
-        media: CaptionedMedia,
-        prompts: Prompts,
-    ):
-        self.recipe, self.count, self.seed, self.fit = recipe, count, seed, fit
-        self.seeds, self.media, self.prompts = seeds, media, prompts
-        self.kept: list[list[dict]] = []
-        self.pool: list[Task] = []
-        self.dropped: Counter[str] = Counter()
-        self.cleaned: Counter[str] = Counter()
+    recipe: Recipe
+    count: int
+    seed: int
+    fit: _Fit
+    seeds: Sequence[Task]
+    media: CaptionedMedia
+    prompts: Prompts
+    report: GenerationReport
+    kept: list[list[dict]] = field(default_factory=list)
+    pool: list[Task] = field(default_factory=list)
+    fruitless: int = 0  # jobs in a row that brought nothing
+
+    def __post_init__(self):
         self._contents: set[str] = set()
-        self._fruitless = 0  # jobs in a row
-        self._known = KnownTasks()
-        for task in seeds if recipe.is_compared else ():
-            self._known.add(task.text)
+        self._known = KnownTasks(task.text for task in self.seeds if self.recipe.is_compared)
 
     async def __call__(self, teacher: Teacher) -> None:
         """Runs until there are enough conversations; raises `Stopped` where it ends before."""
@@ -229,9 +214,12 @@ class _Run:
                     jobs = [self._job(number + i, pool, teacher) for i in range(min(wanted, WAVE - number % WAVE))]
                     await self._finish(jobs, teacher, bar)
                     number += len(jobs)
-                    if self._fruitless >= FRUITLESS_JOBS and len(self.kept) < self.count:
-                        most = self.dropped.most_common(1)[0][0] if self.dropped else "no answer held a conversation"
-                        raise Stopped(f"the last {self._fruitless} tries brought nothing; mostly: {most}")
+                    if self.fruitless >= FRUITLESS_JOBS and len(self.kept) < self.count:
+                        most = max(self.report.dropped, key=self.report.dropped.get, default="no answer held a conversation")
+                        why = f"the last {self.fruitless} tries brought nothing; mostly: {most}"
+                        raise Stopped(
+                            f"{why}; look into {self.report.record}, and try other --prompts or --seeds in another file"
+                        )
             finally:
                 await teacher.close()
 
@@ -242,12 +230,14 @@ class _Run:
         return Job(number, chance, self.seeds, pool, self.media, self.prompts, teacher, check_new, *kinds)
 
     async def _finish(self, jobs: Sequence[Job], teacher: Teacher, bar: tqdm) -> None:
-        """Runs jobs and takes what they bring, in order. Where one cannot go on, the requests of others are waited for."""
+        """Runs jobs and keeps what they bring, in order; where one ends the run, the others' requests are waited for."""
         slots = asyncio.Semaphore(teacher.settings.concurrency)  # a job is finished before another begins
 
         async def each(job: Job) -> list[Task]:
+            tasks = []
             async with slots:
-                tasks = await self.recipe.job(job)
+                with job.counting():
+                    tasks = await self.recipe.job(job)
             bar.set_postfix_str(f"{teacher.record.requests:,} requests, {teacher.record.tokens:,} tokens")
             return tasks
 
@@ -273,9 +263,9 @@ class _Run:
             return
         for task in tasks:
             self._take_task(job, task)
-        self._fruitless = 0 if len(self.kept) > before else self._fruitless + 1
-        self.dropped.update(job.dropped)
-        self.cleaned.update({what: count for what, count in job.cleaned.items() if count})
+        self.fruitless = 0 if len(self.kept) > before else self.fruitless + 1
+        self.report.dropped.update(job.dropped)
+        self.report.cleaned.update(+job.cleaned)
 
     def _take_task(self, job: Job, task: Task) -> None:
         with job.counting():
@@ -303,11 +293,7 @@ class _Run:
 
 
 class _Fit:
-    """Which conversations a model takes.
-
-    Args:
-        model: by its name; None: every one.
-        folder: that paths start from.
+    """Which conversations a model takes; with None, all. Paths in them start from `folder`.
 
     Attributes:
         shown, made: kinds of media that the user may show and the assistant make.

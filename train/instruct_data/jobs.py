@@ -1,4 +1,4 @@
-"""What a recipe works with: a job asks, and gives tasks with conversations, or says why there are none."""
+"""What a recipe works with: a job asks the teacher, gives tasks with conversations, and counts what it dropped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 # A chat template may hold the opening tag, so that an answer has the closing one alone.
-_THOUGHTS = re.compile(r"(?:<think(?:ing)?>|\A).*?</think(?:ing)?>", re.DOTALL)
+_REASONING = re.compile(r"(?:<think(?:ing)?>|\A).*?</think(?:ing)?>", re.DOTALL)
 OFFERED = 6  # media of the set that a prompt names
 
 
@@ -35,6 +35,15 @@ def marker() -> re.Pattern:
 def mark(kind: str, caption: str) -> str:
     """A medium for a teacher to read."""
     return f"[{kind}: {' '.join(caption.translate({ord('['): '(', ord(']'): ')'}).split())}]"
+
+
+async def gather(parts: Iterable[Awaitable[T]]) -> list[T]:
+    """All of them at a time. Where one fails, the others are still waited for, so that no answer is lost."""
+    results = await asyncio.gather(*parts, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
 
 
 @dataclass
@@ -88,19 +97,11 @@ class Job:
     cleaned: Counter[str] = field(default_factory=Counter)
 
     async def ask(self, prompt: str, **values: object) -> str:
-        """The teacher's answer, without its thoughts, to a prompt by its name and what stands in its places."""
+        """The teacher's answer, without its reasoning, to a prompt by its name and the values of its places."""
         answer = await self.teacher.ask(self.number, prompt, self.prompts.fill(prompt, **values))
-        answer, thoughts = _THOUGHTS.subn("", answer)
-        self.cleaned["thoughts"] += bool(thoughts)
+        answer, count = _REASONING.subn("", answer)
+        self.cleaned["reasoning"] += bool(count)
         return answer
-
-    async def gather(self, parts: Iterable[Awaitable[T]]) -> list[T]:
-        """All of them at a time. Where one fails, the others are still waited for, so that no answer is lost."""
-        results = await asyncio.gather(*parts, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return results
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -109,6 +110,12 @@ class Job:
             yield
         except Dropped as reason:
             self.dropped[str(reason)] += 1
+
+    def check_kind(self, kind: str, role: str) -> None:
+        """Drops a medium of a kind that the model does not take from the user, or make as the assistant."""
+        if kind not in (self.made if role == "assistant" else self.shown):
+            does = "make" if role == "assistant" else "take"
+            raise Dropped(f"{MODALITIES[kind].article}, which the model does not {does}")
 
     def offer(self) -> str:
         """For a prompt: what the user may show, a few media of the set."""

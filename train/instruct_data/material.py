@@ -6,17 +6,18 @@ import hashlib
 import json
 import math
 import os
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from nextgpt.errors import UserInputError, did_you_mean
+from nextgpt.media.text import whole_characters
 from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.json_records import Record, read_records
-from nextgpt.train.data.markers import RecordMedia, Unusable
+from nextgpt.train.data.markers import RecordMedia, Unusable, parts_of
 from nextgpt.train.instruct_data.jobs import Task, mark
 from nextgpt.train.instruct_data.rules import words
 
@@ -51,8 +52,11 @@ class Prompts:
             if file.stem not in self._texts:
                 raise UserInputError(f"{file}: no prompt has this name; {did_you_mean(file.stem, self._texts)}")
             text, ours = Template(_read(file)), Template(self._texts[file.stem])
-            if not text.is_valid() or set(text.get_identifiers()) != set(ours.get_identifiers()):
-                places = ", ".join(f"${{{name}}}" for name in ours.get_identifiers()) or "no places"
+            if file.stem == TOPICS:
+                if not text.template.strip():
+                    raise UserInputError(f"{file}: holds no topics; expected one a line")
+            elif not text.is_valid() or set(text.get_identifiers()) != set(ours.get_identifiers()):
+                places = ", ".join(f"${{{name}}}" for name in ours.get_identifiers())
                 raise UserInputError(f"{file}: expected the places {places}, each at least once, and $$ for a dollar sign")
             self._texts[file.stem] = text.template
 
@@ -66,8 +70,8 @@ class Prompts:
         return self._texts[name]
 
     def fill(self, name: str, **values: object) -> str:
-        """A prompt with its places filled."""
-        return Template(self._texts[name]).substitute(values).strip()
+        """A prompt with its places filled. Half characters, which cannot be sent, become U+FFFD."""
+        return whole_characters(Template(self._texts[name]).substitute(values).strip())
 
     def fingerprint(self) -> str:
         """Changes with any of the texts."""
@@ -100,13 +104,11 @@ class CaptionedMedia:
 
     def __init__(self, media: Sequence[Medium] = ()):
         self.media = list(dict.fromkeys(media))
-        self._bags = [Counter(words(medium.caption)) for medium in self.media]
-        self._exact = {(medium.kind, *sorted(words(medium.caption))): medium for medium in reversed(self.media)}
-        self._holding: dict[str, list[int]] = defaultdict(list)  # word → media
-        for number, bag in enumerate(self._bags):
-            for word in bag:
-                self._holding[word].append(number)
-        self._norms = [math.sqrt(sum(self._weight(word) ** 2 for word in bag)) for bag in self._bags]
+        listed = [words(medium.caption) for medium in self.media]
+        pairs = zip(self.media, listed, strict=True)
+        self._exact = {(medium.kind, *sorted(own)): medium for medium, own in reversed(list(pairs))}
+        self._words = [frozenset(own) for own in listed]
+        self._counts = Counter(word for own in self._words for word in own)
 
     def find(self, kind: str, caption: str, exactly: bool = False) -> Medium | None:
         """The medium of this kind whose caption is most like this one; None where none is like it.
@@ -114,22 +116,21 @@ class CaptionedMedia:
         Args:
             exactly: take only one of the same words.
         """
-        bag = Counter(words(caption))
-        same = self._exact.get((kind, *sorted(bag.elements())))
+        wanted = words(caption)
+        same = self._exact.get((kind, *sorted(wanted)))
         if exactly or same is not None:
             return same
-        scores: Counter[int] = Counter()
-        for word in bag:
-            for number in self._holding.get(word, ()):
-                if self.media[number].kind == kind:
-                    scores[number] += self._weight(word) ** 2 / self._norms[number]
-        norm = math.sqrt(sum(self._weight(word) ** 2 for word in bag))
-        best = min(scores, key=lambda number: (-scores[number], number), default=None)
-        return self.media[best] if best is not None and scores[best] >= FITS * norm else None
+        asked, best, highest = frozenset(wanted), None, 0.0
+        for medium, own in zip(self.media, self._words, strict=True):
+            if medium.kind == kind and (common := asked & own):
+                # cosine of the words' weights
+                score = self._weight(common) / math.sqrt(self._weight(asked) * self._weight(own))
+                best, highest = (medium, score) if score > highest else (best, highest)
+        return best if highest >= FITS else None
 
-    def _weight(self, word: str) -> float:
-        """How much a word says: rare ones say more (inverse document frequency)."""
-        return math.log((len(self.media) + 2) / (len(self._holding.get(word, ())) + 1))
+    def _weight(self, some: Iterable[str]) -> float:
+        """How much words say: rare ones say more (squared inverse document frequency)."""
+        return sum(math.log((len(self.media) + 2) / (self._counts[word] + 1)) ** 2 for word in some)
 
     def fingerprint(self) -> str:
         """Changes with any of them."""
@@ -181,44 +182,47 @@ def read_seeds(file: Path, known: Sequence[Medium], start: Path) -> tuple[list[T
         The tasks, with media by caption, and the media in them.
 
     Raises:
-        UserInputError: a record is of another form, or a medium has no caption.
+        UserInputError: a record is of another form, or a medium has no caption or no file.
     """
     captions = {os.path.normpath(start / medium.path): medium.caption for medium in known}
-    tasks: list[Task] = []
-    media: list[Medium] = []
+    tasks, media = [], []
     for record in read_records(file, is_record=lambda value: bool({"instruction", "messages"} & set(value))):
-        messages = (record.value or {}).get("messages")
-        if not isinstance(messages, list):
-            tasks.append(_instruction(record))
+        value = record.value or {}
+        if not isinstance(value.get("messages"), list):
+            tasks.append(Task(_instruction(record), is_classification=bool(value.get("is_classification"))))
             continue
-        asked = (each.get("content") for each in messages if isinstance(each, dict) and each.get("role") == "user")
-        content = next(asked, None) or ""
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        asked = (each.get("content") for each in value["messages"] if isinstance(each, dict) and each.get("role") == "user")
+        parts = parts_of(next(asked, None))
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
             raise UserInputError(f"{record.where}: expected a text, or a list of parts, as a question")
         texts = []
         for part in parts:
-            if part.get("type") not in MODALITIES:
+            if part.get("type") in MODALITIES:
+                media.append(_shown(part, record.where, file.parent, start, captions))
+                texts.append(mark(part["type"], media[-1].caption))
+            else:
                 texts.append(str(part.get("text") or "").strip())
-                continue
-            path = os.path.normpath(file.parent / str(part.get("path")))
-            caption = part.get("caption") or captions.get(path)
-            if not caption:
-                name = part.get("path")
-                raise UserInputError(f"{record.where}: {name} has no caption, by which a teacher would know it; see --media")
-            texts.append(mark(part["type"], caption))
-            if os.path.isfile(path):
-                media.append(Medium(part["type"], caption, Path(os.path.relpath(path, start)).as_posix()))
         if not any(texts):
             raise UserInputError(f"{record.where}: no question; expected a user's turn with words")
         tasks.append(Task("\n".join(filter(None, texts))))
     return tasks, media
 
 
-def _instruction(record: Record) -> Task:
+def _shown(part: dict, where: str, folder: Path, start: Path, captions: Mapping[str, str]) -> Medium:
+    """A medium of a question: its file lies beside the seeds, its caption stands in it or is known."""
+    name = part.get("path")
+    path = os.path.normpath(folder / str(name))
+    if not os.path.isfile(path):
+        raise UserInputError(f"{where}: no file {name}, expected {MODALITIES[part['type']].article} at its `path`")
+    caption = part.get("caption") or captions.get(path)
+    if not isinstance(caption, str) or not caption.strip():
+        raise UserInputError(f"{where}: {name} has no caption, by which a teacher would know it; see --media")
+    return Medium(part["type"], " ".join(caption.split()), Path(os.path.relpath(path, start)).as_posix())
+
+
+def _instruction(record: Record) -> str:
     value = record.value or {}
     texts = [value.get("instruction"), value.get("input") or ""]
     if record.problem or not all(isinstance(text, str) for text in texts) or not texts[0].strip():
         raise UserInputError(f"{record.where}: {record.problem or 'expected an instruction (and its input), or messages'}")
-    text = "\n\n".join(filter(None, map(str.strip, texts)))
-    return Task(text, is_classification=bool(value.get("is_classification")))
+    return "\n\n".join(filter(None, map(str.strip, texts)))

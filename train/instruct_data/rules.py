@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 
 from nextgpt.train.data.cleaning import FUNCTION_WORDS, language_of
 from nextgpt.train.instruct_data.jobs import Dropped
 
 ROUGE_L_BOUND = 0.7  # a task as near as this to another is the same
-FEWEST_WORDS, MOST_WORDS = 3, 150  # of an instruction
+FEWEST_WORDS, MOST_WORDS = 3, 150  # of an instruction; Alpaca wants four, but "Draw a lighthouse." is a task here
 SHORT_ANSWER = 80  # words; an apology that is longer explains something
 COPIED_WORDS = 6  # in a row, of the prompt that asked for an evolution
 VERDICTS = {"yes", "no"}  # function words that answer a question
@@ -61,11 +61,13 @@ def rouge_l(first: Sequence[str], second: Sequence[str]) -> float:
 
 
 class KnownTasks:
-    """The tasks that there are, to find near duplicates of new ones."""
+    """The tasks so far, to find near duplicates of new ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, texts: Iterable[str] = ()):
         self._known: list[list[str]] = []
         self._holding: dict[str, list[int]] = defaultdict(list)  # word → tasks
+        for text in texts:
+            self.add(text)
 
     def add(self, text: str) -> None:
         """Remembers a task."""

@@ -8,7 +8,7 @@ and its output.
 from __future__ import annotations
 
 from nextgpt.train.instruct_data.answers import clean_text, parse_json, text_in, to_message
-from nextgpt.train.instruct_data.jobs import Dropped, Job, Task, marker
+from nextgpt.train.instruct_data.jobs import Dropped, Job, Task, gather, marker
 from nextgpt.train.instruct_data.rules import check_instance, check_instruction, check_labels
 
 SEEDS_SHOWN, NEW_SHOWN = 6, 2
@@ -18,7 +18,7 @@ NO_INPUT = {"none", "n/a", "noinput", "<noinput>", "no input", "null"}
 
 async def self_instruct(job: Job) -> list[Task]:
     """New tasks with a conversation each; a classification may have several."""
-    known = [*job.random.sample(job.seeds, min(SEEDS_SHOWN, len(job.seeds)))]
+    known = job.random.sample(job.seeds, min(SEEDS_SHOWN, len(job.seeds)))
     known += job.random.sample(job.pool, min(NEW_SHOWN, len(job.pool)))
     job.random.shuffle(known)
     examples = "\n".join(
@@ -26,10 +26,8 @@ async def self_instruct(job: Job) -> list[Task]:
         for number, task in enumerate(known, start=1)
     )
     asked = {"count": TASKS_ASKED, "kinds": ", ".join(job.made), "shown": job.offer()}
-    proposals: list[Task] = []
-    with job.counting():
-        proposals = _proposals(await job.ask("self_instruct_tasks", examples=examples, **asked), job)
-    answered = await job.gather(_answered(task, job) for task in proposals)
+    proposals = _proposals(await job.ask("self_instruct_tasks", examples=examples, **asked), job)
+    answered = await gather(_answered(task, job) for task in proposals)
     return [task for task in answered if task.conversations]
 
 

@@ -1,30 +1,35 @@
-"""The teacher: any server that speaks OpenAI's chat completions. Asks each thing once, within a budget, and waits when told.
+"""The teacher: any server that speaks OpenAI's chat completions. Keeps to a budget, and to the record.
 
-A request that fails for a time (429, 5xx, no answer in time) is sent again after a wait that doubles, or after what
-`Retry-After` says. What does not get better ends the run: a refused key, an unknown model, a spent budget. Requests under
-way are still waited for then, so that nothing that was paid for is lost.
+A request that fails (429, 5xx, a timeout) is sent again with exponential back-off, or after what `Retry-After` says. An
+error that stays ends the run: a refused key, an unknown model, a spent budget. Requests under way are waited for then, so
+that no answer is lost.
 """
 
 from __future__ import annotations
 
 import asyncio
-import email.utils
-import hashlib
-import json
 import logging
 import math
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from nextgpt.errors import UserInputError, first_line
 from nextgpt.train.instruct_data.jobs import Dropped
+from nextgpt.train.instruct_data.protocol import (
+    Outcome,
+    error_message,
+    most_tokens,
+    read_response,
+    retry_after,
+    short,
+    without_files,
+)
 from nextgpt.train.instruct_data.record import Record, Stopped, key_of
 
 logger = logging.getLogger(__name__)
@@ -34,11 +39,12 @@ OPENAI_HOST, OPENAI_VARIABLE = "api.openai.com", "OPENAI_API_KEY"  # that key go
 AGAIN = (408, 409, 425, 429)  # and 5xx
 LONGEST_WAIT = 600.0  # seconds; a server that wants more is left for later
 LONGEST_BACK_OFF = 60.0
-MEDIUM_TOKENS = 2000
-CUT_OFF = {"length": "an answer longer than may be, cut off", "content_filter": "an answer that the server's filter cut off"}
+CUT_OFF = {
+    "length": "an answer longer than --max-answer-tokens, cut off",
+    "content_filter": "an answer that the server's filter cut off",
+}
 USELESS_IN_A_ROW = 5  # refusals, or answers of another protocol; then something is wrong with all of them
 SHORTEST_SECRET = 6  # characters; a shorter key is a word that stands in answers, too
-SHOWN = 200  # characters of what a server says of an error
 GO_ON = "what was answered is kept: the same command goes on from there"
 
 
@@ -54,7 +60,7 @@ class TeacherSettings:
         timeout: seconds until a request counts as failed.
         retries: how often a request that failed is sent again.
         first_wait: seconds before the first retry; each wait after it is twice as long.
-        option: what names it on the command line, for errors.
+        option: its name on the command line, for errors.
         max_requests, max_tokens: budget of all runs on one result together; None: no limit. Retries count as requests;
             tokens are those of requests and answers as the server counts them.
     """
@@ -72,35 +78,23 @@ class TeacherSettings:
     option: str = "teacher"
 
     def check(self) -> None:
-        """Raises UserInputError where nothing can be asked: the address is none, or the `openai` client is missing."""
-        _address(self)
+        """Raises UserInputError where nothing can be asked: no address, no key that can be sent, no `openai` client."""
+        _key(_address(self)[1])
+        least = {"concurrency": 1, "max_answer_tokens": 1, "retries": 0, "temperature": 0, "timeout": 0.001}
+        for name, bound in least.items():
+            if not bound <= (given := getattr(self, name)) < math.inf:
+                raise UserInputError(f"--{name.replace('_', '-')} is {given:g}, expected {bound:g} or more")
         try:
             import openai  # noqa: F401
         except ImportError:
             raise UserInputError(f"a {self.option} is asked by openai's client: pip install 'nextgpt[teacher]'") from None
 
 
-class _Outcome(NamedTuple):
-    """What came of a request.
-
-    Args:
-        entry: for the record: `answer`, `problem` or `failed`, with what belongs to it.
-        wait: seconds that the server asks to wait.
-        stop: why the run cannot go on.
-        is_busy: whether the server only has too much to do.
-    """
-
-    entry: dict[str, Any]
-    wait: float | None = None
-    stop: str = ""
-    is_busy: bool = False
-
-
 class Teacher:
     """Asks a model; what stands in the record is not asked again.
 
     Args:
-        settings: whom and how.
+        settings: the API, the model and the limits.
         record: of what was asked and answered.
 
     Attributes:
@@ -110,11 +104,10 @@ class Teacher:
     def __init__(self, settings: TeacherSettings, record: Record):
         self.settings, self.record = settings, record
         self.name, host = _address(settings)
-        self._variable = OPENAI_VARIABLE if host == OPENAI_HOST and not os.environ.get(KEY_VARIABLE) else KEY_VARIABLE
-        self._key = os.environ.get(self._variable, "").strip()
+        self._variable, self._key = _key(host)
         self.stopped: Stopped | None = None
-        self._budget = _Budget(settings, record)
         self._slots = asyncio.Semaphore(settings.concurrency)
+        self._under_way: list[int] = []  # the most tokens that each request under way may use
         self._not_before = 0.0  # by the monotonic clock: when the server wants to be asked again
         self._renamed: dict[str, str] = {}  # parameters that the model takes by another name; "": not at all
         self._answers = self._useless = 0
@@ -141,7 +134,7 @@ class Teacher:
         if key not in self.record.answers:
             async with self._slots:
                 try:
-                    await self._answer({"key": key, "job": job, "step": step}, request)
+                    await self._answer({"key": key, "job": job, "step": step, "request": without_files(request)}, request)
                 except Stopped as stop:
                     self.stopped = self.stopped or stop
                     raise
@@ -158,7 +151,10 @@ class Teacher:
         from openai import AsyncOpenAI
 
         url, key = self.settings.url, self._key or "none"
-        return AsyncOpenAI(base_url=url, api_key=key, timeout=self.settings.timeout, max_retries=0)
+        client = AsyncOpenAI(base_url=url, api_key=key, timeout=self.settings.timeout, max_retries=0)
+        if _address(self.settings)[1] != OPENAI_HOST:  # they come from the environment, and are for OpenAI alone
+            client.organization = client.project = None
+        return client
 
     async def close(self) -> None:
         """Ends the connections."""
@@ -166,74 +162,102 @@ class Teacher:
             await self._client.close()
 
     async def _answer(self, entry: dict[str, Any], request: dict[str, Any]) -> None:
-        """Sends a request until it is answered, and puts each try into the record."""
-        entry = entry | {"request": _without_files(request)}
-        bound = _most_tokens(request) + self.settings.max_answer_tokens
-        tries, not_before, at_first, before = 0, 0.0, self._answers, self._answers
+        """Sends a request until it is answered, and puts each try into the record.
+
+        Not by the client's `max_retries`: it tells nobody of its tries, which count in the budget, obeys no `Retry-After`
+        above a minute, and lets each request wait by itself.
+        """
+        bound = most_tokens(request) + self.settings.max_answer_tokens
+        tries, not_before = 0, 0.0
+        at_first = before = self._answers  # of all requests
         while True:
-            await self._wait_until(not_before)
-            async with self._budget.hold(bound):
+            while seconds := self._seconds_to_wait(not_before, bound):
+                await asyncio.sleep(min(seconds, 0.5))
+            self._under_way.append(bound)
+            try:
                 outcome = await self._send(request)
-                failed = outcome.entry.get("failed")
-                tries = 1 if outcome.is_busy and self._answers > before else tries + 1  # busy with us: it goes on
-                if failed and tries > self.settings.retries and self._answers > at_first:  # others are answered
-                    outcome = _Outcome({"problem": f"failed {tries} times, while others were answered", "said": failed})
-                self.record.add(entry | outcome.entry)
-            before = self._answers
+                tries = 1 if outcome.is_busy and self._answers > before else tries + (not outcome.is_changed)
+                before, failed = self._answers, outcome.entry.get("failed")
+                gives_up = failed and not outcome.stop and tries > self.settings.retries
+                if gives_up and self._answers > at_first:  # others are answered
+                    outcome = Outcome({"problem": f"failed {tries} times, while others were answered", "said": failed})
+                self.record.add(entry | {name: self._hide(value) for name, value in outcome.entry.items()})
+            except asyncio.CancelledError:
+                self.record.add(entry | {"failed": "broken off"})  # it may have cost something
+                raise
+            finally:
+                self._under_way.remove(bound)
             if outcome.stop:
                 raise Stopped(outcome.stop)
             if "failed" not in outcome.entry:
-                return self._judge(outcome.entry)
-            if tries > self.settings.retries:
+                return self._check_use(outcome.entry)
+            if gives_up:
                 raise Stopped(f"{self.name}: failed {tries} times in a row, at last with {failed}; {GO_ON}")
             not_before = self._wait_after(outcome, tries)
 
-    async def _send(self, request: dict[str, Any]) -> _Outcome:
+    def _seconds_to_wait(self, not_before: float, bound: int) -> float:
+        """Until a request of at most `bound` tokens may be sent; raises `Stopped` where it never may."""
+        if self.stopped:
+            raise self.stopped
+        seconds = max(not_before, self._not_before) - time.monotonic()
+        if seconds > 0:
+            return seconds
+        requests, tokens = self.settings.max_requests, self.settings.max_tokens
+        if requests is not None and self.record.requests + len(self._under_way) >= requests:
+            raise Stopped(f"the budget of {requests:,} requests is spent; raise --max-requests; {GO_ON}")
+        if tokens is None or self.record.tokens + sum(self._under_way) + bound <= tokens:
+            return 0.0
+        if not self._under_way:
+            left = f"{self.record.tokens:,} are used, and the next request may need {bound:,}"
+            raise Stopped(f"the budget of {tokens:,} tokens is spent: {left}; raise --max-tokens; {GO_ON}")
+        return 0.05  # those under way mostly need fewer
+
+    async def _send(self, request: dict[str, Any]) -> Outcome:
         import openai
 
-        sent = self._as_taken(request)
+        client, sent = self._client, self._as_taken(request)
         try:
             async with asyncio.timeout(self.settings.timeout):  # the client's own ends between two bytes only
-                response = await self._client.chat.completions.with_raw_response.create(**sent)
-            return _read(self._hide(response.text), request)
+                response = await client.chat.completions.with_raw_response.create(**sent)
+            return read_response(response.text, request, self._hide)
         except openai.APIStatusError as error:
             return self._refused(error, is_changed=self._adapt(error, sent, request))
         except (TimeoutError, openai.APITimeoutError):
-            return _Outcome({"failed": f"no answer within {self.settings.timeout:g} s"})
+            return Outcome({"failed": f"no answer within {self.settings.timeout:g} s"})
         except openai.APIConnectionError as error:
             reason = self._hide(first_line(error.__cause__ or error))
             is_refused = type(error.__cause__).__name__ == "ConnectError"  # of whichever HTTP library the client has
             if is_refused and not self._answers:
                 check = f"check --{self.settings.option}, and that it runs"
                 raise Stopped(f"{self.name}: cannot be reached ({reason}); {check}") from None
-            return _Outcome({"failed": f"the connection was lost ({reason})"})
+            return Outcome({"failed": f"the connection was lost ({reason})"})
 
-    def _refused(self, error: Any, is_changed: bool) -> _Outcome:
+    def _refused(self, error: Any, is_changed: bool) -> Outcome:
         """What an HTTP status other than 200 means."""
-        status, code = error.status_code, getattr(error, "code", None)
-        message = self._hide(_said(error))
-        entry = {"failed": f"{status}: {message}"}
+        status, option = error.status_code, self.settings.option
+        said = short(self._hide(error_message(error)))
+        entry, wait, stop = {"failed": f"{status}: {said}"}, None, ""
         if is_changed:
-            return _Outcome(entry, wait=0.0)
+            return Outcome(entry, wait=0.0, is_changed=True)
         if status in (401, 403):
-            key = f"refuses the key in {self._variable}" if self._key else f"asks for a key: set {self._variable}"
-            return _Outcome(entry, stop=f"{self.name}: {key} ({status}: {message}); {GO_ON}")
-        if status == 404:
-            option = self.settings.option
-            check = f"check --{option}-model, and that --{option} is the API's address (it mostly ends in /v1)"
-            return _Outcome(entry, stop=f"{self.name}: has no model {self.settings.model!r} (404: {message}); {check}")
-        if status == 402 or code == "insufficient_quota":
-            return _Outcome(entry, stop=f"{self.name}: what was paid for is used up ({status}: {message}); {GO_ON}")
-        if status in AGAIN or status >= 500:
-            wait = _retry_after(error.response.headers)
-            stop = ""
-            if wait is not None and wait > LONGEST_WAIT:
-                stop = f"{self.name}: asks to wait {wait:,.0f} s ({status}: {message}); {GO_ON}"
-            return _Outcome(entry, wait, stop, is_busy=status == 429)
-        return _Outcome({"problem": f"refused by the teacher ({status})", "said": message})
+            stop = f"refuses the key in {self._variable}" if self._key else f"asks for a key: set {self._variable}"
+        elif status == 404:
+            stop = (
+                f"has no model {self.settings.model!r}; check --{option}-model, and that --{option} is the API's address "
+                "(it mostly ends in /v1)"
+            )
+        elif status == 402 or error.code == "insufficient_quota":
+            stop = "the quota is used up"
+        elif status in AGAIN or status >= 500:
+            wait = retry_after(error.response.headers)
+            stop = f"asks to wait {wait:,.0f} s" if wait is not None and wait > LONGEST_WAIT else ""
+        else:
+            return Outcome({"problem": f"refused by the {option} ({status})", "said": said})
+        stop = stop and f"{self.name}: {stop} ({status}: {said}); {GO_ON}"
+        return Outcome(entry, wait, stop, is_busy=status == 429)
 
-    def _judge(self, entry: dict[str, Any]) -> None:
-        """Stops when nothing of use comes any more."""
+    def _check_use(self, entry: dict[str, Any]) -> None:
+        """Raises `Stopped` when nothing of use comes any more."""
         if "problem" not in entry:
             self._answers, self._useless = self._answers + 1, 0
             return
@@ -250,17 +274,15 @@ class Teacher:
 
     def _adapt(self, error: Any, sent: dict[str, Any], request: dict[str, Any]) -> bool:
         """Whether the request has become another one because models differ in what they take."""
-        if error.status_code != 400:
-            return False
-        message = str(error)
+        message = str(error) if error.status_code == 400 else ""
         if "max_completion_tokens" in message:
             self._renamed["max_tokens"] = "max_completion_tokens"
         elif "temperature" in message and "temperature" in sent:
             logger.warning("%s takes no temperature of %g; its own is used.", self.settings.model, sent["temperature"])
             self._renamed["temperature"] = ""
-        return self._as_taken(request) != sent
+        return bool(message) and self._as_taken(request) != sent
 
-    def _wait_after(self, outcome: _Outcome, tries: int) -> float:
+    def _wait_after(self, outcome: Outcome, tries: int) -> float:
         """When a request is sent again, by the monotonic clock."""
         now, wait = time.monotonic(), outcome.wait
         if wait is None:
@@ -271,48 +293,21 @@ class Teacher:
         self._not_before = max(self._not_before, now + wait)  # for all requests
         return now + wait + random.uniform(0, 0.1 * self.settings.first_wait)
 
-    async def _wait_until(self, moment: float) -> None:
-        while (left := max(moment, self._not_before) - time.monotonic()) > 0 and not self.stopped:
-            await asyncio.sleep(min(left, 0.5))
-        if self.stopped:
-            raise self.stopped
-
-    def _hide(self, text: str) -> str:
-        return text.replace(self._key, "***") if len(self._key) >= SHORTEST_SECRET else text
+    def _hide(self, value: Any) -> Any:
+        is_secret = isinstance(value, str) and len(self._key) >= SHORTEST_SECRET
+        return value.replace(self._key, "***") if is_secret else value
 
 
-class _Budget:
-    """Requests and tokens that may still be used. Those under way are held back at their bound."""
-
-    def __init__(self, settings: TeacherSettings, record: Record):
-        self.settings, self.record = settings, record
-        self.under_way = self.held = 0
-        self.changed = asyncio.Condition()
-
-    @asynccontextmanager
-    async def hold(self, bound: int) -> AsyncIterator[None]:
-        """Waits until a request of at most `bound` tokens fits; raises `Stopped` where it never will."""
-        async with self.changed:
-            while not self._fits(bound):
-                await self.changed.wait()
-            self.under_way, self.held = self.under_way + 1, self.held + bound
-        try:
-            yield
-        finally:
-            async with self.changed:
-                self.under_way, self.held = self.under_way - 1, self.held - bound
-                self.changed.notify_all()
-
-    def _fits(self, bound: int) -> bool:
-        requests, tokens = self.settings.max_requests, self.settings.max_tokens
-        if requests is not None and self.record.requests + self.under_way >= requests:
-            raise Stopped(f"the budget of {requests:,} requests is spent; raise --max-requests; {GO_ON}")
-        if tokens is None or self.record.tokens + self.held + bound <= tokens:
-            return True
-        if not self.held:
-            left = f"{self.record.tokens:,} are used, and the next request may need {bound:,}"
-            raise Stopped(f"the budget of {tokens:,} tokens is spent: {left}; raise --max-tokens; {GO_ON}")
-        return False
+def run_to_end(work: Coroutine[Any, Any, None]) -> str:
+    """Runs what asks a teacher, and gives the reason where it could not go on; empty where it came to its end."""
+    try:
+        asyncio.run(work)
+    except Stopped as stop:
+        return str(stop)
+    except KeyboardInterrupt:
+        logger.warning("Stopped; %s", GO_ON)
+        raise
+    return ""
 
 
 def _address(settings: TeacherSettings) -> tuple[str, str]:
@@ -329,64 +324,10 @@ def _address(settings: TeacherSettings) -> tuple[str, str]:
     return f"{parts.scheme}://{parts.netloc}{parts.path}", host
 
 
-def _read(text: str, request: dict[str, Any]) -> _Outcome:
-    """The answer in a response's body."""
-    try:
-        body = json.loads(text)
-        choice = body["choices"][0]
-        content = choice["message"].get("content")
-        usage = body.get("usage") or {}
-        used = usage.get("total_tokens")
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        return _Outcome({"problem": "not a chat completion", "said": " ".join(text.split())[:SHOWN]})
-    if isinstance(content, list):  # parts, as some servers have it
-        content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
-    if not isinstance(used, int) or used < 0:
-        used = _most_tokens(request) // 2 + len(content or "") // 4  # as long as English tokens are
-    if not isinstance(content, str) or not content.strip():
-        return _Outcome({"problem": "an answer without words", "tokens": used})
-    return _Outcome({"answer": content, "finish_reason": choice.get("finish_reason"), "tokens": used})
-
-
-def _most_tokens(request: dict[str, Any]) -> int:
-    """A careful guess at a request's tokens: two bytes each, of English nearly five, and those of a large picture."""
-    content = request["messages"][0]["content"]
-    parts = [{"text": content}] if isinstance(content, str) else content
-    return sum(len(part["text"].encode("utf-8", "replace")) // 2 if "text" in part else MEDIUM_TOKENS for part in parts)
-
-
-def _without_files(request: dict[str, Any]) -> dict[str, Any]:
-    """A request as it is kept: embedded files by their hash."""
-
-    def kept(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: kept(inner) for name, inner in value.items()}
-        if isinstance(value, list):
-            return [kept(inner) for inner in value]
-        if isinstance(value, str) and value.startswith("data:") and ";base64," in value:
-            return f"{value.partition(',')[0]},(blake2b {hashlib.blake2b(value.encode(), digest_size=16).hexdigest()})"
-        return value
-
-    return kept(request)
-
-
-def _said(error: Any) -> str:
-    """What a server says of an error, on one short line."""
-    body = error.body
-    message = body.get("message") if isinstance(body, Mapping) else None
-    words = " ".join(str(message or body or first_line(error)).split())
-    return words if len(words) <= SHOWN else f"{words[:SHOWN]}…"
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait: a number of them, or a date (RFC 9110, section 10.2.3)."""
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
-        with suppress(ValueError):
-            if math.isfinite(seconds := float(value)):
-                return max(0.0, seconds * unit)
-        with suppress(TypeError, ValueError):
-            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    return None
+def _key(host: str) -> tuple[str, str]:
+    """The variable that a key for this host comes from, and the key."""
+    variable = OPENAI_VARIABLE if host == OPENAI_HOST and not os.environ.get(KEY_VARIABLE) else KEY_VARIABLE
+    key = os.environ.get(variable, "").strip()
+    if any(not "!" <= letter <= "~" for letter in key):
+        raise UserInputError(f"{variable}: holds a space, a line break or a letter that no key has; copy the key anew")
+    return variable, key

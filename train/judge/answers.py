@@ -9,13 +9,16 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from nextgpt.errors import NextGPTError, UserInputError
+from nextgpt.hub.fingerprints import file_hash
+from nextgpt.hub.fingerprints import fingerprint as weights_fingerprint
+from nextgpt.hub.parts import resolve_model
 from nextgpt.modalities import MODALITIES
-from nextgpt.train.data.lines import check_files, read_lines
+from nextgpt.train.data.lines import Line, check_files, read_lines
+from nextgpt.train.data.markers import parts_of, words_of
 from nextgpt.train.data.turns import is_empty
 from nextgpt.train.instruct_data.jobs import mark
 
@@ -31,10 +34,7 @@ def read_questions(file: Path) -> list[list[dict]]:
     check_files([file])
     questions = []
     for line in read_lines([file]):
-        try:
-            messages = line.messages()
-        except UserInputError as error:
-            raise UserInputError(f"{line.where}: {error}") from None
+        messages = _messages(line)
         while messages and messages[-1].get("role") == "assistant":
             messages = messages[:-1]
         if not messages or messages[-1].get("role") != "user" or is_empty(messages[-1].get("content")):
@@ -43,6 +43,38 @@ def read_questions(file: Path) -> list[list[dict]]:
     if not questions:
         raise UserInputError(f"{file}: holds no questions")
     return questions
+
+
+def _messages(line: Line) -> list[dict]:
+    """A line's messages, whose content is well-formed."""
+    try:
+        messages = line.messages()
+    except UserInputError as error:
+        raise UserInputError(f"{line.where}: {error}") from None
+    for message in messages:
+        parts = parts_of(message.setdefault("content", None))
+        if message.get("role") not in ("system", "user", "assistant") or not (
+            isinstance(parts, list) and all(isinstance(part, dict) and _is_whole(part) for part in parts)
+        ):
+            raise UserInputError(f"{line.where}: expected chat messages: a role, and text or a list of parts as content")
+    return messages
+
+
+def _is_whole(part: dict) -> bool:
+    return isinstance(part.get("text"), str) if part.get("type") == "text" else part.get("type") in MODALITIES
+
+
+def state_of(name: str) -> str:
+    """Changes with the answers of a file or with the weights of a model in a folder.
+
+    Raises:
+        NextGPTError: there is no such file or model.
+    """
+    if name.endswith(".jsonl"):
+        check_files([name])
+        return file_hash(Path(name))
+    location = resolve_model(name)
+    return weights_fingerprint(Path(location)) if Path(location).is_dir() else str(location)
 
 
 def answers_of(name: str, questions: Sequence[list[dict]], folder: Path, max_new_tokens: int) -> list[list[dict]]:
@@ -62,17 +94,25 @@ def answers_of(name: str, questions: Sequence[list[dict]], folder: Path, max_new
     pipeline, answers = None, []
     for number, messages in enumerate(tqdm(questions, desc=f"{name} answers", unit=" questions"), start=1):
         file = folder / f"{number:05}.json"
-        if not file.is_file():
+        if (content := _saved(file)) is None:
             pipeline = pipeline or NextGPTPipeline.from_pretrained(name)
             try:
                 pipeline(messages, seed=number, max_new_tokens=max_new_tokens).save(folder, file.stem)
             except UserInputError as error:
                 raise UserInputError(f"question {number}: {name} cannot answer it ({error})") from None
             except OSError as error:
-                raise NextGPTError(f"{folder}: cannot be written ({error.strerror or error})") from None
-        content = json.loads(file.read_text(encoding="utf-8"))["message"]["content"]
+                raise NextGPTError(f"{folder}: cannot be written ({error.strerror or error}); make room") from None
+            content = _saved(file) or []
         answers.append([part | {"path": str(folder / part["path"])} if "path" in part else part for part in content])
     return answers
+
+
+def _saved(file: Path) -> list[dict] | None:
+    """The content of an answer; None where it is not there, or was cut off by a full disk or a kill."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["message"]["content"]
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _answers_in(file: Path, questions: Sequence[list[dict]]) -> list[list[dict]]:
@@ -82,20 +122,11 @@ def _answers_in(file: Path, questions: Sequence[list[dict]]) -> list[list[dict]]
         raise UserInputError(f"{file}: {len(lines)} conversations, but there are {len(questions)} questions")
     answers = []
     for line, question in zip(lines, questions, strict=True):
-        *asked, answer = line.messages() or [{}]
-        if answer.get("role") != "assistant" or [_words(m) for m in asked] != [_words(m) for m in question]:
+        *asked, answer = _messages(line) or [{}]
+        if answer.get("role") != "assistant" or list(map(words_of, asked)) != list(map(words_of, question)):
             raise UserInputError(f"{line.where}: expected the question of the same line with an answer")
-        answers.append(parts_of(answer["content"]))
+        answers.append(parts_of(answer.get("content")))
     return answers
-
-
-def _words(message: dict) -> str:
-    return " ".join(part.get("text", "") for part in parts_of(message.get("content")))
-
-
-def parts_of(content: Any) -> list[dict]:
-    """The content of a message as parts."""
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content or []
 
 
 class Shown:
@@ -134,7 +165,14 @@ class Shown:
         if kind in self.kinds and part.get("path") and os.path.isfile(part["path"]):
             self.held.append((kind, part["path"]))
             return f"\ue000{len(self.held) - 1}\ue001"
-        return mark(kind, part.get("caption") or f"{MODALITIES[kind].article} without a caption")
+        return in_words(part)
+
+
+def in_words(part: dict) -> str:
+    """A medium by its caption, as whoever cannot see it is told of it."""
+    caption = part.get("caption")
+    is_told = isinstance(caption, str) and caption.strip()
+    return mark(part["type"], caption) if is_told else f"[{MODALITIES[part['type']].article}, no caption]"
 
 
 def _content_part(kind: str, path: str) -> dict:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,17 +15,16 @@ from tqdm import tqdm
 from nextgpt.errors import UserInputError
 from nextgpt.modalities import check_known
 from nextgpt.train.data.files import whole_file
-from nextgpt.train.instruct_data.jobs import Dropped
+from nextgpt.train.instruct_data.jobs import Dropped, gather
 from nextgpt.train.instruct_data.material import Prompts, fingerprint
-from nextgpt.train.instruct_data.record import Record, Stopped
-from nextgpt.train.instruct_data.teacher import GO_ON, Teacher, TeacherSettings
-from nextgpt.train.judge.answers import Shown, answers_of, parts_of, read_questions
+from nextgpt.train.instruct_data.record import Record
+from nextgpt.train.instruct_data.teacher import GO_ON, Teacher, TeacherSettings, run_to_end
+from nextgpt.train.judge.answers import Shown, answers_of, read_questions, state_of
 from nextgpt.train.judge.page import write_page
 from nextgpt.train.judge.verdicts import Question, Tally, Verdict, addresses_judge, read_verdict, tally
 
-logger = logging.getLogger(__name__)
-
 PROMPT = "judge_pair"
+LISTED = 10  # questions in a line of the summary; the page and `judge.json` have all
 
 
 @dataclass
@@ -56,12 +54,16 @@ class JudgeReport:
         """Lines for a person."""
         found = self.tally
         lines = [f"A is {self.names[0]}, B is {self.names[1]}: {found.questions:,} questions, each in both orders"]
+        if found.rates:
+            lines.append("A against B, with 95% bootstrap intervals:")
         for name, (share, low, high) in found.rates.items():
             lines.append(f"{name:20} {100 * share:5.1f}%  ({100 * low:.1f} – {100 * high:.1f}%)")
         for name, (mean, low, high) in found.scores.items():
             lines.append(f"{f'score of {name}':20} {mean:5.2f}   ({low:.2f} – {high:.2f})")
         for reason, numbers in (found.problems | found.addressing).items():
-            lines.append(f"{len(numbers):,} of {found.questions:,}: {reason} (questions {', '.join(map(str, numbers))})")
+            some = ", ".join(map(str, numbers[:LISTED])) + ", …" * (len(numbers) > LISTED)
+            out = ", in no rate" * (reason in found.problems)
+            lines.append(f"{len(numbers):,} of {found.questions:,}{out}: {reason} (questions {some})")
         return [*lines, f"{self.requests:,} requests, {self.tokens:,} tokens; {self.page}"]
 
 
@@ -81,9 +83,11 @@ def judge(
     Args:
         names: models, or JSON-lines files of the same questions with answers.
         questions: JSON-lines file of chat messages.
-        judge: whom to ask, and how.
+        judge: the API, the model and the limits.
         shown: kinds of media that the judge gets as content parts; others it knows by caption.
         prompts: folder with a text in place of the package's.
+        max_new_tokens: of an answer of A and B.
+        seed: of the intervals.
 
     Raises:
         UserInputError: something given is not what it should be.
@@ -97,29 +101,23 @@ def judge(
     except OSError as error:
         raise UserInputError(f"{out}: cannot be made ({error.strerror or error}); name another folder with --out") from None
     answers = []
-    for side, name in zip("ab", names, strict=True):  # other models and other questions, another folder
-        folder = out / f"{side}-{fingerprint([name, asked, max_new_tokens])}"
-        answers.append(answers_of(name, asked, folder, max_new_tokens))
-    settings = {
-        "judge_model": judge.model,
-        "temperature": judge.temperature,
-        "seed": seed,
-        "shown": sorted(shown),
-        "questions": fingerprint(asked),
-        "answers": fingerprint(answers),
-        "prompt": fingerprint(texts.text(PROMPT)),
-    }
-    record = Record(out / "judge.requests.jsonl", settings)
-    comparison, stopped = _Comparison(asked, answers, texts, Teacher(judge, record), shown, seed), ""
-    try:
-        asyncio.run(comparison())
-    except Stopped as stop:
-        stopped = str(stop)
-    except KeyboardInterrupt:
-        logger.warning("Stopped; %s", GO_ON)
-        raise
-    finally:
-        record.close()
+    with Record(out / "judge.requests.jsonl", "another folder with --out") as record:
+        sides = [fingerprint([name, state_of(name), asked, max_new_tokens]) for name in names]
+        record.begin(
+            {
+                "judge_model": judge.model,
+                "temperature": judge.temperature,
+                "shown": sorted(shown),
+                "questions": fingerprint(asked),
+                "answers_of_A": sides[0],
+                "answers_of_B": sides[1],
+                "prompt": fingerprint(texts.text(PROMPT)),
+            }
+        )
+        for side, name, state in zip("ab", names, sides, strict=True):
+            answers.append(answers_of(name, asked, out / f"{side}-{state}", max_new_tokens))
+        comparison = _Comparison(asked, answers, texts, Teacher(judge, record), shown)
+        stopped = run_to_end(comparison())
     found = tally(comparison.found, seed)
     report = JudgeReport(names, found, out / "index.html", record.requests, record.tokens, stopped)
     try:
@@ -131,21 +129,18 @@ def judge(
     return report
 
 
+@dataclass
 class _Comparison:
     """The questions, and what comes of them."""
 
-    def __init__(
-        self,
-        questions: Sequence[list[dict]],
-        answers: Sequence[list[list[dict]]],
-        prompts: Prompts,
-        teacher: Teacher,
-        shown: Sequence[str],
-        seed: int,
-    ):
-        self.questions, self.answers, self.prompts = questions, answers, prompts
-        self.teacher, self.shown, self.seed = teacher, shown, seed
-        self.found: list[Question | None] = [None] * len(questions)
+    questions: Sequence[list[dict]]
+    answers: Sequence[list[list[dict]]]
+    prompts: Prompts
+    teacher: Teacher
+    shown: Sequence[str]
+
+    def __post_init__(self):
+        self.found: list[Question | None] = [None] * len(self.questions)
 
     async def __call__(self) -> None:
         """Asks about all questions; raises `Stopped` where it ends before."""
@@ -158,12 +153,9 @@ class _Comparison:
                 bar.update()
 
             try:
-                results = await asyncio.gather(*map(each, range(len(self.questions))), return_exceptions=True)
+                await gather(map(each, range(len(self.questions))))
             finally:
                 await self.teacher.close()
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
 
     async def _question(self, number: int) -> Question:
         texts = [" ".join(part.get("text", "") for part in side[number]) for side in self.answers]
@@ -183,8 +175,8 @@ class _Comparison:
         media = Shown(self.shown)
         places = {"question": media.conversation(self.questions[number])}
         for name, side in zip(("first", "second"), order, strict=True):
-            places[name] = media.text(parts_of(self.answers[side][number]))
-        chance = random.Random(f"{self.seed}/{number}/{order[0]}")
+            places[name] = media.text(self.answers[side][number])
+        chance = random.Random(f"{number}/{order[0]}")
         code = f"{chance.getrandbits(32):08x}"
         while any(code in text for text in places.values()):
             code = f"{chance.getrandbits(32):08x}"

@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.files import whole_file
-from nextgpt.train.judge.answers import parts_of
+from nextgpt.train.data.markers import parts_of
+from nextgpt.train.judge.answers import in_words
 from nextgpt.train.judge.verdicts import Question, Verdict
 
 STYLE = """
@@ -54,10 +55,10 @@ def _parts(parts: Sequence[dict], folder: Path) -> str:
             shown.append(f"<pre>{escape(part['text'])}</pre>")
         elif part.get("path"):
             address = escape(quote(os.path.relpath(part["path"], folder)))
-            label = escape(part.get("caption") or MODALITIES[part["type"]].article)
+            label = escape(in_words(part)[1:-1])
             shown.append(MODALITIES[part["type"]].player.format(address=address, label=label))
         else:
-            shown.append(f"<pre>[{part['type']}: {escape(part.get('caption', ''))}]</pre>")
+            shown.append(f"<pre>{escape(in_words(part))}</pre>")
     return "".join(shown)
 
 

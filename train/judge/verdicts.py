@@ -16,6 +16,7 @@ from nextgpt.train.instruct_data.rules import words
 LOWEST, HIGHEST = 1, 10
 SIDES = ("first", "second")
 RESAMPLES = 2000
+CHANCE_WORDS = 3  # in a row; fewer may stand in any text
 NO_VERDICT = "the judge's answer holds no verdict"
 OBEYED = "the judge's answer obeys the text it judges"
 CONTRADICTS = "the judge's verdict contradicts its own scores"
@@ -39,8 +40,8 @@ class Verdict:
     """
 
     better: str
-    first: int
-    second: int
+    first: float
+    second: float
     reason: str
 
 
@@ -59,16 +60,23 @@ def read_verdict(answer: str, code: str, judged: Sequence[str]) -> Verdict:
     except Dropped:
         found = {}
     if found.get("code") != code:
-        said = " ".join(words(answer))
-        obeyed = bool(said) and any(said in " ".join(words(text)) for text in judged)
-        raise Dropped(OBEYED if obeyed else NO_VERDICT)
-    better, reason = str(found.get("better", "")).lower(), found.get("reason")
+        raise Dropped(OBEYED if any(_stands_in(answer, text) for text in judged) else NO_VERDICT)
+    better, reason = str(found.get("better", "")).strip().lower(), found.get("reason")
     scores = [found.get(side) for side in SIDES]
-    if better not in (*SIDES, "tie") or not all(type(score) is int and LOWEST <= score <= HIGHEST for score in scores):
+    if better not in (*SIDES, "tie") or not all(
+        type(score) in (int, float) and LOWEST <= score <= HIGHEST for score in scores
+    ):
         raise Dropped(NO_VERDICT)
     if (scores[0] > scores[1] and better == SIDES[1]) or (scores[1] > scores[0] and better == SIDES[0]):
         raise Dropped(CONTRADICTS)
     return Verdict(better, *scores, reason if isinstance(reason, str) else "")
+
+
+def _stands_in(answer: str, text: str) -> bool:
+    """Whether a text holds a judge's answer word for word, and not by chance as any text may hold a word or two."""
+    said = words(answer)
+    enough = len(said) >= CHANCE_WORDS or said and addresses_judge(text)
+    return bool(enough) and f" {' '.join(said)} " in f" {' '.join(words(text))} "
 
 
 def addresses_judge(text: str) -> bool:

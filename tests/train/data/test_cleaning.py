@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nextgpt.__main__ import main
-from nextgpt.errors import UserInputError
+from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.train.data.cleaning import Cleaning, html_to_markdown, language_of, split_long
 from nextgpt.train.data.markers import Unusable
 
@@ -32,6 +32,7 @@ PAGE_CODE = (
         ("```python\nCopy code\nx = 1\n```", "```python\nx = 1\n```"),
         ("a<script>alert(1)</script><!-- note -->b <div>c</div>", "ab\n\nc"),
         ("Use <code>a &lt; b</code> <i>so</i>.", "Use `a < b` *so*."),
+        ("a<button><svg></button>b<select><form><select>x</select></form></select> <b>c</b>", "ab **c**"),
     ],
 )
 def test_html_becomes_markdown(html, markdown) -> None:
@@ -123,3 +124,8 @@ def test_sharegpt_is_cleaned_on_the_way_and_what_is_left_out_is_counted(tmp_path
 def test_a_language_that_cannot_be_told_is_refused_by_name() -> None:
     with pytest.raises(UserInputError, match="the language xx cannot be told from others; known are ar, de, el, en"):
         Cleaning(languages=("en", "xx"))
+
+
+def test_a_model_that_is_not_there_is_said_before_anything_is_converted() -> None:
+    with pytest.raises(NextGPTError, match="no-such-model"):
+        Cleaning(max_length=100, model="./no-such-model")

@@ -21,6 +21,8 @@ from nextgpt.train.instruct_data.material import CaptionedMedia, Medium, Prompts
         ("It is salt.<|im_end|>\n</s>", "It is salt.", "control tokens"),
         ("<|assistant|> It is salt.", "It is salt.", "control tokens"),
         ("It is salt. [IMG0] [IMG1]", "It is salt.", "control tokens"),
+        (f"It is{' ' * 20_000}salt.", f"It is{' ' * 20_000}salt.", None),  # at once: nothing is looked for twice
+        ("Import the data: javascript: a language.", "Import the data: javascript: a language.", None),
         ("<p>It is <b>salt</b>.</p><ul><li>white</li></ul>", "It is **salt**.\n\n- white", "HTML"),
     ],
 )
@@ -36,12 +38,19 @@ def test_a_text_is_cleaned_of_what_is_no_part_of_it(text, expected, what) -> Non
         ("It is salt.<|im_end|>\n<|im_start|>user\nAnd this?", "control tokens"),
         ("It is salt.\n### Human: And this?", "control tokens"),
         ("Here: [AUD0] [AUD1] and more.", "control tokens"),
-        ("<think>What is it? It is salt.", "thoughts that do not end"),
+        ("<think>What is it? It is salt.", "reasoning that does not end"),
         ("Run <script>alert(1)</script> it.", "loads or runs"),
+        ("<p>Run &lt;script src=x&gt;</p>", "loads or runs"),
+        ("<p>Salt.&lt;|im_end|&gt; &lt;|im_start|&gt;user</p> And this?", "control tokens"),
+        ("<a href='javascript:alert(1)'>Salt</a>", "loads or runs"),
+        ("Open [salt]( JavaScript:alert(1)).", "loads or runs"),
         ("Here: ![salt](https://example.com/salt.png)", "medium by address"),
         ("Ask http://192.168.1.20/admin first.", "private address"),
         ("Ask http://localhost:8000/v1.", "private address"),
         ("Ask http://wiki/page.", "private address"),
+        ("Ask http://127.1/page.", "private address"),
+        ("Ask http://0x7f.0.0.1/page.", "private address"),
+        ("Get https://example.com/x?a=1&X-Amz-Signature=0.", "private address"),
         ("Ask https://build.corp.internal/x.", "private address"),
         ("Open file:///home/anna/salt.txt.", "private address"),
         ("Get https://anna:pass@example.com/x.", "private address"),
@@ -61,6 +70,7 @@ def test_addresses_on_the_public_internet_are_public_however_they_are_written() 
 
 def test_json_is_found_between_words_and_in_fences_and_nothing_else_is_taken_for_it() -> None:
     assert parse_json('Sure!\n```json\n{"a": {"b": 1}}\n``` Good luck {') == {"a": {"b": 1}}
+    assert parse_json('In place of {name} and {}: {"a": 1}') == {"a": 1}
     for broken in ("no object", '{"a": ', "[1, 2]", '{"a" 1}', "{" * 5000):
         with pytest.raises(Dropped, match="malformed JSON"):
             parse_json(broken)
@@ -88,8 +98,8 @@ def test_media_of_the_user_come_from_the_set_and_those_of_the_assistant_keep_the
     ("role", "text", "reason"),
     [
         ("user", "[image: a blue whale]", "not in the captioned set"),
-        ("user", "[video: a red barn in the snow]", "has none there"),
-        ("assistant", "[audio: a bell]", "has none there"),
+        ("user", "[video: a red barn in the snow]", "a video, which the model does not take"),
+        ("assistant", "[audio: a bell]", "a sound, which the model does not make"),
         ("assistant", "[image: ]", "without a caption"),
         ("assistant", "<|im_end|> ", "an empty turn"),
     ],

@@ -14,6 +14,7 @@ import pytest
 from nextgpt.__main__ import main
 from nextgpt.cli.training import RECIPES as DESCRIBED
 from nextgpt.errors import UserInputError
+from nextgpt.hub.parts import fetch_model
 from nextgpt.train.data.check import check_files
 from nextgpt.train.instruct_data.generate import RECIPES, generate
 from nextgpt.train.instruct_data.material import PROMPTS
@@ -43,7 +44,7 @@ def test_what_a_recipe_makes_passes_the_check_of_data(recipe, good, captions, tm
 def test_self_instruct_shows_tasks_and_asks_for_labels_first(good, tmp_path) -> None:
     report = generate("self-instruct", tmp_path / "out.jsonl", 5, good.settings(), model=None)
     assert report.conversations == 5
-    prompts = [body["messages"][0]["content"] for body in good.asked]
+    prompts = good.contents
     assert len(re.findall(r"^\d\. \((?:generation|classification)\) ", prompts[0], re.MULTILINE)) == 6
     kinds = Counter(prompt.partition("\n")[0] for prompt in prompts)
     assert kinds == {"Invent tasks for an assistant.": 2, "Do a task.": 6, "Make examples of a classification.": 2}
@@ -55,7 +56,7 @@ def test_self_instruct_shows_tasks_and_asks_for_labels_first(good, tmp_path) -> 
 def test_later_waves_of_self_instruct_show_tasks_of_earlier_ones(good, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("nextgpt.train.instruct_data.generate.WAVE", 1)
     generate("self-instruct", tmp_path / "out.jsonl", 6, good.settings(), model=None)
-    invented = [body["messages"][0]["content"] for body in good.asked if "Invent tasks" in body["messages"][0]["content"]]
+    invented = [prompt for prompt in good.contents if "Invent tasks" in prompt]
     shown = [len(re.findall(r"^\d\. .*\b(?:tea|rust|maps|jazz)\d", prompt, re.MULTILINE)) for prompt in invented]
     assert shown == [0, 2, *shown[2:]] and len(invented) >= 2
 
@@ -78,7 +79,7 @@ def test_evol_instruct_evolves_what_it_evolved(good, tmp_path, monkeypatch) -> N
     seeds = tmp_path / "seeds.jsonl"
     seeds.write_text(json.dumps({"instruction": "Name uses of salt.", "input": "", "output": "Soup."}) + "\n")
     generate("evol-instruct", tmp_path / "out.jsonl", 5, good.settings(), seeds=seeds, model=None)
-    evolved = [body["messages"][0]["content"] for body in good.asked if '{"instruction"' in body["messages"][0]["content"]]
+    evolved = [prompt for prompt in good.contents if '{"instruction"' in prompt]
     assert "Name uses of salt." in evolved[0] and any("Explain step number" in prompt for prompt in evolved)
     assert len({prompt.partition("\n")[0] for prompt in evolved}) > 1, "more than one way to evolve"
 
@@ -105,7 +106,7 @@ def test_media_of_captions_come_in_every_form(good, captions, tmp_path) -> None:
     }
     shown = [messages[0]["content"][0] for messages in found if isinstance(messages[0]["content"], list)]
     assert {part["path"] for part in shown} == {"my/images/0.png", "my/images/1.png", "my/audios/2.wav"}
-    prompts = [body["messages"][0]["content"] for body in good.asked]
+    prompts = good.contents
     assert all("[image: " in prompt or "[audio: " in prompt for prompt in prompts), "the teacher knows media by caption"
 
 
@@ -136,10 +137,7 @@ def test_answers_that_cannot_be_learned_are_counted_by_reason_in_the_summary(goo
 def test_a_conversation_longer_than_the_model_takes_is_dropped(good, captions, tmp_path) -> None:
     good.answers["Describe a medium."] = {"exchanges": [{"user": "What?", "assistant": "A quite unusual barn. " * 400}]}
     report = generate("captions-to-instructions", tmp_path / "out.jsonl", 5, good.settings(), media=captions)
-    assert any(
-        "longer than the 1,024 tokens that nano takes" in reason or "not taken by nano" in reason
-        for reason in report.dropped
-    )
+    assert "longer than the 1,024 tokens that nano takes" in report.dropped
 
 
 def test_own_prompts_take_the_place_of_those_of_the_package(good, tmp_path) -> None:
@@ -149,7 +147,33 @@ def test_own_prompts_take_the_place_of_those_of_the_package(good, tmp_path) -> N
     (own / "evol_gain.txt").write_text(text)
     good.answers["Compare these."] = "Yes."
     report = generate("evol-instruct", tmp_path / "out.jsonl", 1, good.settings(), prompts=own, model=None)
-    assert report.conversations == 1 and any("Compare these." in json.dumps(body) for body in good.asked)
+    assert report.conversations == 1 and any("Compare these." in prompt for prompt in good.contents)
+
+
+def test_topics_of_ones_own_may_cost_dollars_and_seeds_hold_half_characters(good, tmp_path) -> None:
+    own, seeds = tmp_path / "own", tmp_path / "seeds.jsonl"
+    own.mkdir()
+    (own / "topics.txt").write_text("how to save $100\n")
+    generate("modality-switching", tmp_path / "out.jsonl", 1, good.settings(), prompts=own, model=None)
+    assert "The topic: how to save $100." in good.contents[0]
+    good.asked.clear()
+    seeds.write_text('{"instruction": "Name uses of \\ud83d salt."}')
+    assert not generate("evol-instruct", tmp_path / "b.jsonl", 1, good.settings(), seeds=seeds, model=None).stopped
+    assert "Name uses of \ufffd salt." in good.contents[0]
+
+
+def test_media_of_kinds_that_the_model_has_not_are_left_out(good, captions, tmp_path) -> None:
+    silent = tmp_path / "silent"
+    shutil.copytree(fetch_model("nano"), silent, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((silent / "config.json").read_text())
+    del config["decoders"]["audio"], config["signal_tokens"]["audio"]
+    (silent / "config.json").write_text(json.dumps(config | {"input_modalities": ["image"]}))
+    given = json.loads(captions.read_text())
+    captions.write_text(json.dumps([given[2]] * 40 + given[:2]))
+    report = generate(
+        "captions-to-instructions", tmp_path / "out.jsonl", 2, good.settings(), media=captions, model=str(silent)
+    )
+    assert report.conversations == 2 and not report.stopped
 
 
 def test_bad_material_is_refused_by_name_before_anything_is_asked(good, captions, tmp_path) -> None:
@@ -162,8 +186,10 @@ def test_bad_material_is_refused_by_name_before_anything_is_asked(good, captions
     shutil.copytree(PROMPTS, own)
     (own / "evol_gain.txt").write_text("Compare ${before} with this.")
     refused(r"evol_gain.txt: expected the places \$\{before\}, \$\{after\}", prompts=own)
-    (own / "evol_gian.txt").write_text("")
     (own / "evol_gain.txt").unlink()
+    (own / "topics.txt").write_text(" \n")
+    refused("topics.txt: holds no topics; expected one a line", prompts=own)
+    (own / "evol_gian.txt").write_text("")
     refused("no prompt has this name; did you mean 'evol_gain'", prompts=own)
     refused("nowhere.json: cannot be read", media=tmp_path / "nowhere.json")
     captions.write_text('[{"caption": "a barn"}]')
@@ -175,6 +201,14 @@ def test_bad_material_is_refused_by_name_before_anything_is_asked(good, captions
     refused("seeds.jsonl:2: expected an instruction", seeds=seeds)
     seeds.write_text('{"messages": [{"role": "user", "content": ["What?"]}]}\n')
     refused("seeds.jsonl:1: expected a text, or a list of parts", seeds=seeds)
+    shown = {"type": "image", "path": "gone.png", "caption": "a barn"}
+    seeds.write_text(json.dumps({"messages": [{"role": "user", "content": [shown]}]}))
+    refused("seeds.jsonl:1: no file gone.png, expected an image at its `path`", seeds=seeds)
+    seeds.write_text(
+        json.dumps({"messages": [{"role": "user", "content": [shown | {"path": "captions.json", "caption": 5}]}]})
+    )
+    (tmp_path / "captions.json").touch()
+    refused("seeds.jsonl:1: captions.json has no caption", seeds=seeds)
     with pytest.raises(UserInputError, match="name a file of them with --media"):
         generate("captions-to-instructions", tmp_path / "out.jsonl", 1, good.settings(), model=None)
     assert not good.asked and not list(tmp_path.glob("out.jsonl*"))
@@ -189,7 +223,7 @@ def test_seeds_may_be_conversations_with_media_and_evolve_with_them(good, captio
     seeds.write_text(seed(path="my/images/0.png"))
     good.answers["*"] = {"instruction": "[image: a red barn in the snow] How old is it, and who built it?"}
     generate("evol-instruct", tmp_path / "out.jsonl", 1, good.settings(), seeds=seeds, media=captions)
-    assert "[image: a red barn in the snow]\nHow old is it?" in good.asked[0]["messages"][0]["content"]
+    assert "[image: a red barn in the snow]\nHow old is it?" in good.contents[0]
     shown, text = conversations(tmp_path)[0][0]["content"]
     assert shown == {"type": "image", "path": "my/images/0.png"} and text["text"] == "How old is it, and who built it?"
     assert not check_files([tmp_path / "out.jsonl"], "nano", workers=0).problems

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 
 from nextgpt.errors import UserInputError
 from nextgpt.train.instruct_data.generate import GenerationReport, generate
+from nextgpt.train.instruct_data.record import Record
 
 
 def run(folder: Path, teacher, count: int = 2, recipe: str = "evol-instruct", **changes) -> GenerationReport:
@@ -79,15 +83,21 @@ def test_a_wait_of_an_hour_ends_the_run_in_one_line(good, tmp_path) -> None:
     ("fault", "expected"),
     [
         (failure(401, "Incorrect API key"), "refuses the key in NEXTGPT_TEACHER_API_KEY (401: Incorrect"),
-        (failure(404, "no model tiny"), "has no model 'tiny' (404: no model tiny); check --teacher-model"),
-        (failure(429, "quota", code="insufficient_quota"), "what was paid for is used up (429: quota)"),
+        (failure(404, "no model tiny"), "has no model 'tiny'; check --teacher-model"),
+        (failure(429, "quota", code="insufficient_quota"), "the quota is used up (429: quota)"),
     ],
 )
 def test_what_gets_no_better_ends_the_run_at_once_and_keeps_what_there_is(fault, expected, good, tmp_path) -> None:
     good.faults = [*[{}] * 4, fault]
     report = run(tmp_path, good, count=3)
-    assert expected in report.stopped and "the same command goes on" in report.stopped or "404" in expected
+    assert expected in report.stopped and "the same command goes on" in report.stopped
     assert report.conversations == len(conversations(tmp_path)) == 1 and len(good.asked) == 5
+
+
+def test_a_refused_key_ends_the_run_though_others_were_answered_meanwhile(good, tmp_path) -> None:
+    good.faults = [failure(401, "who are you?") | {"seconds": 0.5}]
+    report = run(tmp_path, good, count=2, concurrency=2, retries=0)
+    assert "refuses the key" in report.stopped and not report.dropped
 
 
 def test_a_teacher_that_always_fails_ends_the_run(good, tmp_path) -> None:
@@ -103,14 +113,21 @@ def test_answers_of_another_protocol_end_the_run_after_a_few(good, tmp_path) -> 
 
 
 @pytest.mark.parametrize("thoughts", ["<think>What is it?</think>\n\n", "What is it?</think>"])
-def test_the_thoughts_of_a_teacher_are_no_part_of_its_answers(thoughts, good, tmp_path) -> None:
+def test_the_reasoning_of_a_teacher_is_no_part_of_its_answers(thoughts, good, tmp_path) -> None:
     good.answers["Compare two tasks."] = f"{thoughts}Yes, it asks for more."
     good.answers["Answer a task."] = f"{thoughts}It is made of salt."
     report = run(tmp_path, good, count=1)
-    assert conversations(tmp_path)[0][1]["content"] == "It is made of salt." and report.cleaned == {"thoughts": 2}
+    assert conversations(tmp_path)[0][1]["content"] == "It is made of salt." and report.cleaned == {"reasoning": 2}
 
 
-@pytest.mark.parametrize("body", ['{"choices": []}', '{"choices": [{"message": {"content": null}}]}', "[]", "{"])
+def said(content: object, **more: object) -> str:
+    return json.dumps({"choices": [{"message": {"content": content}, **more}]})
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['{"choices": []}', "[]", "{", said(None), said([{"type": "text", "text": 5}]), said("So.", finish_reason=[]), said(5)],
+)
 def test_a_malformed_completion_costs_its_candidate_alone(body, good, tmp_path) -> None:
     good.faults = [{"body": body}]
     report = run(tmp_path, good, count=1)
@@ -134,7 +151,7 @@ def test_a_refused_request_costs_its_candidate_alone_and_is_not_asked_again(good
 
 def test_a_model_that_takes_other_parameters_gets_those(good, tmp_path) -> None:
     good.faults = [failure(400, "use max_completion_tokens"), failure(400, "temperature: only the default is supported")]
-    assert not run(tmp_path, good, count=1).stopped
+    assert not run(tmp_path, good, count=1, retries=0).stopped, "that is no failure"
     assert "max_completion_tokens" in good.asked[-1] and not {"max_tokens", "temperature"} & set(good.asked[-1])
 
 
@@ -151,6 +168,12 @@ def test_an_address_that_is_none_is_refused_by_name(url, tmp_path, good) -> None
     with pytest.raises(UserInputError, match="--teacher: not an address"):
         generate("evol-instruct", tmp_path / "out.jsonl", 1, replace(good.settings(), url=url), model=None)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", float("nan")), ("timeout", 0), ("retries", -1)])
+def test_a_number_that_cannot_be_is_refused_by_its_option(name, value, good, tmp_path) -> None:
+    with pytest.raises(UserInputError, match=f"--{name} is {value:g}, expected 0"):
+        run(tmp_path, good, **{name: value})
 
 
 @pytest.mark.parametrize("limit", ["max_requests", "max_tokens"])
@@ -204,6 +227,36 @@ def test_another_run_on_the_same_file_is_refused_by_what_differs(good, tmp_path)
         generate("evol-instruct", tmp_path / "other.jsonl", 1, good.settings(), model=None)
 
 
+def test_two_runs_on_one_file_at_once_are_refused(good, tmp_path) -> None:
+    with (
+        Record(tmp_path / "out.jsonl.requests.jsonl"),
+        pytest.raises(
+            UserInputError, match="out.jsonl.requests.jsonl: another run is at work on it; wait for its end, or name"
+        ),
+    ):
+        run(tmp_path, good, count=1)
+    assert not good.asked and run(tmp_path, good, count=1).conversations == 1
+
+
+def test_a_run_that_is_stopped_before_it_is_as_far_as_the_one_before_it_leaves_its_file(good, tmp_path) -> None:
+    run(tmp_path, good, count=3)
+    before = (tmp_path / "out.jsonl").read_bytes()
+    record = tmp_path / "out.jsonl.requests.jsonl"
+    record.write_bytes(b"".join(record.read_bytes().splitlines(keepends=True)[:-4]))  # as if restored from elsewhere
+    good.faults = [failure(401, "who are you?")]
+    report = run(tmp_path, good, count=3)
+    assert report.stopped and report.conversations == 3 and (tmp_path / "out.jsonl").read_bytes() == before
+
+
+def test_requests_that_ctrl_c_breaks_off_count(good, tmp_path) -> None:
+    good.answers["Answer a task."] = lambda prompt, number: os.kill(os.getpid(), signal.SIGINT) or time.sleep(0.5) or "So."
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, good, count=1)
+    assert [entry.get("failed") for entry in entries(tmp_path)] == [None, None, "broken off"]
+    good.answers["Answer a task."] = "So it is made of salt."
+    assert run(tmp_path, good, count=1).requests == len(good.asked) == 4
+
+
 def test_a_run_that_got_no_answer_may_be_begun_anew_with_other_settings(good, tmp_path) -> None:
     good.faults = [failure(404, "no such model")]
     assert "has no model" in run(tmp_path, good, count=1).stopped
@@ -236,12 +289,29 @@ def test_the_key_is_sent_and_stands_in_no_record_and_no_message(good, tmp_path, 
     assert "***" in written and good.key not in written
 
 
+def test_a_key_that_a_server_escapes_or_that_stands_where_its_words_are_cut_is_in_no_record(good, tmp_path) -> None:
+    escaped = json.dumps({"choices": [{"message": {"content": f"It is {good.key}."}}]}).replace("sk-", "\\u0073k-")
+    good.faults = [{"body": escaped}, failure(500, f"{'x' * 190} {good.key}"), {"body": f"{'x' * 190} {good.key}"}]
+    run(tmp_path, good, count=1)
+    assert "It is ***." in [entry.get("answer") for entry in entries(tmp_path)]
+    assert "sk-" not in "".join(file.read_text() for file in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["sk-with a-space", "sk-two\nlines", "sk-schlüssel"])
+def test_a_key_that_cannot_be_sent_is_refused_by_its_variable_and_not_shown(key, good, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("NEXTGPT_TEACHER_API_KEY", key)
+    with pytest.raises(UserInputError, match="NEXTGPT_TEACHER_API_KEY: holds a space") as refused:
+        run(tmp_path, good)
+    assert "sk-" not in str(refused.value) and not good.asked and not list(tmp_path.iterdir())
+
+
 def test_openais_key_goes_to_openai_alone_and_an_address_holds_none(good, tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("NEXTGPT_TEACHER_API_KEY")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-for-openai-alone")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-for-openai-alone")
     good.faults = [failure(401, "who are you?")]
     assert "asks for a key: set NEXTGPT_TEACHER_API_KEY" in run(tmp_path, good).stopped
-    assert good.keys == ["Bearer none"]
+    assert good.keys == ["Bearer none"] and "for-openai-alone" not in str(good.headers)
     with pytest.raises(UserInputError, match="give the key in NEXTGPT_TEACHER_API_KEY"):
         generate(
             "evol-instruct", tmp_path / "b.jsonl", 1, replace(good.settings(), url="http://me:pw@localhost:1/v1"), model=None
