@@ -185,8 +185,12 @@ def run(
         language_model: without peft's wrapper.
         embeddings: `[batch, length, hidden]`.
         attention_mask: `[batch, length]`, with a cache of everything so far. As `position_ids` without virtual tokens.
+        position_ids: `[batch, length]`; where None, a row's padding on the left counts for nothing. (Most LLMs see distances
+            alone; LLaMA-Adapter's prompts, which have no place, see the position itself.)
         cache: of what came before, virtual tokens included.
     """
+    if position_ids is None and attention_mask is not None and not attention_mask[:, 0].all():
+        position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
     inputs = {"inputs_embeds": embeddings, "attention_mask": attention_mask, "position_ids": position_ids}
     inputs, before = inputs | {"past_key_values": cache}, 0
     if adapter is not None and adapter.virtual_tokens:

@@ -128,7 +128,9 @@ class LlamaAdapterV2Model(nn.Module):
         super().__init__()
         self.model, self.adapter_config = language_model, config
         if not _replace(language_model.get_decoder(), config):
-            raise ValueError(f"the LLM is {language_model.config.model_type!r}, which has no linear layers (torch.nn.Linear)")
+            raise ValueError(
+                f"the LLM is {language_model.config.model_type!r}, which has no linear layers (torch.nn.Linear)"
+            )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The LLM's own."""
