@@ -74,11 +74,12 @@ class AdaptedLinear(nn.Module):
         output = self.base_layer(hidden_states)
         if self.is_merged:
             return output + self.merged_bias.to(output)
-        added = self.adapter_bias
+        output = output + self.adapter_bias.to(output.dtype)
         if self.r:
-            low_rank = F.linear(hidden_states.to(self.lora_A.dtype), self.lora_A)
-            added = added + F.linear(low_rank, self.lora_B) * self.factor
-        return (self.adapter_scale * (output + added)).to(output.dtype)
+            low_rank = F.linear(hidden_states, self.lora_A.to(hidden_states.dtype))
+            output = output + F.linear(low_rank, self.lora_B.to(low_rank.dtype)) * self.factor
+        # In half precision a scale near 1 has no room for small steps; its distance from 1 has.
+        return torch.addcmul(output, output, (self.adapter_scale - 1).to(output.dtype))
 
     @torch.no_grad()
     def merge(self) -> None:

@@ -315,6 +315,7 @@ def test_a_number_that_cannot_be_is_refused_by_its_name(given) -> None:
 
 def test_the_packaged_configurations_are_valid_and_overrides_win() -> None:
     files = sorted((REPOSITORY / "train" / "configs").glob("*/*.yaml"))
+    files = [file for file in files if file.stem != "adapters"]  # see tests/train/compare
     assert {file.stem for file in files} == set(STAGES)
     for file in files:
         arguments = TrainingConfig.from_file(file, ["learning_rate=3e-5", "bf16=false"]).training_arguments()

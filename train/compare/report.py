@@ -42,8 +42,8 @@ def _notes(config: CompareConfig) -> list[str]:
     rows = f"; rows of evaluate: all seeds together ({config.split}), and the seeds apart" if config.evaluate else ""
     return [
         f"Each: {config.max_steps} steps from {config.model} with the seeds {seeds}, the projections and signal rows "
-        f"trained alike beside the adapter. Rate: the adapter's, the one of {rates} with the least loss on the development split "
-        f"after {config.search_steps} steps.",
+        f"trained alike beside the adapter. Rate: the adapter's, the one of {rates} with the least loss on the development "
+        f"split after {config.search_steps} steps.",
         "Parameters: the adapter's, counted. s a step: median, measured. Gradients and optimizer: of all that is trained, "
         "in fp32, computed. Activations: what one batch keeps for its backward pass, measured. Loss: mean and standard "
         f"deviation over the seeds, on the development split{rows}.",

@@ -17,8 +17,10 @@ from nextgpt.errors import UserInputError
 from nextgpt.train.compare.measure import kept_for_backward
 from nextgpt.train.compare.settings import CompareConfig
 from nextgpt.train.compare.sizes import count_parameters, fit_sizes
+from nextgpt.train.nano.models.language_model import new_model
 from nextgpt.train.stages import run_stage
-from tiny_training import build_world, config_for, settings
+from tiny_models import tiny_tokenizer
+from tiny_training import REPOSITORY, build_world, config_for, settings
 
 METHODS = {
     "LoRA": {"peft_type": "LORA", "target_modules": ["q_proj", "v_proj"], "size": "r"},
@@ -158,3 +160,13 @@ def test_settings_that_do_not_work_are_told_in_one_line(stage2, tmp_path, capsys
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert re.search(told, error), error
+
+
+def test_the_packaged_comparison_fits_nano_as_it_ships_and_as_it_is_made():
+    config = CompareConfig.from_file(REPOSITORY / "train" / "configs" / "nano" / "adapters.yaml")
+    shipped = NextGPTConfig.from_pretrained(REPOSITORY / "nextgpt" / "presets" / "nano").text_config
+    made = new_model(tiny_tokenizer()).config
+    for text_config in (shipped, made):
+        found = fit_sizes(config.methods.values(), text_config, config.budget)
+        sized = [count for method, count in found.values() if method.size]
+        assert len(sized) == 6 and max(sized) <= 1.1 * min(sized)
