@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nextgpt.cli.common import add_command, positive
+from nextgpt.cli.status_line import quiet_libraries
 
 STAGES = {"encoders": "align_encoders", "decoders": "align_decoders", "instruct": "instruct"}
 SUMMARIES = {
@@ -71,6 +72,8 @@ def compare(options: argparse.Namespace) -> None:
     """Compares, and prints the table; it stands in the file's `output_dir` too."""
     from nextgpt.train.compare.adapters import compare_adapters
 
+    if not options.debug:
+        quiet_libraries()
     print(compare_adapters(options.config))
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ class Run:
             if "finished" not in read_metadata(self.folder):
                 self._train()
             training = self.config.training_config(self.method, self.rate, self.seed, self.steps, str(self.folder))
-            found = measure(self.folder, training, self.config.development, self.config.development_count)
+            with (self.folder / LOG).open("a", encoding="utf-8") as log, redirect_stderr(log):  # its bars are many
+                found = measure(self.folder, training, self.config.development, self.config.development_count)
             _write(self.folder / MEASURED, found)
         return found
 

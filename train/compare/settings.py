@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ class Method:
     @property
     def folder(self) -> str:
         """The name of its folder."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-") or "method"
+        plain = unicodedata.normalize("NFKC", self.name).lower()  # IA³ is ia3
+        return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "method"
 
 
 @dataclass
