@@ -14,7 +14,9 @@ from torch import nn
 from nextgpt import NextGPTConfig
 from nextgpt.cli import main
 from nextgpt.errors import UserInputError
+from nextgpt.train.compare.adapters import Compared
 from nextgpt.train.compare.measure import kept_for_backward
+from nextgpt.train.compare.report import table
 from nextgpt.train.compare.settings import CompareConfig
 from nextgpt.train.compare.sizes import count_parameters, fit_sizes
 from nextgpt.train.nano.models.language_model import new_model
@@ -170,3 +172,20 @@ def test_the_packaged_comparison_fits_nano_as_it_ships_and_as_it_is_made():
         found = fit_sizes(config.methods.values(), text_config, config.budget)
         sized = [count for method, count in found.values() if method.size]
         assert len(sized) == 6 and max(sized) <= 1.1 * min(sized)
+
+
+def test_the_table_pools_the_seeds_of_a_row_of_evaluate_and_tells_how_far_they_are_apart(stage2):
+    def run(loss: float, right: int) -> dict:
+        scores = [{"row": "image → text", "part": "concept", "right": right, "count": 40}]
+        sizes = {"gradients": 4e6, "optimizer": None, "activations": 2.5e7, "seconds": 0.5}
+        return sizes | {"loss": loss, "text_loss": loss / 2, "scores": scores}
+
+    lora = Compared("LoRA", "r=3", True, 672, 0.01, 0.001, [run(1.0, 20), run(1.2, 30)])
+    fixed = Compared("IA³", "small", False, 60, 0.001, 0.001, [run(1.5, 10)])
+    head, _, *rows = table([fixed, lora], CompareConfig(**given(stage2))).split("\n\n")[0].splitlines()
+    assert head.endswith("| loss | text loss | image → text: concept |")
+    assert rows == [
+        "| LoRA | r=3 | 672 | 1.00% | 0.001 | 0.5 | 4 MB | – | 25 MB | 1.1000 ± 0.1414 | 0.5500 ± 0.0707 "
+        "| 62.5 (50.0 – 75.0) % |",
+        "| IA³ (fixed size) | small | 60 | 0.10% | 0.001 | 0.5 | 4 MB | – | 25 MB | 1.5000 | 0.7500 | 25.0 % |",
+    ]
