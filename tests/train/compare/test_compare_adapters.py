@@ -11,7 +11,8 @@ import torch
 import yaml
 from torch import nn
 
-from nextgpt import NextGPTConfig
+from nextgpt import NextGPTConfig, NextGPTForConditionalGeneration
+from nextgpt.checkpoint import TRAINED_GROUPS
 from nextgpt.cli import main
 from nextgpt.errors import UserInputError
 from nextgpt.train.compare.adapters import Compared
@@ -67,36 +68,46 @@ def write(folder: Path, values: dict) -> str:
 @pytest.mark.slow
 def test_each_method_is_trained_once_with_the_rate_that_suits_it_and_stands_in_the_table(stage2, tmp_path, capsys):
     out = tmp_path / "out"
-    values = given(stage2, output_dir=str(out), methods={"none": None, "LoRA": METHODS["LoRA"]})
+    values = given(stage2, output_dir=str(out), methods={"LoRA": METHODS["LoRA"]})
     values |= {"learning_rates": [1e-6, 3e-2], "max_steps": 3, "search_steps": 3}
     file = write(tmp_path, values)
     assert main(["compare", "adapters", "--config", file]) == 0
     shown = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines() if line.startswith("| ")]
-    assert [row[0] for row in rows] == ["method", "LoRA", "none"], "those of one size come first"
-    lora, none = (dict(zip(rows[0], row, strict=True)) for row in rows[1:])
+    [lora] = (dict(zip(rows[0], row, strict=True)) for row in rows[1:])
     assert lora["size"] == "r=3 on q_proj, v_proj" and lora["parameters"] == "672"
-    assert none["size"] == "no adapter" and none["parameters"] == "0" and none["rate"] == "–"
     measured = {each.parent.name: json.loads(each.read_text()) for each in (out / "lora").glob("*/measured.json")}
     losses = {float(name.split("-seed")[0].removeprefix("rate-")): each["loss"] for name, each in measured.items()}
     assert len(losses) == 2 and float(lora["rate"]) == min(losses, key=losses.get)
     assert lora["loss"] == f"{min(losses.values()):.4f}", "the run that chose the rate has all steps: it is taken"
 
-    compared = {each["name"]: each["runs"][0] for each in json.loads((out / "adapters.json").read_text())}
-    with_it, without = compared["LoRA"], compared["none"]
-    assert with_it["trained"] == without["trained"] + 672 and with_it["adapter"] == 672
-    assert with_it["gradients"] == 4 * with_it["trained"] and with_it["optimizer"] == 2 * with_it["gradients"]
-    assert with_it["activations"] > without["activations"] > 0 and with_it["seconds"] > 0
+    [run] = json.loads((out / "adapters.json").read_text())[0]["runs"]
+    model = NextGPTForConditionalGeneration.from_pretrained(next(out.glob("lora/*/config.json")).parent)
+    groups = {group: sum(each.numel() for each in model.group_parameters(group).values()) for group in TRAINED_GROUPS}
+    assert run["trained"] == sum(groups.values()) and run["adapter"] == groups["adapter"] == 672
+    assert run["gradients"] == 4 * run["trained"] and run["optimizer"] == 2 * run["gradients"]
+    assert run["activations"] > 0 and run["seconds"] > 0
 
     trained = {each: each.stat().st_mtime_ns for each in out.rglob("model.safetensors")}
     (out / "adapters.md").unlink()
-    next(out.glob("none/*/measured.json")).unlink()
+    next(out.glob("lora/*/measured.json")).unlink()
     assert main(["compare", "adapters", "--config", file]) == 0
     assert capsys.readouterr().out == shown == (out / "adapters.md").read_text()
     assert {each: each.stat().st_mtime_ns for each in out.rglob("model.safetensors")} == trained
 
     assert main(["compare", "adapters", "--config", write(tmp_path, values | {"budget": 900})]) == 2
     assert "training.yaml: this run was begun with other settings: delete " in capsys.readouterr().err
+
+
+def test_every_method_trains_the_projections_alike_and_its_adapter_with_its_own_rate(stage2):
+    config = CompareConfig(**given(stage2))
+    plans = {name: config.training_config(each, 0.5, 3, 9, "out") for name, each in config.methods.items()}
+    assert {each.arguments["learning_rate"] for each in plans.values()} == {1e-2}
+    assert {(each.arguments["seed"], each.arguments["max_steps"]) for each in plans.values()} == {(3, 9)}
+    assert plans["LoRA"].trains is plans["IA³"].trains is None, "all that the stage trains"
+    assert plans["LoRA"].learning_rates == plans["IA³"].learning_rates == {"adapter": 0.5}
+    assert plans["none"].trains == ["input_projection", "output_projections", "signal_rows"]
+    assert not plans["none"].adapter and not plans["none"].learning_rates
 
 
 def test_sizes_are_found_by_counting_and_come_within_a_tenth_of_each_other(stage2):
