@@ -48,8 +48,9 @@ class NextGPTConfig(PreTrainedConfig):
             image, 8 for a sound, 24 for a video) for the modalities that have a decoder.
         input_modalities: what may stand in a prompt; by default what the encoder takes.
         output_projection: size of the output projections' transformer.
-        adapter: of the LLM: a type of peft's and fields of its configuration, as `{"peft_type": "PREFIX_TUNING",
-            "num_virtual_tokens": 20}`, or `False` for none; by default LoRA. See `nextgpt.adapters`.
+        adapter: of the LLM: a type of peft's, or of our own, and fields of its configuration, as
+            `{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 20}`, or `False` for none; by default LoRA. See
+            `nextgpt.adapters`.
         lora: the old spelling of `adapter`: fields of peft's `LoraConfig`, or `False`.
         loss_weights: weight of each part of the training loss, as `{"conditioning": 1.0, "conditioning/audio": 50.0}`; a
             modality's own weight stands for that of its kind, and that of one tensor of its conditioning

@@ -71,8 +71,8 @@ class TrainingConfig:
             (`conditioning/audio`), or of one tensor's (`conditioning/image/pooled_prompt_embeds`).
         trains: only these of what the stage trains: `adapter`, `input_projection`, `output_projections`, `signal_rows`.
         adapter: fields of peft's configuration that replace those of the model's adapter, such as more `target_modules`:
-            layers that are new to it start without effect. With another `peft_type` a model whose adapter is not trained
-            yet gets a new one.
+            layers that are new to it start without effect. With another `peft_type`, or another rank, a model whose adapter
+            is not trained yet gets a new one.
         lora: the old spelling of `adapter`, for a `LoraConfig`; and of `adapter` in `trains` and `learning_rates`.
         learning_rates: of single trained parts, where `learning_rate` does not suit them: `input_projection: 2.0e-2`.
         denoising: add the decoders' own denoising loss; the assistant's media then need a `path` beside the `caption`.

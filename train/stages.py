@@ -258,7 +258,7 @@ def load_for_training(config: TrainingConfig) -> tuple[NextGPTForConditionalGene
 
 
 def _change_adapter(model_config: NextGPTConfig, changes: dict[str, Any], location: Path) -> bool:
-    """Changes a model's adapter as a run asks; whether it is still of the type that the model in `location` has.
+    """Changes a model's adapter as a run asks; whether what the model in `location` has of it is to be loaded.
 
     Raises:
         UserInputError: a setting is not peft's, or another type would drop what the model's adapter has learned.
@@ -266,11 +266,11 @@ def _change_adapter(model_config: NextGPTConfig, changes: dict[str, Any], locati
     old = model_config.adapter
     if not changes:
         return True
+    is_trained = model_config.trained_groups is None or "adapter" in model_config.trained_groups
     if old and changes.get("peft_type", old["peft_type"]) == old["peft_type"]:
         check_settings(old | changes)
         model_config.adapter = old | changes
-        return True
-    is_trained = model_config.trained_groups is None or "adapter" in model_config.trained_groups
+        return is_trained  # else it starts afresh, of another rank if asked for
     if old and is_trained and (location / weights_file(old)).is_file():
         raise UserInputError(
             f"adapter has peft_type {changes['peft_type']}, and {location} a trained {title(old)} adapter, which would be "

@@ -1,4 +1,4 @@
-"""The commands of training and its data: `nextgpt train …` and `nextgpt data …`. The work is done in `nextgpt.train`."""
+"""The commands of training, comparing and data, `nextgpt train|compare|data …`. The work is done in `nextgpt.train`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nextgpt.cli.common import add_command, add_teacher_options, positive, teacher_settings
+from nextgpt.cli.status_line import quiet_libraries
 
 STAGES = {"encoders": "align_encoders", "decoders": "align_decoders", "instruct": "instruct"}
 SUMMARIES = {
@@ -18,8 +19,9 @@ SUMMARIES = {
 
 
 def add(commands: Any, debug: argparse.ArgumentParser) -> None:
-    """Adds `nextgpt train` and `nextgpt data`."""
+    """Adds `nextgpt train`, `nextgpt compare` and `nextgpt data`."""
     add_train(commands, debug)
+    add_compare(commands, debug)
     add_data(commands, debug)
 
 
@@ -41,6 +43,38 @@ def train(options: argparse.Namespace) -> None:
     from nextgpt.train.stages import train
 
     train(options.stage, options.config, options.overrides)
+
+
+COMPARE_EXAMPLE = """example, after the stages before it have made runs/nano (python -m nextgpt.train.nano.make):
+  nextgpt compare adapters --config nano
+
+Each adapter of the file is trained from the same checkpoint on the same data, in runs of `nextgpt train instruct`. The same
+command goes on where it was stopped; a run that is finished is not made again."""
+
+
+def add_compare(commands: Any, debug: argparse.ArgumentParser) -> None:
+    """`nextgpt compare adapters --config FILE`."""
+    parser = commands.add_parser("compare", help="train methods alike and compare them", parents=[debug])
+    kinds = parser.add_subparsers(title="methods", metavar="METHODS", required=True)
+    adapters = add_command(
+        kinds,
+        "adapters",
+        compare,
+        "adapters of about one size, from one checkpoint: cost, loss and what they can do",
+        debug,
+        epilog=COMPARE_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    adapters.add_argument("--config", required=True, help="YAML file, or nano for train/configs/nano/adapters.yaml")
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Compares, and prints the table; it stands in the file's `output_dir` too."""
+    from nextgpt.train.compare.adapters import compare_adapters
+
+    if not options.debug:
+        quiet_libraries()
+    print(compare_adapters(options.config))
 
 
 def add_data(commands: Any, debug: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Adapters of peft on the LLM: from a configuration to the adapted LLM, what of it is the adapter's, saving, loading.
+"""The adapted LLM: what of it is the adapter's, saving, loading, and a pass through it.
 
 Virtual tokens (prompt and prefix tuning) stand before a conversation's first token. peft's own forward adds them at every
 call; here they enter with the first pass, and from then on are in the cache. Nothing else counts them: input ids, masks,
@@ -7,7 +7,6 @@ positions, labels and hidden states are those of the conversation alone.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,128 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextgpt.errors import UserInputError, did_you_mean, first_line
+from nextgpt.adapters.llama_adapter_v2 import LlamaAdapterV2Model
+from nextgpt.adapters.settings import OWN, describe, peft_configuration, title, virtual_tokens
+from nextgpt.errors import UserInputError, first_line
 
 if TYPE_CHECKING:  # they take seconds to import; a look at the environment does not need them
     from transformers import Cache, PreTrainedModel
 
-LORA_DEFAULTS = {"r": 32, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
-DEFAULTS = {"LORA": LORA_DEFAULTS, "PROMPT_TUNING": {"num_virtual_tokens": 20}, "PREFIX_TUNING": {"num_virtual_tokens": 20}}
-# peft's types that pass tests/nextgpt/test_adapters.py, and what they are called.
-TESTED = {
-    "LORA": "LoRA",
-    "IA3": "IA³",
-    "LN_TUNING": "LN tuning",
-    "PROMPT_TUNING": "prompt tuning",
-    "PREFIX_TUNING": "prefix tuning",
-    "LOHA": "LoHa",
-    "LOKR": "LoKr",
-    "MISS": "MiSS",
-    "OFT": "OFT",
-    "RANDLORA": "RandLoRA",
-    "VERA": "VeRA",
-}
-REFUSED_FIELDS = {
-    "alora_invocation_tokens": "it needs peft's own forward",
-    "prefix_projection": "peft saves what it made of the prefix, so that no later stage could train it further",
-}
-OWN_FIELDS = ("task_type", "inference_mode", "auto_mapping", "base_model_name_or_path", "revision", "peft_version")
-WEIGHTS = "adapter_model.safetensors"  # as peft names it
-
-
-# ---------------------------------------------------------------------- what a configuration says
-
-
-def read_settings(adapter: dict | bool | None, lora: dict | bool | None = None) -> dict[str, Any] | bool:
-    """What a model's configuration says of its adapter: `peft_type` and the fields of that configuration of peft.
-
-    Args:
-        adapter: these, where some may be left out; `False` for no adapter; LoRA by default.
-        lora: the same in its old spelling, the fields of a `LoraConfig` without its type.
-
-    Raises:
-        UserInputError: the type is none of those that work here, or a field is not one of its own.
-    """
-    if adapter is not None and lora is not None:
-        raise UserInputError("the configuration has both adapter and lora, its old spelling: leave lora out")
-    given = lora if adapter is None else adapter
-    if given is False:
-        return False
-    if given is not None and not isinstance(given, dict):
-        raise UserInputError(f"adapter is {given!r}, expected {{peft_type: LORA, …}} with fields of peft's, or false")
-    settings = {"peft_type": "LORA"} | (given or {})
-    if lora is not None and settings["peft_type"] != "LORA":
-        raise UserInputError(f"lora has peft_type {settings['peft_type']!r}: another adapter is given as `adapter`")
-    check_settings(settings)
-    return DEFAULTS.get(settings["peft_type"], {}) | settings
-
-
-def check_settings(settings: dict[str, Any]) -> None:
-    """Raises UserInputError where an adapter's settings are not what peft takes, or are refused here."""
-    peft_type, fields = settings.get("peft_type"), _fields(settings)
-    if peft_type not in TESTED:
-        works = ", ".join(TESTED).replace("LORA", "LORA (DoRA with use_dora: true)", 1)
-        raise UserInputError(f"adapter: peft_type {peft_type!r} does not work here; these do: {works}")
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    known = {each.name for each in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[peft_type])} - {*OWN_FIELDS, "peft_type"}
-    for name, value in fields.items():
-        if name in OWN_FIELDS:
-            raise UserInputError(f"adapter: {name} is set by the model itself: leave it out")
-        if name not in known:
-            raise UserInputError(f"adapter: unknown key {name!r} of {peft_type}; {did_you_mean(name, known)}")
-        if value and name in REFUSED_FIELDS:
-            raise UserInputError(f"adapter: {name} does not work here ({REFUSED_FIELDS[name]}): leave it out")
-    tokens = fields.get("num_virtual_tokens", 1)
-    if type(tokens) is not int or tokens < 1:
-        raise UserInputError(f"adapter: num_virtual_tokens is {tokens!r}, expected a whole number of at least 1")
-    try:
-        peft_configuration(settings)
-    except (TypeError, ValueError) as error:
-        raise UserInputError(f"adapter: {peft_type}: {first_line(error)}") from None
-
-
-def peft_configuration(settings: dict[str, Any]) -> Any:
-    """The `PeftConfig` that an adapter's settings stand for."""
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    return PEFT_TYPE_TO_CONFIG_MAPPING[settings["peft_type"]](task_type="CAUSAL_LM", **_fields(settings))
-
-
-def _fields(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name != "peft_type"}
-
-
-def title(settings: dict[str, Any]) -> str:
-    """What an adapter is called: "LoRA", "prompt tuning"."""
-    return "DoRA" if settings.get("use_dora") else TESTED[settings["peft_type"]]
-
-
-def describe(settings: dict[str, Any]) -> str:
-    """How large an adapter is and where it sits, in few words: "r=32 on q_proj, k_proj"."""
-    if tokens := virtual_tokens(settings):
-        return f"{tokens} virtual tokens"
-    rank = f"r={settings['r']} " if "r" in settings else ""
-    targets = settings.get("target_modules") or "the layers that peft takes by default"
-    return f"{rank}on {targets if isinstance(targets, str) else ', '.join(targets)}"
-
-
-def virtual_tokens(settings: dict[str, Any] | bool) -> int:
-    """How many positions of the LLM an adapter takes for itself."""
-    return settings.get("num_virtual_tokens", 0) if settings else 0
-
-
-def folder_name(settings: dict[str, Any]) -> str:
-    """The folder of an adapter in a checkpoint, named after its type: `lora`, `prompt_tuning`."""
-    return settings["peft_type"].lower()
-
-
-def weights_file(settings: dict[str, Any]) -> str:
-    """The file of an adapter's tensors in a checkpoint."""
-    return f"{folder_name(settings)}/{WEIGHTS}"
-
-
-# ---------------------------------------------------------------------- the adapted LLM
+NOT_MERGED = ("LN_TUNING", "ADAPTION_PROMPT")  # the one would only swap two layers, the other asks what it is to answer
 
 
 class Adapter:
@@ -149,12 +34,10 @@ class Adapter:
         base: the LLM's name in the model's configuration, to be written into the adapter's own files too.
 
     Raises:
-        UserInputError: peft cannot put this adapter on this LLM.
+        UserInputError: this adapter cannot be put on this LLM.
     """
 
     def __init__(self, language_model: PreTrainedModel, settings: dict[str, Any], base: str | None = None):
-        from peft import get_peft_model
-
         self.settings, configuration = settings, peft_configuration(settings)
         if base:
             language_model.name_or_path = language_model.config._name_or_path = base
@@ -163,11 +46,12 @@ class Adapter:
                 # peft asks for a property that transformers has renamed, and for the widths of norms, which have none.
                 warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
                 warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
-                self.model = get_peft_model(language_model, configuration)
+                self.model = _adapted(language_model, configuration, settings["peft_type"])
         except (ValueError, TypeError, AttributeError, KeyError, OSError) as error:
             raise UserInputError(f"adapter: {title(settings)} {describe(settings)}: {first_line(error)}") from error
         self._names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         self.virtual_tokens = virtual_tokens(settings)
+        self._is_own = settings["peft_type"] in OWN
         self._is_prefix = settings["peft_type"] == "PREFIX_TUNING"
         if self.virtual_tokens:
             configuration.inference_mode = True  # peft then takes the embedding itself, on the meta device too
@@ -179,23 +63,31 @@ class Adapter:
 
     def merge(self) -> None:
         """Puts what the adapter changes into the LLM's weights where that makes a pass faster; it can be saved as before."""
-        if not self.virtual_tokens and self.settings["peft_type"] != "LN_TUNING":  # LN tuning would only swap two layers
+        if not self.virtual_tokens and self.settings["peft_type"] not in NOT_MERGED:
             self.model.merge_adapter()
 
     # ------------------------------------------------------------------ saving and loading
 
     def state(self) -> dict[str, Tensor]:
-        """The adapter's tensors by the names that peft saves them under."""
+        """The adapter's tensors by the names that they are saved under."""
+        if self._is_own:
+            return self.model.adapter_state()
         from peft import get_peft_model_state_dict
 
         return get_peft_model_state_dict(self.model, save_embedding_layers=False)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes a folder that peft alone can load on the plain LLM."""
-        self.model.save_pretrained(folder, save_embedding_layers=False)
+        """Writes a folder that peft alone can load on the plain LLM, where it has the adapter's type."""
+        if self._is_own:
+            self.model.save_pretrained(folder)
+        else:
+            self.model.save_pretrained(folder, save_embedding_layers=False)
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Takes tensors as `state` gives them."""
+        if self._is_own:
+            self.model.load_adapter_state(tensors)
+            return
         from peft import set_peft_model_state_dict
 
         set_peft_model_state_dict(self.model, tensors)
@@ -240,6 +132,36 @@ class Adapter:
         return inputs | {"past_key_values": cache}
 
 
+def _adapted(language_model: PreTrainedModel, configuration: Any, peft_type: str) -> nn.Module:
+    if peft_type in OWN:
+        return LlamaAdapterV2Model(language_model, configuration)
+    from peft import get_peft_model
+
+    if peft_type == "ADAPTION_PROMPT":
+        _fit_adaption_prompt(configuration, language_model.config)
+    return get_peft_model(language_model, configuration)
+
+
+def _fit_adaption_prompt(configuration: Any, text_config: Any) -> None:
+    """Says in how many layers LLaMA-Adapter's prompts stand where the settings do not; as in the paper (section 3.1).
+
+    Raises:
+        ValueError: peft's layers of this adapter do not compute with this LLM.
+    """
+    from peft.tuners.adaption_prompt.config import TRANSFORMERS_MODEL_CONFIG
+
+    kind, heads = text_config.model_type, text_config.num_attention_heads
+    if kind not in TRANSFORMERS_MODEL_CONFIG:
+        raise ValueError(f"the LLM is {kind!r}, and peft has this adapter for {', '.join(TRANSFORMERS_MODEL_CONFIG)} alone")
+    head_size = getattr(text_config, "head_dim", None)
+    if head_size and head_size * heads != text_config.hidden_size:  # peft counts key heads by the width
+        raise ValueError(
+            f"the LLM has {heads} heads of {head_size}, and peft takes {text_config.hidden_size} (hidden_size) in all"
+        )
+    if configuration.adapter_layers is None:
+        configuration.adapter_layers = max(1, text_config.num_hidden_layers - 2)
+
+
 class Pass(NamedTuple):
     """What a pass through the LLM gives: last hidden states `[batch, length, hidden]`, and the cache where one is kept."""
 
@@ -263,8 +185,12 @@ def run(
         language_model: without peft's wrapper.
         embeddings: `[batch, length, hidden]`.
         attention_mask: `[batch, length]`, with a cache of everything so far. As `position_ids` without virtual tokens.
+        position_ids: `[batch, length]`; where None, a row's padding on the left counts for nothing. (Most LLMs see distances
+            alone; LLaMA-Adapter's prompts, which have no place, see the position itself.)
         cache: of what came before, virtual tokens included.
     """
+    if position_ids is None and attention_mask is not None and not attention_mask[:, 0].all():
+        position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
     inputs = {"inputs_embeds": embeddings, "attention_mask": attention_mask, "position_ids": position_ids}
     inputs, before = inputs | {"past_key_values": cache}, 0
     if adapter is not None and adapter.virtual_tokens:

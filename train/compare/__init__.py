@@ -1,0 +1,1 @@
+"""Methods compared: trained alike from one checkpoint, measured alike, one table."""
