@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from nextgpt import encoders as encoder_room
 from nextgpt.adapters import folder_name
@@ -78,6 +78,8 @@ def load_language_model(
     options = {name: value for name, value in options.items() if value is not None}
 
     def load(source: str, part: FrozenPart) -> PreTrainedModel:
+        if config.rope_parameters or config.sliding_window:
+            options["config"] = config.language_model_config(AutoConfig.from_pretrained(source, revision=part.revision))
         return AutoModelForCausalLM.from_pretrained(source, revision=part.revision, dtype=dtype, **options)
 
     return _load_part("language_model", config, load)
