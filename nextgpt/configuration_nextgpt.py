@@ -233,7 +233,6 @@ class NextGPTConfig(PreTrainedConfig):
         if self._text_config is None:
             part = self.part("language_model")
             self._text_config = AutoConfig.from_pretrained(part.config_location(self.base_folder), revision=part.revision)
-            context.check_own_window(self._text_config)
             self._lengthened = None
         if not self.rope_parameters and not self.sliding_window:
             return self._text_config
@@ -251,6 +250,7 @@ class NextGPTConfig(PreTrainedConfig):
             own: the LLM's, as it lies beside its weights; that of `text_config` where None.
         """
         changed = self._read_text_config()
+        context.check_own_window(self._text_config if own is None else own)
         if own is None:
             return context.as_built(changed)
         return context.as_built(context.lengthened(own, self.rope_parameters, self.sliding_window))
@@ -265,14 +265,20 @@ class NextGPTConfig(PreTrainedConfig):
             self._read_text_config()
             known = {context.ORIGINAL: self.rope_parameters[context.ORIGINAL]} | rope_parameters
             if known != self.rope_parameters:
+                scaled = context.describe_rope(self.rope_parameters)
                 raise UserInputError(
-                    f"rope_parameters: this model's positions are scaled already ({context.describe_rope(self.rope_parameters)}): "
-                    "leave it out, or start from a model whose positions are not"
+                    f"rope_parameters: this model's positions are scaled already ({scaled}): leave it out, or start from a "
+                    "model whose positions are not"
                 )
-        self.rope_parameters = self.rope_parameters or rope_parameters
+        before = self.rope_parameters, self.sliding_window
+        self.rope_parameters = self.rope_parameters or rope_parameters or None
         self.sliding_window = sliding_window or self.sliding_window
         self._lengthened = None
-        self._read_text_config()  # what does not fit is refused here
+        try:
+            self._read_text_config()
+        except UserInputError:
+            self.rope_parameters, self.sliding_window = before
+            raise
 
     @property
     def encoder_config(self) -> PreTrainedConfig:

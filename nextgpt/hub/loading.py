@@ -77,8 +77,11 @@ def load_language_model(
     }
     options = {name: value for name, value in options.items() if value is not None}
 
+    config.language_model_config()  # a context that does not fit is refused in its own words
+    longer = config.rope_parameters or config.sliding_window
+
     def load(source: str, part: FrozenPart) -> PreTrainedModel:
-        if config.rope_parameters or config.sliding_window:
+        if longer:
             options["config"] = config.language_model_config(AutoConfig.from_pretrained(source, revision=part.revision))
         return AutoModelForCausalLM.from_pretrained(source, revision=part.revision, dtype=dtype, **options)
 
