@@ -141,7 +141,7 @@ def _scale(config: PreTrainedConfig, rope: dict[str, Any]) -> None:
         raise UserInputError(f"rope_parameters: the LLM's own positions are scaled already ({found}): leave it out")
     original = rope.get(ORIGINAL, positions)
     longest = int(original * rope["factor"])
-    if longest <= positions:
+    if longest < positions:
         raise UserInputError(
             f"rope_parameters: {original} × {rope['factor']:g} are {longest} positions, the LLM has {positions} already: "
             "raise the factor"

@@ -27,7 +27,7 @@ def test_a_run_learns_from_conversations_beyond_the_old_limit_and_keeps_the_new_
     assert config.rope_parameters == YARN | {"original_max_position_embeddings": 512} and config.max_positions == 1024
     assert "too long" not in {each.kind for each in check_files([data], str(folder), workers=0).problems}
     pipe = NextGPTPipeline.from_pretrained(folder)
-    words = [{"role": "user", "content": "What do you see? I see a cat and a dog." * 20}]
+    words = [{"role": "user", "content": "What do you see? I see a cat and a dog." * 25}]
     assert pipe(words, max_new_tokens=1).timings.prompt_tokens > 512
 
     again = config_for(world, "instruct", tmp_path / "more", model=str(folder))
@@ -41,7 +41,9 @@ def test_a_run_that_was_begun_with_other_positions_is_not_gone_on_with(world, tm
     settings = {"max_steps": 1, "save_steps": 1, "rope_parameters": YARN}
     run_stage("instruct", config_for(world, "instruct", tmp_path, **settings))
     with pytest.raises(UserInputError, match="belongs to another run: changed are rope_parameters"):
-        run_stage("instruct", config_for(world, "instruct", tmp_path, **settings | {"rope_parameters": YARN | {"factor": 4}}))
+        run_stage(
+            "instruct", config_for(world, "instruct", tmp_path, **settings | {"rope_parameters": YARN | {"factor": 4}})
+        )
 
 
 @pytest.mark.parametrize(
