@@ -43,7 +43,7 @@ QUESTIONS = {
     ),
 }
 LEAST_TOKENS = 150  # of a conversation: the system prompt, a needle, a question and something in between
-NEEDLES, ASKED = 3, 0.25  # in a conversation to learn from: how many, and questions for each other turn
+NEEDLES, ASKED = 3, 0.5  # in a conversation to learn from: how many, and questions for each other turn
 RECALL, SHOW = "recall", "show"  # intents
 Piece = list[Turn]  # a conversation of nano's, whose turns follow from one another
 
@@ -125,7 +125,7 @@ class LongConversations:
         things = {part.concept for turn in turns for part in _media(turn) if isinstance(part, Picture)}
         return Needle(turns, shown.medium, len(things))
 
-    def lesson(self, rng: random.Random, length: int, described: float = 0.3) -> list[Turn]:
+    def lesson(self, rng: random.Random, length: int, described: float = 0.5) -> list[Turn]:
         """A conversation of at most `length` tokens to learn from: several needles, each asked about again and again.
 
         Args:
@@ -154,13 +154,17 @@ class LongConversations:
     def _show(self, rng: random.Random, background: str, described: bool) -> Turn:
         picture = self.composer.pictures.sample(rng, background=background)
         if described:
-            return Turn(SHOW, [Shown.of(picture), rng.choice(SHOWING)], [f"This is {picture.caption}."], picture)
+            return Turn(SHOW, [Shown.of(picture), rng.choice(SHOWING)], [self._said(picture, "is", "are")], picture)
         return Turn(SHOW, [Shown.of(picture), rng.choice(SHOWING)], [rng.choice(SEEN)], picture)
 
     def _ask(self, rng: random.Random, picture: Picture) -> Turn:
+        question = rng.choice(self.questions).format(picture.background)
+        return Turn(RECALL, [question], [self._said(picture, "was", "were")], picture)
+
+    def _said(self, picture: Picture, one: str, many: str) -> str:
+        """Where first, then what: what is looked for stands just before what is found."""
         concept = self.concepts[picture.concept]
-        answer = f"{'They were' if concept.is_plural else 'It was'} {concept.indefinite}."
-        return Turn(RECALL, [rng.choice(self.questions).format(picture.background)], [answer], picture)
+        return f"On {picture.background} there {many if concept.is_plural else one} {concept.indefinite}."
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Turn]:
