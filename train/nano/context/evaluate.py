@@ -96,7 +96,7 @@ class ContextReport:
             for row in rows:
                 low, high = row.interval
                 figures.append(f"{100 * row.share:.0f}% ({row.right} of {row.count}, {100 * low:.0f} – {100 * high:.0f}%)")
-            lines.append(f"| {rows[0].row}, {rows[0].part} | {' | '.join(figures)} |")
+            lines.append(f"| {rows[0].row} {rows[0].part} | {' | '.join(figures)} |")
         shown, known = self.chance
         chance = (
             f"{100 * shown:.1f}% by naming a thing of the conversation's pictures, {100 * known:.1f}% by naming any thing"
