@@ -174,8 +174,9 @@ def _slide(config: PreTrainedConfig, window: int) -> PreTrainedConfig:
 
 def has_window(config: PreTrainedConfig) -> bool:
     """Whether the LLM's class knows a sliding window; every class takes the key."""
-    has_field = any(each.name == "sliding_window" for each in dataclasses.fields(config))
-    return has_field and config.model_type not in IGNORING
+    known = {each.name for each in dataclasses.fields(config)} | set(config.attribute_map)
+    sets_it = "sliding_window" in known or hasattr(type(config)(), "sliding_window")
+    return sets_it and config.model_type not in IGNORING
 
 
 def check_own_window(config: PreTrainedConfig) -> None:

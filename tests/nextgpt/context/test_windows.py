@@ -5,8 +5,19 @@ from __future__ import annotations
 import logging
 
 import pytest
+from transformers import (
+    Gemma3TextConfig,
+    GemmaConfig,
+    LlamaConfig,
+    ModernBertDecoderConfig,
+    NemotronHConfig,
+    Qwen2Config,
+    Qwen3NextConfig,
+    RecurrentGemmaConfig,
+)
 
 from nextgpt import NextGPTPipeline
+from nextgpt.context.settings import check_own_window, has_window
 from nextgpt.errors import ModelLoadError, UserInputError
 
 OPTIONS = {"max_new_tokens": 6, "output_modalities": ["text"]}
@@ -68,6 +79,17 @@ def test_an_llm_without_a_window_is_refused_by_name(build):
         UserInputError, match=r"sliding_window 32, and a llama knows none: take the key out of its config\.json"
     ):
         build("ignoring")
+
+
+@pytest.mark.parametrize("other", [RecurrentGemmaConfig, ModernBertDecoderConfig, Gemma3TextConfig, Qwen2Config])
+def test_a_window_by_another_name_is_one(other):
+    assert has_window(other())
+    check_own_window(other())
+
+
+@pytest.mark.parametrize("other", [LlamaConfig, GemmaConfig, Qwen3NextConfig, NemotronHConfig])
+def test_a_class_without_one_has_none(other):
+    assert not has_window(other(sliding_window=24))
 
 
 def test_one_of_which_no_layer_would_slide_too(build, parts):

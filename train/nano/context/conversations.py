@@ -18,6 +18,7 @@ from typing import NamedTuple
 from transformers.utils.logging import tqdm
 
 from nextgpt.errors import UserInputError
+from nextgpt.events import Media
 from nextgpt.hub.parts import preset_folder
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.nano.dialogues.composer import load_composer, media_line
@@ -147,7 +148,7 @@ class LongConversations:
             del pieces[rng.choice(others) if others else -1]
         return _joined(pieces)
 
-    def render(self, shown: Shown):
+    def render(self, shown: Shown) -> Media:
         """The medium that is shown."""
         return self.true.render(shown.medium) if shown.medium else self.true.outside(shown.path)
 
