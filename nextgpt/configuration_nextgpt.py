@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -16,6 +17,7 @@ from nextgpt import decoders as decoder_room
 from nextgpt import encoders as encoder_room
 from nextgpt.adapters import read_settings, virtual_tokens
 from nextgpt.checkpoint import group_name
+from nextgpt.context import settings as context
 from nextgpt.encoders.loading import ENCODERS
 from nextgpt.errors import ModelLoadError, UserInputError, first_line
 from nextgpt.hub.fingerprints import fingerprint
@@ -52,6 +54,10 @@ class NextGPTConfig(PreTrainedConfig):
             `{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 20}`, or `False` for none; by default LoRA. See
             `nextgpt.adapters`.
         lora: the old spelling of `adapter`: fields of peft's `LoraConfig`, or `False`.
+        rope_parameters: how the LLM's positions are scaled for a longer context, in transformers' words: `{"rope_type":
+            "linear", "dynamic" or "yarn", "factor": 4.0}`. `original_max_position_embeddings` is the LLM's own limit where
+            it is not given; the new limit is that times the factor. Its old key is `rope_scaling`.
+        sliding_window: how many tokens back the LLM sees, where its class has such a window.
         loss_weights: weight of each part of the training loss, as `{"conditioning": 1.0, "conditioning/audio": 50.0}`; a
             modality's own weight stands for that of its kind, and that of one tensor of its conditioning
             (`conditioning/image/pooled_prompt_embeds`) for its modality's.
@@ -74,6 +80,8 @@ class NextGPTConfig(PreTrainedConfig):
         output_projection: dict | None = None,
         adapter: dict | bool | None = None,
         lora: dict | bool | None = None,
+        rope_parameters: dict | None = None,
+        sliding_window: int | None = None,
         loss_weights: dict | None = None,
         token_offset: int | None = None,
         trained_groups: list[str] | None = None,
@@ -88,6 +96,9 @@ class NextGPTConfig(PreTrainedConfig):
         self.signal_tokens = signal_tokens or {m: row.signal_tokens for m, row in MODALITIES.items() if m in self.decoders}
         self.output_projection = PROJECTION_DEFAULTS | (output_projection or {})
         self.adapter = read_settings(adapter, lora)
+        rope_parameters = context.read_rope(rope_parameters, kwargs.pop("rope_scaling", None))
+        self.sliding_window = context.read_window(sliding_window)
+        self._lengthened: PreTrainedConfig | None = None  # the LLM's configuration with these
         self.trained_groups = [group_name(group) for group in trained_groups] if trained_groups else trained_groups
         self.loss_weights = LOSS_DEFAULTS | (loss_weights or {})
         self._name_or_path = str(kwargs.get("name_or_path", ""))  # relative paths are read from here on
@@ -98,6 +109,7 @@ class NextGPTConfig(PreTrainedConfig):
             encoder_config_from_dict(encoder_config) if isinstance(encoder_config, dict) else encoder_config
         )
         super().__init__(**kwargs)
+        self.rope_parameters = rope_parameters  # after it, which would complete them as an LLM's own
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> tuple[dict, dict]:
@@ -114,6 +126,8 @@ class NextGPTConfig(PreTrainedConfig):
             )
         try:
             read_settings(values.get("adapter"), values.get("lora"))
+            context.read_rope(values.get("rope_parameters"), values.get("rope_scaling"))
+            context.read_window(values.get("sliding_window"))
         except UserInputError as error:
             raise ModelLoadError(f"{location}/config.json: {error}") from None
         return values | {"name_or_path": location}, kwargs  # relative paths start from there
@@ -145,8 +159,11 @@ class NextGPTConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict:
         output = super().to_dict()
-        for name in ("text_config", "encoder_config", "input_modalities", "token_offset"):
+        for name in ("text_config", "encoder_config", "input_modalities", "token_offset", "lengthened"):
             output.pop(f"_{name}", None)
+        for name in ("rope_parameters", "sliding_window"):
+            if output.get(name) is None:
+                output.pop(name, None)
         for name in ("input_modalities", "token_offset"):
             if getattr(self, f"_{name}") is not None:
                 output[name] = getattr(self, f"_{name}")
@@ -209,11 +226,60 @@ class NextGPTConfig(PreTrainedConfig):
 
     @property
     def text_config(self) -> PreTrainedConfig:
-        """The LLM's own configuration."""
+        """The LLM's own configuration, with scaled positions and a sliding window where this one asks for them."""
+        return self._read_text_config()
+
+    def _read_text_config(self) -> PreTrainedConfig:
+        """Reads it where it is not known yet, and completes `rope_parameters` by the LLM's own limit."""
         if self._text_config is None:
             part = self.part("language_model")
             self._text_config = AutoConfig.from_pretrained(part.config_location(self.base_folder), revision=part.revision)
-        return self._text_config
+            self._lengthened = None
+        if not self.rope_parameters and not self.sliding_window:
+            return self._text_config
+        if self._lengthened is None:
+            self._lengthened = context.lengthened(self._text_config, self.rope_parameters, self.sliding_window)
+            if self.rope_parameters:
+                original = self._lengthened.rope_parameters[context.ORIGINAL]
+                self.rope_parameters = self.rope_parameters | {context.ORIGINAL: original}
+        return self._lengthened
+
+    def language_model_config(self, own: PreTrainedConfig | None = None) -> PreTrainedConfig:
+        """The configuration that the LLM's class is built with.
+
+        Args:
+            own: the LLM's, as it lies beside its weights; that of `text_config` where None.
+        """
+        changed = self._read_text_config()
+        context.check_own_window(self._text_config if own is None else own)
+        if own is None:
+            return context.as_built(changed)
+        return context.as_built(context.lengthened(own, self.rope_parameters, self.sliding_window))
+
+    def lengthen(self, rope_parameters: dict[str, Any] | None = None, sliding_window: int | None = None) -> None:
+        """Scales the LLM's positions and gives it a sliding window; None leaves each as it is.
+
+        Raises:
+            UserInputError: the positions are scaled already, otherwise than now, or the LLM cannot do it.
+        """
+        if rope_parameters and self.rope_parameters:
+            self._read_text_config()
+            known = {context.ORIGINAL: self.rope_parameters[context.ORIGINAL]} | rope_parameters
+            if known != self.rope_parameters:
+                scaled = context.describe_rope(self.rope_parameters)
+                raise UserInputError(
+                    f"rope_parameters: this model's positions are scaled already ({scaled}): leave it out, or start from a "
+                    "model whose positions are not"
+                )
+        before = self.rope_parameters, self.sliding_window
+        self.rope_parameters = self.rope_parameters or rope_parameters or None
+        self.sliding_window = sliding_window or self.sliding_window
+        self._lengthened = None
+        try:
+            self._read_text_config()
+        except UserInputError:
+            self.rope_parameters, self.sliding_window = before
+            raise
 
     @property
     def encoder_config(self) -> PreTrainedConfig:
@@ -246,9 +312,19 @@ class NextGPTConfig(PreTrainedConfig):
         return shapes
 
     @property
+    def ignore_keys_at_rope_validation(self) -> set[str]:
+        """Keys of `rope_parameters` that transformers is not to complain of."""
+        return context.unchecked_keys(getattr(self, "rope_parameters", None) or {})
+
+    @property
+    def max_position_embeddings(self) -> int | None:
+        """How many positions the LLM has, scaled ones included; None if it says none."""
+        return getattr(self.text_config, "max_position_embeddings", None)
+
+    @property
     def max_positions(self) -> int | None:
         """How many positions the LLM has for a conversation, beside its adapter's virtual tokens; None if it says none."""
-        positions = getattr(self.text_config, "max_position_embeddings", None)
+        positions = self.max_position_embeddings
         return positions and positions - virtual_tokens(self.adapter)
 
     @property

@@ -28,6 +28,8 @@ from nextgpt import encoders as encoder_room
 from nextgpt.adapters import Adapter, Pass, run
 from nextgpt.checkpoint import TRAINED_FILE, CheckpointMixin
 from nextgpt.configuration_nextgpt import NextGPTConfig
+from nextgpt.context.dynamic import DynamicPositions
+from nextgpt.context.settings import rope_type
 from nextgpt.errors import ModelLoadError, UserInputError, first_line
 from nextgpt.generation import InterleavedGenerationMixin
 from nextgpt.hub.fingerprints import check_fingerprints
@@ -85,12 +87,14 @@ class NextGPTForConditionalGeneration(
         self.vocabulary = SignalVocabulary.create(config.signal_tokens, config.input_modalities, config.token_offset)
         self.encoder = encoder if encoder is not None else encoder_room.encoder_from_config(config.encoder_config)
         if language_model is None:
-            language_model = AutoModelForCausalLM.from_config(config.text_config)
+            language_model = AutoModelForCausalLM.from_config(config.language_model_config())
         for frozen in (self.encoder, language_model):
             frozen.requires_grad_(False).eval()
         base = config.part("language_model").source if config.language_model else None
         self.adapter = Adapter(language_model, config.adapter, base) if config.adapter else None
         self.language_model = self.adapter.model if self.adapter else language_model
+        is_dynamic = config.rope_parameters is not None and rope_type(config.text_config) == "dynamic"
+        self.dynamic_positions = DynamicPositions(language_model, self.adapter) if is_dynamic else None
 
         hidden_size = config.text_config.hidden_size
         self.input_projection = nn.Linear(self.encoder.embed_dim, hidden_size)
@@ -334,6 +338,8 @@ class NextGPTForConditionalGeneration(
         )
 
     def _run(self, *args, **kwargs) -> Pass:
+        if self.dynamic_positions is not None:
+            return self.dynamic_positions.run(*args, **kwargs)
         return run(self.get_base_model(), self.adapter, *args, **kwargs)
 
     def _learn_from(self, input_ids: Tensor, attention_mask: Tensor | None, embeddings: Tensor) -> Tensor:
@@ -343,7 +349,8 @@ class NextGPTForConditionalGeneration(
         gradient has to pass go through it without a graph.
         """
         count, length = input_ids.shape
-        if getattr(self.get_base_model(), "is_activation_checkpointing", False):  # it keeps no cache
+        keeps_no_cache = getattr(self.get_base_model(), "is_activation_checkpointing", False)
+        if keeps_no_cache or self.dynamic_positions is not None:  # the frequencies are those of the whole
             return self._run(embeddings, attention_mask, use_cache=False).hidden_states
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         free = self._columns_without_gradient(input_ids)

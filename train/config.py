@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from nextgpt.adapters import check_settings
 from nextgpt.checkpoint import TRAINED_GROUPS, group_name
 from nextgpt.configuration_nextgpt import loss_parts, without_tensor
+from nextgpt.context.settings import read_rope, read_window
 from nextgpt.errors import UserInputError, did_you_mean
 from nextgpt.train.data.dataset import ON_BAD_ITEM
 
@@ -74,6 +75,10 @@ class TrainingConfig:
             layers that are new to it start without effect. With another `peft_type`, or another rank, a model whose adapter
             is not trained yet gets a new one.
         lora: the old spelling of `adapter`, for a `LoraConfig`; and of `adapter` in `trains` and `learning_rates`.
+        rope_parameters: scaled positions for a model whose positions are not scaled yet, as `{rope_type: yarn, factor: 4}`
+            (linear, dynamic or yarn; fields of transformers'). They stay with the model that is trained.
+        rope_scaling: its old key.
+        sliding_window: how many tokens back the LLM sees from now on, where its class has such a window.
         learning_rates: of single trained parts, where `learning_rate` does not suit them: `input_projection: 2.0e-2`.
         denoising: add the decoders' own denoising loss; the assistant's media then need a `path` beside the `caption`.
         resume: `auto` goes on from the last checkpoint in `output_dir`, if there is one; a folder names one; `false`
@@ -98,6 +103,9 @@ class TrainingConfig:
     trains: list[str] | None = None
     adapter: dict[str, Any] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
+    rope_parameters: dict[str, Any] = field(default_factory=dict)
+    rope_scaling: dict[str, Any] = field(default_factory=dict)
+    sliding_window: int | None = None
     learning_rates: dict[str, float] = field(default_factory=dict)
     denoising: bool = False
     resume: str | bool = "auto"
@@ -122,6 +130,8 @@ class TrainingConfig:
         if self.data_weights is not None:
             self._check_weights()
         self._check_adapter()
+        self.rope_parameters, self.rope_scaling = read_rope(self.rope_parameters, self.rope_scaling) or {}, {}
+        read_window(self.sliding_window)
         # Which tensors a decoder has is known with the model (`NextGPTConfig.check_loss_weights`).
         self.loss_weights = self._numbers("loss_weights", loss_parts(), without_tensor)
         self.learning_rates = self._numbers("learning_rates", TRAINED_GROUPS, group_name)
@@ -236,6 +246,8 @@ def _outlived(values: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[t
         "data_weights": ("data" in given, "the files that it weighs are given anew"),
         "adapter": ("lora" in given, "its old spelling lora is given anew"),
         "lora": ("adapter" in given, "adapter is given anew"),
+        "rope_parameters": ("rope_scaling" in given, "its old key rope_scaling is given anew"),
+        "rope_scaling": ("rope_parameters" in given, "rope_parameters is given anew"),
         "max_steps": ("num_train_epochs" in given, "it would win over num_train_epochs"),
         "warmup_steps": (too_long, f"the whole run has {steps} steps"),
         "fp16": (given.get("bf16") is True, "bf16 is chosen instead"),

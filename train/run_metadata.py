@@ -29,7 +29,8 @@ OF_THE_OPTIMIZER = (
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "max_grad_norm", "bf16", "fp16"),
 )
-CHOICES = ("trains", "adapter", "lora", "learning_rates")  # left out of an identity where nothing was chosen
+# Left out of an identity where nothing was chosen.
+CHOICES = ("trains", "adapter", "lora", "rope_parameters", "sliding_window", "learning_rates")
 WEIGHT_FILES = ("*.json", "*.model", "*.safetensors", "*.bin", "*.pth", "*/*.json", "*/*.safetensors")
 
 

@@ -240,8 +240,7 @@ def _report_skipped(dataset: ChatDataset, folder: Path) -> None:
 
 def load_for_training(config: TrainingConfig) -> tuple[NextGPTForConditionalGeneration, NextGPTProcessor]:
     """The model that training starts from, its trained parts in fp32 whatever the dtype of the frozen ones."""
-    location = fetch_model(config.model)
-    model_config = NextGPTConfig.from_pretrained(location)
+    location, model_config = read_model_config(config)
     model_config.loss_weights = model_config.loss_weights | config.loss_weights
     try:
         model_config.check_loss_weights()
@@ -255,6 +254,15 @@ def load_for_training(config: TrainingConfig) -> tuple[NextGPTForConditionalGene
         logger.info("%s holds no %s: the trained parts start afresh", location, TRAINED_FILE)
     model.get_base_model().config.use_cache = False  # nothing is generated here
     return model, load_processor(location, model_config)
+
+
+def read_model_config(config: TrainingConfig) -> tuple[Path, NextGPTConfig]:
+    """Where the model is that training starts from, and its configuration with as long a context as the run asks for."""
+    location = fetch_model(config.model)
+    model_config = NextGPTConfig.from_pretrained(location)
+    if config.rope_parameters or config.sliding_window:
+        model_config.lengthen(config.rope_parameters, config.sliding_window)
+    return location, model_config
 
 
 def _change_adapter(model_config: NextGPTConfig, changes: dict[str, Any], location: Path) -> bool:

@@ -26,6 +26,18 @@ def add_command(
     return parser
 
 
+def add_below(parser: argparse.ArgumentParser, name: str, below: argparse.ArgumentParser) -> None:
+    """Puts a command below one that has a positional of its own: argparse allows either only."""
+    own = parser.parse_known_args
+
+    def either(arguments=None, namespace=None):
+        if arguments and arguments[0] == name:
+            return below.parse_known_args(arguments[1:], namespace)
+        return own(arguments, namespace)
+
+    parser.parse_known_args = either
+
+
 def add_model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
     """Which model, where it runs, in which precision."""
     names = ("model",) if positional else ("--model", "--preset")

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nextgpt.cli.common import add_command, add_model_options, load_pipeline
+from nextgpt.cli.common import add_below, add_command, add_model_options, load_pipeline, positive
 from nextgpt.cli.judge import add_judge
 from nextgpt.cli.status_line import quiet_libraries, status
 from nextgpt.errors import UserInputError
@@ -17,10 +17,14 @@ from nextgpt.errors import UserInputError
 
 def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     """Adds `nextgpt evaluate`."""
-    epilog = "To compare the answers of two models: nextgpt evaluate judge --help"
+    epilog = (
+        "To compare the answers of two models: nextgpt evaluate judge --help. To measure models of nano's kind on long "
+        "conversations: nextgpt evaluate context --help."
+    )
     summary = "measure a nano model on what it has never seen"
     parser = add_command(commands, "evaluate", run, summary, debug, epilog=epilog)
     add_judge(parser, debug)
+    add_context(parser, debug)
     add_model_options(parser, positional=True)
     parser.add_argument("--part", action="append", metavar="PART", help="only this row of the table; repeatable")
     parser.add_argument("--quick", action="store_true", help="40 questions a row instead of 200")
@@ -31,6 +35,47 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     parser.add_argument("--ablate", action="store_true", help="zero each projection: its row must fall to chance")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write a page with pictures and mistakes into DIR")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
+
+
+CONTEXT_EXAMPLE = """example:
+  nextgpt evaluate context runs/yarn runs/short nano --length 1280
+
+All models get the same conversations, whatever their limits: one whose positions are not scaled extrapolates plainly."""
+
+
+def add_context(evaluate: argparse.ArgumentParser, debug: argparse.ArgumentParser) -> None:
+    """Adds `context` below `nextgpt evaluate`."""
+    parser = argparse.ArgumentParser(
+        prog=f"{evaluate.prog} context",
+        description="measure models of nano's kind on long conversations: loss by position, pictures shown long ago",
+        epilog=CONTEXT_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[debug],
+    )
+    parser.set_defaults(command=run_context)
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="preset, folder or Hub repository")
+    parser.add_argument("--length", type=positive, required=True, metavar="N", help="of the conversations, in tokens")
+    parser.add_argument(
+        "-n", "--count", type=positive, default=100, metavar="N", help="pictures at each of five depths (default: 100)"
+    )
+    parser.add_argument("--described", action="store_true", help="the assistant said what the picture shows when it saw it")
+    parser.add_argument("--seed", type=int, default=0, help="of the conversations (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="e.g. cpu, mps (default: an accelerator if there is one)")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: by the device)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_below(evaluate, "context", parser)
+
+
+def run_context(options: argparse.Namespace) -> None:
+    """Loss by position and the needle test, a column for each model."""
+    with status("loading the evaluation …"):
+        if not options.debug:
+            quiet_libraries(pipelines=True)
+        from nextgpt.train.nano.context.evaluate import evaluate_context
+
+    given = {name: getattr(options, name) for name in ("count", "described", "seed", "device", "dtype")}
+    report = evaluate_context(options.models, options.length, **given)
+    print(report.as_json() if options.json else report.table())
 
 
 def run(options: argparse.Namespace) -> None:

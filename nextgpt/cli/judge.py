@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from nextgpt.cli.common import add_teacher_options, positive, teacher_settings
+from nextgpt.cli.common import add_below, add_teacher_options, positive, teacher_settings
 
 EXAMPLE = """example:
   nextgpt evaluate judge nano runs/own --questions questions.jsonl \\
@@ -47,15 +47,7 @@ def add_judge(evaluate: argparse.ArgumentParser, debug: argparse.ArgumentParser)
     parser.add_argument("--seed", type=int, default=0, help="of the intervals (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
-    # argparse gives a command either a positional of its own or commands below it.
-    measure = evaluate.parse_known_args
-
-    def either(arguments=None, namespace=None):
-        if arguments and arguments[0] == "judge":
-            return parser.parse_known_args(arguments[1:], namespace)
-        return measure(arguments, namespace)
-
-    evaluate.parse_known_args = either
+    add_below(evaluate, "judge", parser)
 
 
 def run(options: argparse.Namespace) -> None:

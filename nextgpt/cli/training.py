@@ -198,13 +198,24 @@ def _add_nano(tools, debug) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="JSON-lines file to write; its media go beside it")
     parser.add_argument("--count", type=int, default=2000, help="conversations (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another one, other conversations (default: %(default)s)")
+    parser.add_argument(
+        "--length",
+        type=positive,
+        metavar="N",
+        help="long ones of up to N tokens, which ask about pictures shown long before",
+    )
 
 
 def nano_data(options: argparse.Namespace) -> None:
     """Makes the conversations and renders their media."""
-    from nextgpt.train.nano.dialogues.rehearsal import write_rehearsal
+    if options.length:
+        from nextgpt.train.nano.context.conversations import write_long
 
-    files = write_rehearsal(options.out, options.count, seed=options.seed)
+        files = write_long(options.out, options.count, options.length, seed=options.seed)
+    else:
+        from nextgpt.train.nano.dialogues.rehearsal import write_rehearsal
+
+        files = write_rehearsal(options.out, options.count, seed=options.seed)
     print(f"{options.out}: {options.count:,} conversations, {files:,} media in {options.out.with_suffix('')}")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import Cache
 
 from nextgpt.engine.messages import Begun, RowDone, Tokens
 from nextgpt.engine.sampling import Sampler
@@ -82,7 +82,7 @@ class Row:
 
     def start_over(self) -> None:
         """Forgets the cache, so that all tokens are fed again, by themselves."""
-        self.cache, self.fed, self.alone = None if self.session is None else DynamicCache(), 0, True
+        self.cache, self.fed, self.alone = None, 0, True
 
     def take(self, token: int, model: Any) -> bool:
         """Takes the next token, and says whether the row has to leave the batch."""

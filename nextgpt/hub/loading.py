@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from nextgpt import encoders as encoder_room
 from nextgpt.adapters import folder_name
@@ -77,7 +77,12 @@ def load_language_model(
     }
     options = {name: value for name, value in options.items() if value is not None}
 
+    config.language_model_config()  # a context that does not fit is refused in its own words
+    longer = config.rope_parameters or config.sliding_window
+
     def load(source: str, part: FrozenPart) -> PreTrainedModel:
+        if longer:
+            options["config"] = config.language_model_config(AutoConfig.from_pretrained(source, revision=part.revision))
         return AutoModelForCausalLM.from_pretrained(source, revision=part.revision, dtype=dtype, **options)
 
     return _load_part("language_model", config, load)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from nextgpt import __version__
 from nextgpt.adapters import describe, title, weights_file
 from nextgpt.checkpoint import TRAINED_FILE
+from nextgpt.context.settings import describe_rope
 from nextgpt.errors import ModelLoadError
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.hub.parts import FrozenPart, fetch_model, preset_names, resolve_model
@@ -53,6 +54,10 @@ def describe_model(name_or_path: str | os.PathLike) -> list[tuple[str, str]]:
     rows = [("model", f"{name_or_path} ({location})")]
     rows += [(_part_name(config, name), _describe_part(part, config)) for name, part in config.parts().items()]
     rows.append(("adapter", f"{title(config.adapter)}, {describe(config.adapter)}" if config.adapter else "none"))
+    if config.rope_parameters:
+        rows.append(("positions", describe_rope(config.rope_parameters)))
+    if config.sliding_window:
+        rows.append(("sliding window", f"{config.sliding_window:,} tokens"))
     rows.append(("trained", _describe_trained(location, config)))
     rows.append(("takes", ", ".join(["text", *config.input_modalities])))
     rows.append(("gives", ", ".join(["text", *(f"{m} ({n} signal tokens)" for m, n in config.signal_tokens.items())])))

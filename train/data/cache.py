@@ -33,7 +33,7 @@ from nextgpt.train.data.features import (
     on_cpu,
     run_here,
 )
-from nextgpt.train.stages import load_processor, open_dataset, read_config
+from nextgpt.train.stages import load_processor, open_dataset, read_config, read_model_config
 
 BLOCKS = 1000  # of Ray's data set, at most; each is some batches, which are cut before
 Opened = tuple[ChatDataset, NextGPTConfig, NextGPTProcessor]
@@ -73,8 +73,7 @@ def cache_features(
 
 
 def _open(stage: str, config: TrainingConfig, *, retry: bool) -> Opened:
-    location = fetch_model(config.model)
-    model_config = NextGPTConfig.from_pretrained(location)
+    location, model_config = read_model_config(config)
     processor = load_processor(location, model_config)
     return open_dataset(stage, config, model_config, processor, retry=retry), model_config, processor
 

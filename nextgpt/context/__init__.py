@@ -1,0 +1,1 @@
+"""A longer context than the LLM was trained with: scaled positions and sliding windows."""

@@ -1,0 +1,1 @@
+"""A longer context, taught to nano and measured on it."""
