@@ -39,3 +39,9 @@ def random_conditioning(decoder: Decoder, count: int = 1, seed: int = 0) -> Cond
 def rows(conditioning: Conditioning, which: list[int]) -> Conditioning:
     """Some items of a batch."""
     return {name: tensor[which] for name, tensor in conditioning.items()}
+
+
+def noise_picture(sigma: float, size: tuple[int, int] = (40, 30)) -> Image.Image:
+    """Grey noise about the middle, always the same; Pillow's own is another one in each process."""
+    values = np.random.default_rng(0).normal(128, sigma, size[::-1])
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")

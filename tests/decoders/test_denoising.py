@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers import EDMDPMSolverMultistepScheduler
 from PIL import Image
 
-from media_values import CAPTIONS
+from media_values import CAPTIONS, noise_picture
 from nextgpt.decoders import Audio, Video, load_decoder
 from nextgpt.decoders.audioldm import log_mel_spectrogram
 from nextgpt.decoders.objectives import preconditioned, training_objective
@@ -142,7 +142,7 @@ def test_pictures_come_back_from_their_latents_scaled_as_the_pipeline_scales_the
     config = json.loads((folder / "vae" / "config.json").read_text())
     (folder / "vae" / "config.json").write_text(json.dumps(config | {"shift_factor": 0.5 if kind.endswith("3") else None}))
     decoder = load_decoder(kind, folder)
-    picture = Image.effect_noise((32, 32), 60).convert("RGB")
+    picture = noise_picture(60, (32, 32))
     vae = decoder.pipeline.vae
     pixels = torch.from_numpy(np.asarray(picture)).permute(2, 0, 1)[None] / 127.5 - 1
     shift = vae.config.shift_factor or 0.0

@@ -10,11 +10,12 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.utils import PeftType
-from PIL import Image, ImageChops
+from PIL import ImageChops
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from media_values import noise_picture
 from nextgpt import NextGPTConfig, NextGPTForConditionalGeneration, NextGPTPipeline, NextGPTProcessor
 from nextgpt.adapters import OWN, TESTED, folder_name, title
 from nextgpt.decoders import load_decoder
@@ -40,7 +41,7 @@ SETTINGS = {  # what of a type's settings the tiny LLM cannot leave at peft's de
 }
 CASES = {name: {"peft_type": name} | SETTINGS.get(name, LAYERS) for name in TESTED}
 CASES["DoRA"] = CASES["LORA"] | {"use_dora": True}
-RED, BLUE = (Image.effect_noise((40, 30), sigma).convert("RGB") for sigma in (5, 200))
+RED, BLUE = (noise_picture(sigma) for sigma in (5, 200))
 ASK = [{"role": "user", "content": [{"type": "image", "image": RED}, {"type": "text", "text": "draw a banana"}]}]
 TALK = [{"role": "user", "content": "What do you see? Play a trumpet, then draw a cat and a dog on blue, please."}]
 PROMPTS = [ASK, TALK, [{"role": "user", "content": "hi"}]]

@@ -128,7 +128,7 @@ def _run_on_ray(config: TrainingConfig, processes: int) -> Run:
             return
         computed = ray.data.from_items([{"batch": batch} for batch in cut], override_num_blocks=min(len(cut), BLOCKS)).map(
             _Worker,
-            fn_constructor_args=(config, source.role, source.modality),
+            fn_constructor_args=(config, source.role, source.modality, source.description),
             concurrency=min(processes, len(cut)),
             num_gpus=1 if on_accelerator else 0,
         )
@@ -146,7 +146,8 @@ def _run_on_ray(config: TrainingConfig, processes: int) -> Run:
 class _Worker:
     """An actor that holds one frozen part and computes batches with it."""
 
-    def __init__(self, config: TrainingConfig, role: str, modality: str):
+    def __init__(self, config: TrainingConfig, role: str, modality: str, description: str):
+        self.description = description
         location = fetch_model(config.model)
         model_config = NextGPTConfig.from_pretrained(location)
         device = _device(config, 0)
@@ -158,7 +159,7 @@ class _Worker:
 
     @torch.no_grad()
     def __call__(self, row: dict[str, Batch]) -> dict[str, Any]:
-        computed = compute_batch(self.compute, row["batch"])
+        computed = compute_batch(self.compute, row["batch"], self.description)
         return {"computed": {item: _kept(value) for item, value in computed.items()}}
 
 

@@ -104,11 +104,14 @@ Run = Callable[[FeatureSource, Iterator[Batch]], Iterator[tuple[Batch, Computed]
 def run_here(source: FeatureSource, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Computed]]:
     """One batch after the other, in this process."""
     for batch in batches:
-        yield batch, compute_batch(source.compute, batch)
+        yield batch, compute_batch(source.compute, batch, source.description)
 
 
-def compute_batch(compute: Callable[[list[Item]], Computed], batch: Batch) -> Computed:
+def compute_batch(compute: Callable[[list[Item]], Computed], batch: Batch, description: str) -> Computed:
     """What is computed of a batch.
+
+    Args:
+        description: of the work, for the error.
 
     Raises:
         UserInputError: there is not enough memory for so many items.
@@ -119,7 +122,7 @@ def compute_batch(compute: Callable[[list[Item]], Computed], batch: Batch) -> Co
         if not is_out_of_memory(error):
             raise
         raise UserInputError(
-            f"out of memory while computing features of {len(batch)} items: lower feature_batch_size"
+            f"out of memory while {description[0].lower()}{description[1:]}, {len(batch)} at once: lower feature_batch_size"
         ) from error
 
 

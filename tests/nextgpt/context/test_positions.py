@@ -6,16 +6,16 @@ import json
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from media_values import noise_picture
 from nextgpt import NextGPTForConditionalGeneration, NextGPTPipeline
 from nextgpt.errors import UserInputError
 from nextgpt.report.info import describe_model
 
 KINDS = ("linear", "dynamic", "yarn")
-PICTURE = Image.effect_noise((40, 30), 200).convert("RGB")
+PICTURE = noise_picture(200)
 SHORT = [{"role": "user", "content": "hi"}]  # within 128 positions, as its answer is
 SHOWN = [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "I see a cat. " * 8}]}]
 LONG = [{"role": "user", "content": "What do you see? I see a cat and a dog." * 6}]
