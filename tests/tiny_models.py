@@ -122,6 +122,15 @@ def save_tiny_model(folder: Path) -> Path:
     return folder / "model"
 
 
+def new_tokens(model: NextGPTForConditionalGeneration, processor: NextGPTProcessor, prompts: list, **options) -> list[list]:
+    """What transformers' own `generate` adds to each prompt, up to the end of its answer; greedy by default."""
+    inputs = processor(prompts)
+    options = {"do_sample": False, "pad_token_id": 0} | options
+    rows = model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :].tolist()
+    end = model.generation_config.eos_token_id
+    return [row[: row.index(end) + 1] if end in row else row for row in rows]
+
+
 # Kind of media → the decoder's kind, how it is saved, and its options where none are given: quick ones.
 DECODERS = {
     "image": ("stable-diffusion", save_tiny_stable_diffusion, {"num_inference_steps": 2}),

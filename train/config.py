@@ -175,14 +175,7 @@ class TrainingConfig:
         Raises:
             UserInputError: the file or an override cannot be read, or a key is unknown.
         """
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserInputError(f"{path}: cannot be read ({error.strerror}); give a training configuration") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserInputError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it") from None
-        if not isinstance(values, dict):
-            raise UserInputError(f"{path}: holds {type(values).__name__}, expected `key: value` lines")
+        values = read_yaml(path, "a training configuration")
         given = dict(_override(each) for each in overrides)
         for key, reason in _outlived(values, given):
             logger.info("%s=%s of %s left out: %s", key, values.pop(key), path, reason)
@@ -225,6 +218,26 @@ class TrainingConfig:
             return TrainingArguments(output_dir=self.output_dir, remove_unused_columns=False, **arguments)
         except (TypeError, ValueError) as error:
             raise UserInputError(f"the training arguments do not fit: {error}") from error
+
+
+def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
+    """The `key: value` lines of a YAML file.
+
+    Args:
+        what: is expected of it, for the message.
+
+    Raises:
+        UserInputError: it cannot be read, or holds something else.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserInputError(f"{path}: cannot be read ({error.strerror}); give {what}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserInputError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it") from None
+    if not isinstance(values, dict):
+        raise UserInputError(f"{path}: holds {type(values).__name__}, expected `key: value` lines")
+    return values
 
 
 def _override(text: str) -> tuple[str, Any]:

@@ -79,19 +79,8 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
     with arguments.main_process_first(desc="data and frozen features"):
         first = arguments.local_process_index == 0
         dataset = open_dataset(stage, config, model.config, processor, retry=first)
-        features = gather_features(
-            dataset,
-            model.config,
-            model.encoder,
-            processor,
-            config.features,
-            device=arguments.device,
-            batch_size=config.feature_batch_size,
-            decoders=model.decoders if config.denoising else None,
-            on_bad_item=config.on_bad_item,
-        )
+        features = frozen_features(config, model, processor, dataset, arguments.device)
     _report_skipped(dataset, Path(config.output_dir))
-    model.encoder = nn.Module()  # its features are there: the frozen encoder need not travel to the device
     model.train_only(trains)
     model.config.trained_groups = sorted({*(model.config.trained_groups or ()), *trains})
     fingerprint = fingerprint_model(model.config, dataset.hashes)
@@ -236,6 +225,29 @@ def _report_skipped(dataset: ChatDataset, folder: Path) -> None:
             first.where,
             first.reason,
         )
+
+
+def frozen_features(
+    config: TrainingConfig,
+    model: NextGPTForConditionalGeneration,
+    processor: NextGPTProcessor,
+    dataset: ChatDataset,
+    device: torch.device,
+) -> TrainingFeatures:
+    """The features of a model's frozen parts, after which its encoder goes: it need not travel to the device."""
+    features = gather_features(
+        dataset,
+        model.config,
+        model.encoder,
+        processor,
+        config.features,
+        device=device,
+        batch_size=config.feature_batch_size,
+        decoders=model.decoders if config.denoising else None,
+        on_bad_item=config.on_bad_item,
+    )
+    model.encoder = nn.Module()
+    return features
 
 
 def load_for_training(config: TrainingConfig) -> tuple[NextGPTForConditionalGeneration, NextGPTProcessor]:

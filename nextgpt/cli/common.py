@@ -26,8 +26,23 @@ def add_command(
     return parser
 
 
-def add_below(parser: argparse.ArgumentParser, name: str, below: argparse.ArgumentParser) -> None:
-    """Puts a command below one that has a positional of its own: argparse allows either only."""
+def add_below(
+    parser: argparse.ArgumentParser,
+    name: str,
+    function: Callable,
+    description: str,
+    example: str,
+    debug: argparse.ArgumentParser,
+) -> argparse.ArgumentParser:
+    """The parser of a command below one that has a positional of its own: argparse allows either only."""
+    below = argparse.ArgumentParser(
+        prog=f"{parser.prog} {name}",
+        description=description,
+        epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[debug],
+    )
+    below.set_defaults(command=function)
     own = parser.parse_known_args
 
     def either(arguments=None, namespace=None):
@@ -36,6 +51,7 @@ def add_below(parser: argparse.ArgumentParser, name: str, below: argparse.Argume
         return own(arguments, namespace)
 
     parser.parse_known_args = either
+    return below
 
 
 def add_model_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:

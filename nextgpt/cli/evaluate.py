@@ -45,14 +45,8 @@ All models get the same conversations, whatever their limits: one whose position
 
 def add_context(evaluate: argparse.ArgumentParser, debug: argparse.ArgumentParser) -> None:
     """Adds `context` below `nextgpt evaluate`."""
-    parser = argparse.ArgumentParser(
-        prog=f"{evaluate.prog} context",
-        description="measure models of nano's kind on long conversations: loss by position, pictures shown long ago",
-        epilog=CONTEXT_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[debug],
-    )
-    parser.set_defaults(command=run_context)
+    summary = "measure models of nano's kind on long conversations: loss by position, pictures shown long ago"
+    parser = add_below(evaluate, "context", run_context, summary, CONTEXT_EXAMPLE, debug)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="preset, folder or Hub repository")
     parser.add_argument("--length", type=positive, required=True, metavar="N", help="of the conversations, in tokens")
     parser.add_argument(
@@ -63,7 +57,6 @@ def add_context(evaluate: argparse.ArgumentParser, debug: argparse.ArgumentParse
     parser.add_argument("--device", default="auto", help="e.g. cpu, mps (default: an accelerator if there is one)")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: by the device)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_below(evaluate, "context", parser)
 
 
 def run_context(options: argparse.Namespace) -> None:

@@ -18,14 +18,8 @@ The same command goes on where it was stopped, and asks nothing twice."""
 
 def add_judge(evaluate: argparse.ArgumentParser, debug: argparse.ArgumentParser) -> None:
     """Adds `judge` below `nextgpt evaluate`."""
-    parser = argparse.ArgumentParser(
-        prog=f"{evaluate.prog} judge",
-        description="compare the answers of two models by a stronger one, in both orders",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[debug],
-    )
-    parser.set_defaults(command=run)
+    summary = "compare the answers of two models by a stronger one, in both orders"
+    parser = add_below(evaluate, "judge", run, summary, EXAMPLE, debug)
     for name in "AB":
         parser.add_argument(name, help="model, or JSON-lines file of the questions with its answers")
     parser.add_argument("--questions", type=Path, required=True, metavar="FILE", help="JSON-lines file of chat messages")
@@ -46,8 +40,6 @@ def add_judge(evaluate: argparse.ArgumentParser, debug: argparse.ArgumentParser)
     )
     parser.add_argument("--seed", type=int, default=0, help="of the intervals (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-    add_below(evaluate, "judge", parser)
 
 
 def run(options: argparse.Namespace) -> None:

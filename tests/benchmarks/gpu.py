@@ -27,7 +27,7 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from benchmarks.random_parts import save_random_model  # noqa: E402
-from nextgpt import NextGPTPipeline  # noqa: E402
+from nextgpt import NextGPTConfig, NextGPTPipeline  # noqa: E402
 from nextgpt.__main__ import main as run_command  # noqa: E402
 from nextgpt.errors import first_line  # noqa: E402
 from nextgpt.hardware import peak_memory  # noqa: E402
@@ -86,12 +86,12 @@ class Table:
 # ---------------------------------------------------------------------- nano
 
 
-def same_as_processor(kind: str, pipes: dict[str, NextGPTPipeline], options: dict) -> str:
+def same_as_processor(kind: str, pipes: list[NextGPTPipeline], options: dict) -> str:
     """One question of `kind`, on both."""
     messages = [{"role": "user", "content": QUESTIONS[kind]}]
-    for pipe in pipes.values():  # loads the decoder
+    for pipe in pipes:  # loads the decoder
         pipe(messages, seed=0, **options)
-    here, there = (pipe(messages, seed=0, **options) for pipe in pipes.values())
+    here, there = (pipe(messages, seed=0, **options) for pipe in pipes)
     assert here.token_ids == there.token_ids, f"{here.text!r} instead of {there.text!r}"
     if kind == "text":
         return f"the same words: {here.text!r}"
@@ -134,11 +134,6 @@ def run_quietly(*words: str) -> None:
 # ---------------------------------------------------------------------- 7b
 
 
-def load(folder: Path, device: torch.device, **options) -> NextGPTPipeline:
-    """A model that answers on the device."""
-    return NextGPTPipeline.from_pretrained(folder, **({"device": device} | options))
-
-
 def text_speed(pipe: NextGPTPipeline) -> str:
     """Tokens a second of words alone, the longest answer that it gives."""
     messages = [{"role": "user", "content": "Tell me a story."}]
@@ -169,11 +164,11 @@ def half_on_card(pipe_config, device: torch.device) -> dict[str, str]:
 
 def measure_nano(table: Table, folder: Path, quick: bool) -> None:
     """Answers and stages of the embedded model."""
-    pipes: dict[str, NextGPTPipeline] = {}
+    pipes: list[NextGPTPipeline] = []
 
     def load_both() -> str:
         for place in (table.device, torch.device("cpu")):
-            pipes[f"{len(pipes)} {place}"] = NextGPTPipeline.from_pretrained("nano", device=place, dtype=torch.float32)
+            pipes.append(NextGPTPipeline.from_pretrained("nano", device=place, dtype=torch.float32))
         return "loaded"
 
     table.row("nano: load, and on the processor", load_both)
@@ -211,8 +206,6 @@ def measure_7b(table: Table, folder: Path, quick: bool) -> None:
     if not made:
         return
     [model] = made
-    from nextgpt import NextGPTConfig
-
     ways = {
         "whole": {},
         "half of the LLM offloaded": {"device_map": half_on_card(NextGPTConfig.from_pretrained(model), table.device)},
@@ -223,7 +216,7 @@ def measure_7b(table: Table, folder: Path, quick: bool) -> None:
         pipes: list[NextGPTPipeline] = []
 
         def begin(options=options, pipes=pipes) -> str:
-            pipes.append(load(model, table.device, **options))
+            pipes.append(NextGPTPipeline.from_pretrained(model, device=table.device, **options))
             return "loaded"
 
         table.row(f"7b, {way}: load", begin)

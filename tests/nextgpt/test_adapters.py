@@ -24,7 +24,7 @@ from nextgpt.events import TextDelta
 from nextgpt.report.doctor import examine
 from nextgpt.report.info import describe_model
 from nextgpt.report.params import count_parameters
-from tiny_models import tiny_config
+from tiny_models import new_tokens, tiny_config
 from tiny_training import make_responsive
 
 LAYERS = {"target_modules": ["q_proj", "v_proj", "up_proj"]}
@@ -92,12 +92,7 @@ def virtual(request, parts) -> tuple[NextGPTForConditionalGeneration, NextGPTPro
 
 def generated(adapted, prompts: list, **options) -> list[list[int]]:
     """New tokens of every row, up to the end of its answer."""
-    model, processor = adapted
-    inputs = processor(prompts)
-    rows = model.generate(**inputs, max_new_tokens=8, do_sample=False, pad_token_id=0, **options)
-    end = model.generation_config.eos_token_id
-    rows = rows[:, inputs["input_ids"].shape[1] :].tolist()
-    return [row[: row.index(end) + 1] if end in row else row for row in rows]
+    return new_tokens(*adapted, prompts, max_new_tokens=8, **options)
 
 
 @torch.no_grad()

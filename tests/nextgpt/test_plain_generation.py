@@ -10,7 +10,7 @@ from nextgpt.decoders import load_decoder
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from tiny_decoders import save_tiny_stable_diffusion
-from tiny_models import tiny_config
+from tiny_models import new_tokens, tiny_config
 from tiny_training import make_responsive
 
 RED, BLUE = (noise_picture(sigma) for sigma in (5, 200))
@@ -45,14 +45,7 @@ def pipe(tmp_path_factory):
 
 def generated(pipe, prompts, **options) -> list[list[int]]:
     """New tokens of every row, up to the end of its answer."""
-    inputs = pipe.processor(prompts)
-    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": pipe.processor.tokenizer.pad_token_id} | options
-    rows = pipe.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :].tolist()
-    return [_until_end(row, pipe.model.generation_config.eos_token_id) for row in rows]
-
-
-def _until_end(row: list[int], end: int) -> list[int]:
-    return row[: row.index(end) + 1] if end in row else row
+    return new_tokens(pipe.model, pipe.processor, prompts, **{"max_new_tokens": 12} | options)
 
 
 @pytest.mark.parametrize("prompt", range(3))

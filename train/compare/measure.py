@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 
 from nextgpt.checkpoint import TRAINED_GROUPS
@@ -18,8 +19,7 @@ from nextgpt.errors import NextGPTError
 from nextgpt.processing_nextgpt import IGNORED_LABEL
 from nextgpt.train.config import TrainingConfig
 from nextgpt.train.data.dataset import ChatCollator
-from nextgpt.train.data.features import gather_features
-from nextgpt.train.stages import load_for_training, open_dataset, trained_groups
+from nextgpt.train.stages import frozen_features, load_for_training, open_dataset, trained_groups
 
 STATE = "trainer_state.json"
 FLOAT = 4  # bytes; trained parts are in fp32
@@ -52,17 +52,7 @@ def measure(run: Path, training: TrainingConfig, development: list[str], count: 
     arguments = training.training_arguments()
     model, processor = load_for_training(config)
     dataset = open_dataset("instruct", config, model.config, processor)
-    features = gather_features(
-        dataset,
-        model.config,
-        model.encoder,
-        processor,
-        config.features,
-        device=arguments.device,
-        batch_size=config.feature_batch_size,
-        on_bad_item=config.on_bad_item,
-    )
-    model.encoder = nn.Module()
+    features = frozen_features(config, model, processor, dataset, arguments.device)
     model.to(arguments.device).eval()
     collator = ChatCollator(processor.tokenizer.pad_token_id, features)
     size, chosen = arguments.per_device_train_batch_size, range(min(count, len(dataset)))
@@ -71,7 +61,7 @@ def measure(run: Path, training: TrainingConfig, development: list[str], count: 
     def prepared(examples: list) -> dict[str, Any]:
         batch = collator(examples)
         batch.pop("ids")
-        return _to(batch, arguments.device)
+        return send_to_device(batch, arguments.device)
 
     sums, counts = defaultdict(float), defaultdict(int)
     for examples in batches:
@@ -127,12 +117,6 @@ def seconds_a_step(run: Path, conversations: int) -> float:
     history = json.loads((run / STATE).read_text(encoding="utf-8"))["log_history"]
     rates = [entry["samples_per_second"] for entry in history if "samples_per_second" in entry]
     return statistics.median(conversations / rate for rate in rates[1:] or rates)
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, dict):
-        return {name: _to(each, device) for name, each in value.items()}
-    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def evaluate(run: Path, rows: list[str], split: str, quick: bool, log: Path) -> list[dict[str, Any]]:

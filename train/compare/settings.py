@@ -9,11 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nextgpt.adapters import read_settings
 from nextgpt.errors import UserInputError, did_you_mean
-from nextgpt.train.config import TrainingConfig
+from nextgpt.train.config import TrainingConfig, read_yaml
 
 EXPECTED = {
     "methods": "a mapping of names to adapters, as {LoRA: {peft_type: LORA, size: r}}",
@@ -115,14 +113,7 @@ class CompareConfig:
         Raises:
             UserInputError: it cannot be read, a key is unknown or missing, or a value is not what it should be.
         """
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserInputError(f"{path}: cannot be read ({error.strerror}); give a comparison's settings") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserInputError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it") from None
-        if not isinstance(values, dict):
-            raise UserInputError(f"{path}: holds {type(values).__name__}, expected `key: value` lines")
+        values = read_yaml(path, "a comparison's settings")
         fields = {each.name: each for each in dataclasses.fields(cls)}
         for key in values:
             if key not in fields:

@@ -13,6 +13,7 @@ from media_values import noise_picture
 from nextgpt import NextGPTForConditionalGeneration, NextGPTPipeline
 from nextgpt.errors import UserInputError
 from nextgpt.report.info import describe_model
+from tiny_models import new_tokens
 
 KINDS = ("linear", "dynamic", "yarn")
 PICTURE = noise_picture(200)
@@ -29,12 +30,7 @@ def longer(request, build):
 
 def generated(made, prompts: list, **options) -> list[list[int]]:
     """New tokens of every row, up to the end of its answer."""
-    model, processor = made
-    inputs = processor(prompts)
-    rows = model.generate(**inputs, max_new_tokens=10, do_sample=False, pad_token_id=0, **options)
-    end = model.generation_config.eos_token_id
-    rows = rows[:, inputs["input_ids"].shape[1] :].tolist()
-    return [row[: row.index(end) + 1] if end in row else row for row in rows]
+    return new_tokens(*made, prompts, max_new_tokens=10, **options)
 
 
 def kind(made) -> str:

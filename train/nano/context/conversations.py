@@ -8,22 +8,20 @@ which the package holds in part only, are left out.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from transformers.utils.logging import tqdm
-
 from nextgpt.errors import UserInputError
 from nextgpt.events import Media
 from nextgpt.hub.parts import preset_folder
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.nano.dialogues.composer import load_composer, media_line
+from nextgpt.train.nano.dialogues.rehearsal import check_file, write_with_media
 from nextgpt.train.nano.dialogues.turns import Made, Shown, Turn
-from nextgpt.train.nano.world.media_files import TrueMedia, outside_files, write
+from nextgpt.train.nano.world.media_files import TrueMedia, outside_files
 from nextgpt.train.nano.world.pictures import World
 from nextgpt.train.nano.world.things import PICTURE_VALUES, Picture
 
@@ -204,28 +202,18 @@ def write_long(out: str | Path, count: int, length: int, *, model: str = "nano",
     Raises:
         UserInputError: the file's name leaves no name for the folder, or there is nothing to write.
     """
-    out = Path(out)
-    if not out.suffix:
-        raise UserInputError(f"{out}: expected a file's name with an ending, e.g. {out}.jsonl; the media go to {out}")
-    if count < 1:
-        raise UserInputError(f"count is {count}, expected at least 1 conversation")
+    out = check_file(out, count)
     check_length(length)
-    long, folder = LongConversations(NextGPTProcessor.from_pretrained(model), "train"), out.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
-    written, lines = set(), []
-    for number in tqdm(range(count), desc=out.name, unit=" conversations"):
-        rng = random.Random(f"{seed}/long/{number}")
-        turns = long.lesson(rng, rng.randint(max(LEAST_TOKENS, length // 4), length))
-        for part in (part for turn in turns for part in turn.user if isinstance(part, Shown)):
-            if part.path not in written:
-                written.add(part.path)
-                write(long.render(part), folder / part.path)
-        line = media_line(turns)
-        for part in (part for message in line["messages"] for part in message["content"] if "path" in part):
-            part["path"] = f"{folder.name}/{part['path']}"
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    out.write_text("".join(lines), encoding="utf-8")
-    return len(written)
+    long, shown = LongConversations(NextGPTProcessor.from_pretrained(model), "train"), {}
+
+    def lines() -> Iterator[dict]:
+        for number in range(count):
+            rng = random.Random(f"{seed}/long/{number}")
+            turns = long.lesson(rng, rng.randint(max(LEAST_TOKENS, length // 4), length))
+            shown.update((part.path, part) for turn in turns for part in turn.user if isinstance(part, Shown))
+            yield media_line(turns)
+
+    return write_with_media(out, lines(), count, lambda path: long.render(shown[path]))
 
 
 def check_length(length: int) -> None:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from nextgpt.context.settings import describe_rope
 from nextgpt.pipeline import NextGPTPipeline
+from nextgpt.processing_nextgpt import IGNORED_LABEL
 from nextgpt.train.nano.context.conversations import LongConversations, Needle, check_length
 from nextgpt.train.nano.dialogues.turns import Shown, Turn
 from nextgpt.train.nano.evaluation.bench import expected_content
@@ -31,7 +32,6 @@ DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 BINS = 8
 BATCH = 10
 ANSWER_TOKENS = 24
-IGNORED_LABEL = -100
 
 
 @dataclass

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from transformers.utils.logging import tqdm
 
 from nextgpt.errors import UserInputError
+from nextgpt.events import Media
 from nextgpt.hub.parts import preset_folder
 from nextgpt.signals import MODALITIES
 from nextgpt.train.data.sampler import shares
@@ -44,24 +45,41 @@ def write_rehearsal(out: str | Path, count: int, *, seed: int = 0, world: str | 
     Raises:
         UserInputError: the file's name leaves no name for the folder, or `count` is not positive.
     """
+    out = check_file(out, count)
+    rehearsal = _Rehearsal(Path(world or preset_folder("nano") / "world"))
+    return write_with_media(out, rehearsal.lines(count, seed), count, rehearsal.medium)
+
+
+def check_file(out: str | Path, count: int) -> Path:
+    """The file, where so many conversations and a folder of media beside it can be written; raises UserInputError."""
     out = Path(out)
     if not out.suffix:
         raise UserInputError(f"{out}: expected a file's name with an ending, e.g. {out}.jsonl; the media go to {out}")
     if count < 1:
         raise UserInputError(f"count is {count}, expected at least 1 conversation")
-    rehearsal = _Rehearsal(Path(world or preset_folder("nano") / "world"))
+    return out
+
+
+def write_with_media(out: Path, lines: Iterable[dict], count: int, medium: Callable[[str], Media]) -> int:
+    """Writes conversations to a JSON-lines file, and each medium that they show once; the number of media.
+
+    Args:
+        out: the file; the media go to a folder of its name without the ending.
+        count: of the lines.
+        medium: a path within that folder → what is shown under it.
+    """
     folder = out.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     written: set[str] = set()
-    lines = []
-    for line in tqdm(rehearsal.lines(count, seed), total=count, desc=out.name, unit=" conversations"):
+    texts = []
+    for line in tqdm(lines, total=count, desc=out.name, unit=" conversations"):
         for part in _shown(line):
             if part["path"] not in written:
                 written.add(part["path"])
-                write(rehearsal.medium(part["path"]), folder / part["path"])
+                write(medium(part["path"]), folder / part["path"])
             part["path"] = f"{folder.name}/{part['path']}"
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    out.write_text("".join(lines), encoding="utf-8")
+        texts.append(json.dumps(line, ensure_ascii=False) + "\n")
+    out.write_text("".join(texts), encoding="utf-8")
     return len(written)
 
 

@@ -219,22 +219,19 @@ def _clips(args: Namespace, world: World, autoencoder: AutoencoderDC, device: to
     rows = clips.rows("train", args.concepts).to(device)
     studies = clips.studies(args.concepts).to(device)
 
-    def strips(rows: Tensor) -> Tensor:
-        made = [renderer(part).transpose(1, 2).flatten(0, 1) * 2 - 1 for part in rows.split(32)]  # [N * 8, 3, 64, 64]
-        return as_strips(torch.cat([encode(autoencoder, frames).bfloat16() for frames in made]), FRAMES)
+    def frames(rows: Tensor) -> Tensor:
+        return renderer(rows).transpose(1, 2).flatten(0, 1) * 2 - 1  # [N * 8, 3, 64, 64]
 
-    numbers = clip_numbers(clips, rows)
+    media = _media(autoencoder, lambda chosen: frames(rows[chosen]), clip_numbers(clips, rows))
+    every = studies.flatten(0, 1)
+    strange = _latents(autoencoder, lambda chosen: frames(every[chosen]), len(every), device)
     captions = torch.arange(len(clips.names) * len(clips.motions), device=device)
     alike = torch.stack([captions % len(clips.motions) == motion for motion in range(len(clips.motions))])
-
-    def choose(count: int) -> Tensor:
-        return torch.randint(len(rows), (count,), device=device)
-
-    def frames(chosen: Tensor) -> Tensor:
-        return renderer(rows[chosen]).transpose(1, 2).flatten(0, 1) * 2 - 1
-
-    strange = strips(studies.flatten(0, 1)).unflatten(0, studies.shape[:2])
-    return Media(strips(rows), numbers, choose, frames, strange, alike)
+    return media._replace(
+        latents=as_strips(media.latents, FRAMES),
+        strangers=as_strips(strange, FRAMES).unflatten(0, studies.shape[:2]),
+        alike=alike,
+    )
 
 
 # -- pipelines --------------------------------------------------------------------------------------------------
