@@ -37,7 +37,7 @@ VICUNA_CHAT_TEMPLATE = (
     "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set turns = messages[1:] %}"
     "{% else %}{% set turns = messages %}{% set system = 'A chat between a curious user and an artificial intelligence "
     "assistant. The assistant gives helpful, detailed, and polite answers to the user\\'s questions.' %}{% endif %}"
-    "{{ system }}"
+    "{{ system }}{{ ' ' + answer_only if answer_only else '' }}"  # `nextgpt.signals.answer_only`
     "{% for message in turns %}"
     "{% if message['role'] == 'user' %}"
     "{{ ' ' if loop.first or loop.previtem['role'] == 'user' else '' }}USER: {{ message['content'] }}"

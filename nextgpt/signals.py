@@ -27,7 +27,7 @@ MODALITIES = BUILT_IN  # those of the package, which nano knows; the table has t
 
 def answer_only(kinds: Collection[str]) -> str:
     """The sentence that tells a language model which kinds an answer may hold; it stands at the end of the system prompt."""
-    return f"Answer with {listed([kind for kind in ('text', *MODALITIES) if kind in kinds])} only."
+    return f"Answer with {listed([kind for kind in ('text', *modalities.MODALITIES) if kind in kinds])} only."
 
 
 @dataclass(frozen=True)

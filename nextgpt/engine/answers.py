@@ -9,7 +9,8 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from nextgpt.modalities import take_values
 from nextgpt.multimodal.generation_modes import check_decoder_options
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.session import Session, fingerprint_media
+from nextgpt.signals import answer_only
 from nextgpt.streaming import AnswerStreamer, AnyOf, Deadline, Latch
 
 # Its first use sets a fast tokenizer up, and that must not happen while another thread tokenizes.
@@ -37,15 +39,28 @@ _first_use, _in_use = threading.Lock(), weakref.WeakSet()
 POLL = 0.05  # seconds between looks at whether a request that waits was cancelled
 
 
-def read_conversations(model: Any, processor: NextGPTProcessor, conversations: list) -> BatchFeature:
-    """Messages → the processor's tensors, refused where they are longer than the LLM's positions."""
+def read_conversations(
+    model: Any, processor: NextGPTProcessor, conversations: list, kinds: Collection[str] | None = None
+) -> BatchFeature:
+    """Messages → the processor's tensors, refused where they are longer than the LLM's positions.
+
+    Args:
+        kinds: that the answers may hold; the LLM is told of them where they are not all that it knows.
+    """
     limit = model.config.max_positions
+    is_limited = kinds is not None and not set(model.vocabulary.runs) <= set(kinds)
+    read = partial(
+        processor,
+        conversations,
+        template_kwargs={"answer_only": answer_only(kinds)} if is_limited else None,
+        max_length=limit - 1 if limit else None,
+    )
     if processor in _in_use:
-        return processor(conversations, max_length=limit - 1 if limit else None)
+        return read()
     with _first_use:
-        read = processor(conversations, max_length=limit - 1 if limit else None)
+        inputs = read()
         _in_use.add(processor)
-        return read
+        return inputs
 
 
 class Answer:
@@ -166,7 +181,8 @@ class Answer:
 
     @torch.no_grad()
     def _read(self, conversations: list[list[dict]], session: Session | None) -> tuple[list[Row], list[RowProgress]]:
-        read, device = read_conversations(self.model, self.processor, conversations), self._device
+        read = read_conversations(self.model, self.processor, conversations, self.options.output_modalities)
+        device = self._device
         inputs = {name: tensor.to(device) for name, tensor in read.items()}
         features = self.model.encode_media(inputs["input_ids"], **take_values(inputs))
         prompts = [

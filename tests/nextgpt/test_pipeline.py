@@ -14,6 +14,8 @@ from nextgpt import NextGPTPipeline
 from nextgpt.errors import ContractError, ModelLoadError, UserInputError
 from nextgpt.events import Finished, MediaDone, MediaProgress, MediaStarted, TextDelta
 from nextgpt.media import load_media
+from nextgpt.signals import answer_only
+from nextgpt.train.nano.dialogues.composer import SYSTEM_PROMPT
 from tiny_models import save_tiny_any_to_any
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 40), "blue")
@@ -100,7 +102,8 @@ def test_a_stream_tells_the_same_answer_piece_by_piece(pipe):
 @pytest.mark.parametrize("kinds", [("text",), ("text", "image"), ("text", "audio")])
 def test_what_is_switched_off_is_left_out_and_told_and_nothing_comes_instead(pipe, kinds):
     options = {"max_new_tokens": 60, "seed": 1, **STEPS, "video": {"num_inference_steps": 1}}
-    free, bound = pipe([ASK, TALK], **options), pipe([ASK, TALK], output_modalities=kinds, **options)
+    told = [{"role": "system", "content": f"{SYSTEM_PROMPT} {answer_only(kinds)}"}]
+    free, bound = pipe([told + ASK, told + TALK], **options), pipe([ASK, TALK], output_modalities=kinds, **options)
     assert any(reply.switched_off for reply in bound)
     for conversation, whole, rest in zip((ASK, TALK), free, bound, strict=True):
         asked_for = [part["type"] for part in whole.message["content"] if part["type"] != "text"]

@@ -27,10 +27,11 @@ from nextgpt.train.nano.world.unknown_pictures import UnknownClips, UnknownPictu
 
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
-UNKNOWN_SHARE = 1 / 8
-ELSEWHERE_SHARE = 1 / 3
+UNKNOWN_SHARE = 1 / 10
+ELSEWHERE_SHARE = 1 / 6
+AS_RENDERED = 1 / 2  # of the world's pictures: in their place and not augmented
 SIDES = (20, 62)  # pixels, of artwork elsewhere
-CLIP_SHARE = 1 / 4  # so many clips for a picture
+CLIP_SHARE = 1 / 8  # so many clips for a picture
 EMBED_DIM = 256  # of both towers
 GROUP = 4  # pictures of one concept that stand in a batch together, told apart by style, background and size only
 PARTS = ("concept", "style", "background", "size")
@@ -142,7 +143,7 @@ def draw_groups(rows: Tensor, count: int) -> Tensor:
     # The rows are sorted by concept, some 40 each: near ones mostly share it.
     near = first + torch.randint(-12, 13, (grouped,), device=rows.device)
     chosen[:grouped] = near.clamp(0, len(rows) - 1)
-    return rows[chosen]
+    return rows[chosen[torch.randperm(count, device=rows.device)]]
 
 
 def draw_elsewhere(renderer: Renderer, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -236,11 +237,13 @@ def main() -> None:
     for _ in run:
         chosen = draw_groups(rows, args.batch - unknowns - elsewhere)
         anywhere, what = draw_elsewhere(renderer, rows, elsewhere)
-        shown = [renderer(chosen, shift=3, stretch=0.08), unknown(unknowns, shift=3, stretch=0.08), anywhere]
+        plain = int(len(chosen) * AS_RENDERED)
+        shown = [renderer(chosen[plain:], shift=3, stretch=0.08), unknown(unknowns, shift=3, stretch=0.08), anywhere]
+        pictures = torch.cat([renderer(chosen[:plain]), augment(torch.cat(shown))])
         ids = torch.cat([captions(picture_numbers(world, chosen), varied=True), unknown_ids])
         targets = torch.cat([chosen, unknown_target.expand(unknowns, -1), what])
         with loop.autocast(device):
-            parts, seen = compute(augment(torch.cat(shown)), ids, targets)
+            parts, seen = compute(pictures, ids, targets)
             parts["sums"] = TARGETS_WEIGHT * away_from(sums(targets), seen)
             if clip_count:
                 watched, moved = turn_some(*clips(clip_count - unknown_count, shift=3))

@@ -238,11 +238,14 @@ class PatchProjection(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """`[N, C, sides...]` → `[N, D, patches a side...]`."""
-        sides = range(2, images.ndim)
-        for side, patch in zip(reversed(sides), reversed(self.patch), strict=True):
+        weight, sizes, sides = self.weight, self.patch, range(2, images.ndim)
+        if images.ndim == 5 and images.stride(2) == 0:  # a picture that stands for all frames of a clip is read once
+            images = images[:, :, :: sizes[0]]
+            weight, sizes = weight.sum(2, keepdim=True), (1, *sizes[1:])
+        for side, patch in zip(reversed(sides), reversed(sizes), strict=True):
             images = images.unflatten(side, (-1, patch))
         patches = images.permute(0, *range(2, images.ndim, 2), 1, *range(3, images.ndim, 2))
-        return F.linear(patches.flatten(len(sides) + 1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+        return F.linear(patches.flatten(len(sides) + 1), weight.flatten(1), self.bias).movedim(-1, 1)
 
     @classmethod
     def replace_in(cls, network: nn.Module) -> None:
