@@ -50,29 +50,45 @@ def test_the_vision_tower_learns_from_the_frames_that_the_encoder_will_watch(sma
     assert torch.allclose(given[0] * std + mean, clip[0], atol=0.01)
 
 
-def test_a_picture_tower_goes_on_as_one_that_watches(tmp_path):
-    kept = torch.nn.Linear(3, 3)
-    optimizer = loop.adamw([kept], 0.1)
+@pytest.mark.parametrize("new_optimizer", [loop.adamw, lambda modules, rate: loop.muon(modules, modules[:1], rate)])
+def test_a_training_goes_on_from_its_checkpoint_and_another_begins_with_its_tensors(tmp_path, new_optimizer):
+    kept, head = torch.nn.Linear(3, 3), torch.nn.Linear(3, 2)
+    optimizer = new_optimizer([kept, head], 0.1)
     for _ in (earlier := loop.Loop(tmp_path / "made", 0.002, optimizer, {"network": kept})):
-        loop.update(optimizer, kept(torch.ones(1, 3)).sum())
+        loop.update(optimizer, head(kept(torch.ones(1, 3))).sum())
     new, added = torch.nn.Linear(3, 3), torch.nn.Linear(3, 2)
-    optimizer = loop.adamw([new], 0.1)
-    for group in loop.parameter_groups([added], 0.05):
-        optimizer.add_param_group(group)
+    optimizer = new_optimizer([new, added], 0.1)
     later = loop.Loop(tmp_path / "made", 0.004, optimizer, {"network": new, "motions": added})
     assert later.step == earlier.step > 0 and torch.equal(new.weight, kept.weight)
-    assert optimizer.state[new.weight]["step"] == earlier.step and added.weight not in optimizer.state
     for _ in later:
         loop.update(optimizer, added(new(torch.ones(1, 3))).sum())
     again = loop.Loop(tmp_path / "made", 0.004, optimizer, {"network": new, "motions": added})
     assert again.step == later.step > earlier.step
     larger = torch.nn.Linear(3, 5)
     drawn = larger.weight.clone()
-    started = loop.Loop(tmp_path / "larger", 1, loop.adamw([larger, added], 0.1), {"motions": larger}, later.checkpoint)
+    optimizer = new_optimizer([larger, added], 0.1)
+    started = loop.Loop(tmp_path / "larger", 1, optimizer, {"motions": larger}, later.checkpoint)
     assert started.step == 0 and torch.equal(larger.weight, drawn), "another shape"
     like = torch.nn.Linear(3, 2)
-    loop.Loop(tmp_path / "like", 1, loop.adamw([like], 0.1), {"motions": like}, later.checkpoint)
+    loop.Loop(tmp_path / "like", 1, new_optimizer([like], 0.1), {"motions": like}, later.checkpoint)
     assert torch.equal(like.weight, added.weight)
+    with pytest.raises(SystemExit, match="does not fit this version of the maker .*optimizer.*--start-from"):
+        loop.Loop(tmp_path / "made", 1, torch.optim.SGD([like.weight], 0.1), {"motions": like})
+
+
+def test_muon_takes_the_hidden_matrices_and_adamw_all_else(tmp_path):
+    hidden, head = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4)), nn.Linear(4, 3)
+    optimizer = loop.muon([hidden, head], [hidden], 0.1, weight_decay=0.5, hidden_rate=0.2)
+    others, matrices = optimizer.optimizers
+    assert [p.shape for p in matrices.param_groups[0]["params"]] == [(4, 4), (4, 4)]
+    taken = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(taken) == sorted(id(p) for module in (hidden, head) for p in module.parameters())
+    assert [(g["weight_decay"], g["lr"], len(g["params"])) for g in others.param_groups] == [(0.5, 0.1, 1), (0.0, 0.1, 5)]
+    assert matrices.param_groups[0]["lr"] == 0.2
+    before = hidden[0].weight.clone()
+    loop.update(optimizer, head(hidden(torch.randn(8, 4))).square().mean())
+    step = (hidden[0].weight - before * (1 - 0.2 * 0.5)) / 0.2
+    assert torch.linalg.svdvals(step).min() > 0.05, "of a gradient that few directions rule, every direction is stepped in"
 
 
 @pytest.mark.parametrize(
@@ -90,6 +106,12 @@ def test_patches_are_projected_as_the_convolution_does(convolution, shape):
     assert isinstance(network[0], PatchProjection) and isinstance(network[1], nn.Conv2d)
     assert list(network.state_dict()) == names
     torch.testing.assert_close(network[0](inputs), expected)
+
+
+def test_a_picture_that_stands_for_all_frames_is_read_as_those_frames():
+    convolution, picture = nn.Conv3d(3, 6, (2, 4, 4), stride=(2, 4, 4)), torch.randn(2, 3, 1, 8, 12)
+    frames = picture.expand(-1, -1, 4, -1, -1)
+    torch.testing.assert_close(PatchProjection(convolution)(frames), convolution(frames))
 
 
 def test_codes_are_orthonormal_and_what_is_not_said_adds_nothing():

@@ -123,7 +123,7 @@ def main() -> None:
     first = EMBED_DIM - sum(sizes.values())  # the vision tower takes the first ones
     loop.PatchProjection.replace_in(network)
     sums = OrthogonalTargets(sizes, EMBED_DIM, first).to(device)
-    optimizer = loop.adamw([network], LEARNING_RATE, WEIGHT_DECAY)
+    optimizer = loop.muon([network], [network.tower.modality_trunks], LEARNING_RATE, WEIGHT_DECAY)
     compute = torch.compile(network) if args.compile else network
     run = loop.Loop(args.out, args.minutes, optimizer, {"network": network}, args.start_from)
     for _ in run:

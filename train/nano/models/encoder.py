@@ -222,9 +222,7 @@ def main() -> None:
     sums = OrthogonalTargets(sizes, towers.embed_dim).to(device)
     motions = Probes({"motion": len(moving.motions)}, EMBED_DIM, scale=EMBED_DIM**0.5).to(device)
     motion_sums = OrthogonalTargets({"motion": len(moving.motions)}, towers.embed_dim, first=sum(counts)).to(device)
-    optimizer = loop.adamw([network], LEARNING_RATE, WEIGHT_DECAY)
-    for group in loop.parameter_groups([motions], WEIGHT_DECAY):  # apart: earlier checkpoints lack them
-        optimizer.add_param_group(group)
+    optimizer = loop.muon([network, motions], [towers.modality_trunks], LEARNING_RATE, WEIGHT_DECAY)
     compute = torch.compile(network) if args.compile else network
     unknowns, elsewhere = int(args.batch * UNKNOWN_SHARE), int(args.batch * ELSEWHERE_SHARE)
     clip_count = 0 if args.pictures_only else int(args.batch * CLIP_SHARE)

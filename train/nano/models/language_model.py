@@ -397,8 +397,8 @@ def main() -> None:
         "%d conversations, %.1f M tokens; %.2f M parameters",
         *(len(corpus.lengths), len(corpus.tokens) / 1e6, loop.parameter_count(training.model) / 1e6),
     )
-    optimizer = loop.adamw([training], args.learning_rate, weight_decay=0.05)
-    training_loop = loop.Loop(args.out, args.minutes, optimizer, {"training": training})
+    optimizer = loop.muon([training], [training.model.model.layers], args.learning_rate, weight_decay=0.05)
+    training_loop = loop.Loop(args.out, args.minutes, optimizer, {"training": training}, args.start_from)
     generator = torch.Generator().manual_seed(args.seed + training_loop.step)
     lose = torch.compile(training, dynamic=True) if args.compile else training
     order, recorded = batches(corpus, args.batch, generator), 0

@@ -42,23 +42,23 @@ class Loop:
         minutes: how long to train.
         optimizer: its learning rates are the highest ones.
         kept: name → what a checkpoint holds besides the optimizer; anything with `state_dict` and `load_state_dict`.
-            What an earlier checkpoint lacks begins anew, and so do groups added to the end of the optimizer since.
-        start_from: another run's checkpoint, of a smaller world, say: where there is none of this run, the tensors of its
-            modules that are as large as here are taken over.
+            What an earlier checkpoint lacks begins anew.
+        start_from: another run's checkpoint, of a smaller world or another optimizer, say: where there is none of this run,
+            the tensors of its modules that are as large as here are taken over.
     """
 
     def __init__(
         self,
         out: Path,
         minutes: float,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Together,
         kept: dict[str, Any],
         start_from: Path | None = None,
     ):
         self.work = _work(out)
         self.checkpoint = self.work / "checkpoint.pt"
         self.minutes, self.optimizer = minutes, optimizer
-        device = optimizer.param_groups[0]["params"][0].device
+        device = _device_of(optimizer)
         self.clock = _processor_time if device.type == "cpu" else time.monotonic
         self.kept = {"optimizer": optimizer, **kept}
         self.highest = [group["lr"] for group in optimizer.param_groups]
@@ -76,7 +76,7 @@ class Loop:
         return self.before + self.clock() - self.started
 
     def __iter__(self) -> Iterator[int]:
-        device = self.optimizer.param_groups[0]["params"][0].device
+        device = _device_of(self.optimizer)
         with training_attention(device):
             yield from self._steps()
 
@@ -125,12 +125,17 @@ class Loop:
     def _load(self) -> None:
         found = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
         state = found["state"]
-        groups = state["optimizer"]["param_groups"]
-        groups += self.optimizer.state_dict()["param_groups"][len(groups) :]
         for name in sorted(self.kept.keys() - state.keys()):
             logger.info("%s is not in %s: it begins anew", name, self.checkpoint)
         for name in self.kept.keys() & state.keys():
-            self.kept[name].load_state_dict(state[name])
+            try:
+                self.kept[name].load_state_dict(state[name])
+            except (KeyError, RuntimeError, ValueError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise SystemExit(
+                    f"{self.checkpoint} does not fit this version of the maker ({name}: {reason}): move it away and go on"
+                    " from its tensors with --start-from, or remove it"
+                ) from None
         counts = found["counts"]
         self.step, self.samples, self.before = counts["step"], counts["samples"], counts["seconds"]
         self.curve = counts["curve"]
@@ -152,6 +157,10 @@ class Loop:
         log |= {"finished": time.strftime("%Y-%m-%d %H:%M:%S"), "torch": torch.__version__, "curve": curve}
         (out / LOG_FILE).write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
         logger.info("%s", figures)
+
+
+def _device_of(optimizer: torch.optim.Optimizer | Together) -> torch.device:
+    return next(p.device for group in optimizer.param_groups for p in group["params"])
 
 
 def _processor_time() -> float:
@@ -209,6 +218,61 @@ def adamw(modules: Iterable[nn.Module], learning_rate: float, weight_decay: floa
     return torch.optim.AdamW(parameter_groups(modules, weight_decay), lr=learning_rate, betas=(0.9, 0.99), fused=True)
 
 
+def muon(
+    modules: Iterable[nn.Module],
+    hidden: Iterable[nn.Module],
+    learning_rate: float,
+    weight_decay: float = 0.01,
+    hidden_rate: float = 1e-2,
+) -> Together:
+    """Muon over the matrices of the hidden layers, AdamW over all else: transformers learn from a third of the samples.
+
+    Args:
+        modules: all that is trained.
+        hidden: modules of them whose matrices are orthogonalised; neither embeddings nor heads.
+        learning_rate, hidden_rate: of AdamW and of Muon, whose steps are as large as AdamW's would be.
+    """
+    matrices = [p for module in hidden for p in module.parameters() if p.ndim == 2]
+    known = set(map(id, matrices))
+    groups = parameter_groups(modules, weight_decay)
+    groups = [group | {"params": [p for p in group["params"] if id(p) not in known]} for group in groups]
+    return Together(
+        torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.99), fused=True),
+        torch.optim.Muon(matrices, lr=hidden_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+    )
+
+
+class Together:
+    """Optimizers that step together, each over its own parameters."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer):
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict]:
+        """Those of all."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        """As torch's."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def state_dict(self) -> dict:
+        """One for each optimizer."""
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Of as many optimizers as here."""
+        for optimizer, own in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(own)
+
+
 def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict]:
     """The modules' parameters as an optimizer's groups: those that decay, and those that do not."""
     parameters = [p for module in modules for p in module.parameters()]
@@ -218,7 +282,7 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
     ]
 
 
-def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+def update(optimizer: torch.optim.Optimizer | Together, loss: Tensor) -> None:
     """One optimizer step, the gradients' norm held at 1."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
