@@ -7,7 +7,6 @@ that a name which changes its address between check and use gains nothing. Every
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 import ssl
 from collections.abc import Iterable
@@ -17,28 +16,16 @@ from urllib.parse import urljoin, urlsplit
 import httpcore
 
 from nextgpt.media import shortened
+from nextgpt.media.addresses import is_public
 from nextgpt.serve.errors import ApiError, invalid, too_large
 from nextgpt.serve.settings import ServerSettings
 
 REDIRECTS = (301, 302, 303, 307, 308)
-NAT64 = ipaddress.ip_network("64:ff9b::/96")  # its last 32 bits are an IPv4 address
 HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "nextgpt"}  # unpacked content has no limit
 
 
 class PrivateAddress(Exception):
     """A name leads to an address that is not public."""
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address can be reached by everybody, the one that it may contain too."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    if found.version == 6:
-        inner = [found.ipv4_mapped, found.sixtofour, *(found.teredo or ())]
-        if found in NAT64:
-            inner.append(ipaddress.IPv4Address(int(found) & 0xFFFFFFFF))
-        if any(each is not None and not is_public(str(each)) for each in inner):
-            return False
-    return found.is_global and not found.is_multicast
 
 
 class CheckedBackend(httpcore.AnyIOBackend):

@@ -5,7 +5,6 @@ A teacher writes a medium as `[image: what it shows]`, of any kind in the table 
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 from collections import Counter
@@ -14,6 +13,7 @@ from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
+from nextgpt.media.addresses import is_public
 from nextgpt.media.text import broken_character
 from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.cleaning import has_html, html_to_markdown
@@ -93,7 +93,7 @@ def clean_text(text: str, cleaned: Counter[str]) -> str:
     if _PICTURE.search(text):
         raise Dropped("a medium by address")
     for address in _ADDRESS.findall(text):
-        if not is_public(address):
+        if not is_public_url(address):
             raise Dropped("a private address")
     return text
 
@@ -104,7 +104,7 @@ def _control() -> str:
     return rf"{_CONTROL}|\[(?:{signals})\d+\]"
 
 
-def is_public(address: str) -> bool:
+def is_public_url(address: str) -> bool:
     """Whether an address in a text is one that everybody may know: a public place, without a name or a key in it."""
     try:
         parts = urlsplit(address)
@@ -114,7 +114,7 @@ def is_public(address: str) -> bool:
     if parts.scheme not in ("http", "https", "ftp") or parts.username or parts.password or _SECRET.search(address):
         return False
     try:
-        return ipaddress.ip_address(host).is_global
+        return is_public(host)
     except ValueError:
         is_number = re.fullmatch(r"\d+|0x[0-9a-f]*", host.rpartition(".")[2])  # browsers read http://127.1 as an address
         return "." in host and not is_number and not host.endswith(_INNER)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from nextgpt.errors import UserInputError
-from nextgpt.serve.fetch import is_public
+from nextgpt.media.addresses import is_public
 from nextgpt.serve.settings import ServerSettings
 from tiny_server import ASK, FAST, data_url, error_of, send, serving
 

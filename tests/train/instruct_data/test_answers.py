@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from nextgpt.train.instruct_data.answers import clean_text, is_public, parse_json, to_message
+from nextgpt.train.instruct_data.answers import clean_text, is_public_url, parse_json, to_message
 from nextgpt.train.instruct_data.jobs import Dropped, Job
 from nextgpt.train.instruct_data.material import CaptionedMedia, Medium, Prompts
 
@@ -64,8 +64,16 @@ def test_a_text_that_cannot_be_learned_is_dropped(text, reason) -> None:
 
 
 def test_addresses_on_the_public_internet_are_public_however_they_are_written() -> None:
-    assert is_public("https://example.com") and is_public("http://8.8.8.8/") and is_public("https://[2606:4700::1111]/")
-    assert not is_public("http://[::1]/") and not is_public("http://10.0.0.1") and not is_public("http://169.254.169.254/")
+    assert (
+        is_public_url("https://example.com")
+        and is_public_url("http://8.8.8.8/")
+        and is_public_url("https://[2606:4700::1111]/")
+    )
+    assert (
+        not is_public_url("http://[::1]/")
+        and not is_public_url("http://10.0.0.1")
+        and not is_public_url("http://169.254.169.254/")
+    )
 
 
 def test_json_is_found_between_words_and_in_fences_and_nothing_else_is_taken_for_it() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import re
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,9 +23,9 @@ from nextgpt.pipeline import NextGPTPipeline
 from nextgpt.processing_nextgpt import IGNORED_LABEL
 from nextgpt.train.nano.context.conversations import LongConversations, Needle, check_length
 from nextgpt.train.nano.dialogues.turns import Shown, Turn
+from nextgpt.train.nano.evaluation.answers import AnswerParser
 from nextgpt.train.nano.evaluation.bench import expected_content
 from nextgpt.train.nano.evaluation.scores import Score
-from nextgpt.train.nano.world.things import Concept, plural
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 BINS = 8
@@ -152,10 +151,11 @@ def evaluate_context(
             long = LongConversations(pipeline.processor, "heldout")
             made = _conversations(long, length, count, seed), _needles(long, length, count, described, seed)
             needles = [needle for of in made[1].values() for _, needle in of]
+            parser = AnswerParser.of_world(long.concepts, {})
             chance = (statistics.fmean(1 / needle.others for needle in needles), 1 / len(long.concepts))
         rope = pipeline.model.config.rope_parameters
         losses = loss_by_position(pipeline, made[0], length)
-        scores = [_score(pipeline, f"{depth:.0%}", of, long.concepts) for depth, of in _told(name, made[1])]
+        scores = [_score(pipeline, f"{depth:.0%}", of, parser) for depth, of in _told(name, made[1])]
         measured.append(Measured(name, describe_rope(rope) if rope else "not scaled", losses, scores))
         pipeline.close()
     return ContextReport(length, described, chance, measured)
@@ -228,7 +228,7 @@ def loss_by_position(pipeline: NextGPTPipeline, conversations: Sequence[list[dic
 
 @torch.no_grad()
 def _score(
-    pipeline: NextGPTPipeline, depth: str, needles: Sequence[tuple[list[dict], Needle]], concepts: dict[str, Concept]
+    pipeline: NextGPTPipeline, depth: str, needles: Sequence[tuple[list[dict], Needle]], parser: AnswerParser
 ) -> Score:
     """How many questions about a picture at one depth are answered with the thing that it shows."""
     model, processor, right = pipeline.model, pipeline.processor, 0
@@ -239,16 +239,5 @@ def _score(
         output = model.generate_interleaved(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False)
         for tokens, (_, needle) in zip(output.sequences, some, strict=True):
             text = " ".join(part["text"] for part in processor.decode_parts(tokens) if part["type"] == "text")
-            right += named(text, concepts) == {needle.picture.concept}
+            right += parser.says(text, [needle.picture.concept])
     return Score("picture found at depth", depth, right, len(needles))
-
-
-def named(text: str, concepts: dict[str, Concept]) -> set[str]:
-    """The world's things that a text names, by any of their names; a longer name hides those within it."""
-    names = {name.lower(): concept.name for concept in concepts.values() for name in _names(concept)}
-    pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    return {names[match.lower()] for match in re.findall(rf"\b(?:{pattern})\b", text, re.IGNORECASE)}
-
-
-def _names(concept: Concept) -> set[str]:
-    return {concept.name, concept.plural, *concept.synonyms, *map(plural, concept.synonyms)}

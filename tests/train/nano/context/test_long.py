@@ -11,7 +11,7 @@ from nextgpt import NextGPTProcessor
 from nextgpt.__main__ import main
 from nextgpt.train.data.check import check_files
 from nextgpt.train.nano.context.conversations import QUESTIONS, RECALL, LongConversations
-from nextgpt.train.nano.context.evaluate import DEPTHS, ContextReport, Losses, Measured, named
+from nextgpt.train.nano.context.evaluate import DEPTHS, ContextReport, Losses, Measured
 from nextgpt.train.nano.dialogues.turns import Made, Shown
 from nextgpt.train.nano.evaluation.scores import Score
 from nextgpt.train.nano.world.things import Picture
@@ -87,13 +87,6 @@ def test_a_model_is_measured_beyond_its_limit(capsys):
     assert [each["depth"] for each in one["needles"]] == ["0%", "25%", "50%", "75%", "100%"]
     assert one["losses"][-1]["stop"] == 1100 and one["losses"][-1]["tokens"] > 0 and one["losses"][1]["mean"] > 0
     assert report["chance"][1] == pytest.approx(1 / 120) and report["chance"][1] < report["chance"][0] < 0.5
-
-
-def test_an_answer_names_things_by_any_of_their_names(heldout):
-    concepts = heldout.concepts
-    assert named("It was a cat.", concepts) == {"cat"}
-    assert named("On red there were Cherries, or a hot dog.", concepts) >= {"cherries"}
-    assert named("Thank you.", concepts) == set()
 
 
 def test_models_stand_side_by_side_in_the_table():
