@@ -206,10 +206,12 @@ def decoder(ladder: Ladder, modality: str) -> list[Score]:
 def encoder(ladder: Ladder, modality: str) -> list[Score]:
     """Linear readings of the encoder's embeddings of true media, learned from the training split."""
     row = f"encoder, {modality}"
+    setting = load_composer(ladder.part("world"), "train", [], DATA).setting
     taught = [
-        medium
-        for medium in combinations(load_composer(ladder.part("world"), "train", [], DATA).setting, modality)
+        variant
+        for medium in combinations(setting, modality)
         if medium.split == "train" and ladder.bench.holds(medium) and not (isinstance(medium, Sound) and not medium.register)
+        for variant in setting.variants(medium)
     ]
     if not taught:
         return [Score(row, note="left out: the folder holds nothing of the training split; --root names one that does")]

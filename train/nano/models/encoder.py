@@ -31,7 +31,8 @@ UNKNOWN_SHARE = 1 / 10
 ELSEWHERE_SHARE = 1 / 6
 AS_RENDERED = 1 / 2  # of the world's pictures: in their place and not augmented
 SIDES = (20, 62)  # pixels, of artwork elsewhere
-CLIP_SHARE = 1 / 8  # so many clips for a picture
+CLIP_SHARE = 1 / 5  # so many clips for a picture
+CLIP_LOOKS = 6  # in which each of them is seen: its style and background
 EMBED_DIM = 256  # of both towers
 GROUP = 4  # pictures of one concept that stand in a batch together, told apart by style, background and size only
 PARTS = ("concept", "style", "background", "size")
@@ -211,7 +212,8 @@ def main() -> None:
     moving = ClipWorld(world)
     clip_renderer = ClipRenderer(world, renderer)
     if not args.pictures_only:
-        clips = KeptClips(clip_renderer, moving.rows("train", args.concepts).to(device))
+        every = moving.rows("train", args.concepts).to(device).repeat(CLIP_LOOKS, 1)
+        clips = KeptClips(clip_renderer, moving.vary(every))
         unknown_clips = UnknownClips(unknown, moving)
 
     towers = new_towers(len(captions.tokenizer))
@@ -257,7 +259,7 @@ def main() -> None:
     unknown = UnknownPictures(world, "dev", renderer, dev)
     figures = measure(network, world, renderer, captions, dev, unknown(200))
     if not args.pictures_only:
-        dev_clips = moving.rows("dev", args.concepts).to(device)
+        dev_clips = moving.vary(moving.rows("dev", args.concepts).to(device))
         figures |= measure_clips(network, motions, clip_renderer, dev_clips, UnknownClips(unknown, moving)(100))
     shipped = ImageBind(new_config())
     shipped.load_state_dict({name: towers.state_dict()[name] for name in shipped.state_dict()})
