@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, MistralConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 from media_values import noise_picture
 from nextgpt import NextGPTConfig, NextGPTForConditionalGeneration, NextGPTPipeline, NextGPTProcessor
@@ -33,7 +33,7 @@ ADAPTERS = {
 }
 CASES = {("llama", name): {"adapter": adapter} for name, adapter in ADAPTERS.items()}
 CASES |= {("mistral", "within its window"): {"adapter": False}, ("narrow", "beyond its window"): {"adapter": False}}
-CASES[("llama", "dynamic positions")] = {"adapter": False, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}
+CASES[("short", "with dynamic positions")] = {"adapter": False, "rope_parameters": {"rope_type": "dynamic", "factor": 9.0}}
 RED, BLUE = (noise_picture(sigma) for sigma in (5, 200))
 Made = tuple[NextGPTForConditionalGeneration, NextGPTProcessor]
 
@@ -61,6 +61,8 @@ def parts(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(FAMILIES, "narrow", lambda vocab: MistralConfig(vocab_size=vocab, **SIZES, sliding_window=24))
+        short = SIZES | {"max_position_embeddings": 60}  # less than any prompt here
+        patch.setitem(FAMILIES, "short", lambda vocab: LlamaConfig(vocab_size=vocab, **short))
         yield of
 
 
@@ -111,7 +113,8 @@ def test_a_cache_a_batch_and_beams_change_no_answer(made):
 
 
 def test_conversations_with_kept_caches_answer_together_as_alone_and_without(made):
-    pipe = NextGPTPipeline(*made, {})
+    pipe, config = NextGPTPipeline(*made, {}), made[0].config
+    loses_its_cache = config.rope_parameters or config.text_config.model_type == "mistral"
     options = {"max_new_tokens": 8, "output_modalities": ("text",)}
     sessions, talks = [pipe.new_session() for _ in PROMPTS], PROMPTS
     for turn in range(2):
@@ -121,7 +124,7 @@ def test_conversations_with_kept_caches_answer_together_as_alone_and_without(mad
         streams = [pipe.stream(talk, session=each, **options) for talk, each in zip(talks, sessions, strict=True)]
         replies = [list(stream)[-1].reply for stream in streams]
         assert [reply.token_ids for reply in replies] == expected
-        if made[0].config.model_type == "llama" and turn:
+        if turn and not loses_its_cache:
             assert all(reply.timings.cached_tokens > 0 for reply in replies)
         talks = [[*talk, each.message, user(BLUE, "and this?")] for talk, each in zip(talks, replies, strict=True)]
     other = [user(BLUE, "draw a banana")]  # another picture at the same place: the cache is of no use from there on
@@ -169,7 +172,7 @@ def test_it_is_saved_loaded_counted_and_checked(build, tmp_path):
     }
     [part] = [part for part in count_parameters(tmp_path).parts if part.name == "input projection"]
     assert part.parameters == sum(each.numel() for each in own.values())
-    assert "a prefix of 3 in the top 2 layers" in part.source
+    assert "a prefix of 3 in the top 2 layers" in part.description
     assert all(finding.works is not False for finding in examine(str(tmp_path)) if "tensors" in finding.what)
     file = tmp_path / "config.json"
     file.write_text(file.read_text().replace('"kind": "prefix"', '"kind": "linear"'))
@@ -241,6 +244,7 @@ def test_swapping_the_first_and_the_second_picture_swaps_the_answers(build, tmp_
     model, processor = NextGPTForConditionalGeneration.from_parts(config), NextGPTProcessor.from_config(config)
     talks = [[*talk, {"role": "assistant", "content": each}] for talk, each in zip(questions, expected, strict=True)]
     batch = processor(talks, add_generation_prompt=False, return_labels=True, padding_side="right")
+    batch["media_features"] = model.encode_media(batch["input_ids"], image_values=batch.pop("image_values"))
     model.train_only(["input_projection"])
     model.language_model.requires_grad_(True)  # a random one has nothing to say of what it sees
     optimizer = torch.optim.Adam([each for each in model.parameters() if each.requires_grad], lr=3e-3)
@@ -257,15 +261,19 @@ def test_swapping_the_first_and_the_second_picture_swaps_the_answers(build, tmp_
 
 def test_gate_and_prefix_are_trained_by_the_first_stage_and_stand_in_its_checkpoint(tmp_path):
     world = build_world(tmp_path / "world")
-    file = world / "model" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"input_bridge": PREFIX}))
-    folder = run_stage("align_encoders", config_for(world, "align_encoders", tmp_path / "out", learning_rate=3e-2))
+    changes = {"learning_rate": 3e-2, "input_bridge": PREFIX}
+    folder = run_stage("align_encoders", config_for(world, "align_encoders", tmp_path / "out", **changes))
     log = log_of(folder)
     assert log[-1]["loss"] < 0.97 * log[0]["loss"]
     bridge = NextGPTForConditionalGeneration.from_pretrained(folder).input_projection
     assert (bridge.gate.abs() > 1e-3).all()
     tensors = load_file(folder / "model.safetensors")
     assert torch.equal(tensors["input_projection.gate"], bridge.gate)
+    changes = {"model": str(folder), "max_steps": 1}
+    second = run_stage("instruct", config_for(world, "instruct", tmp_path / "2", **changes))
+    assert NextGPTConfig.from_pretrained(second).input_bridge == PREFIX
+    with pytest.raises(UserInputError, match="input_bridge is .*'linear'.*has trained weights of .*would be lost"):
+        run_stage("instruct", config_for(world, "instruct", tmp_path / "3", **changes, input_bridge={"kind": "linear"}))
 
 
 def test_a_copy_of_a_model_and_a_model_of_half_precision_work(build):
