@@ -1,4 +1,6 @@
-"""Adapters on the LLM: from a configuration to the adapted LLM, what of it is the adapter's, saving, loading."""
+"""Adapters on the LLM: from a configuration to the adapted LLM, what of it is the adapter's, saving, loading; and media as
+prefixes of its layers.
+"""
 
 from nextgpt.adapters.adapter import Adapter, Pass, run
 from nextgpt.adapters.media_prefix import PrefixBridge, describe_bridge, input_bridge, read_bridge

@@ -82,13 +82,12 @@ def input_bridge(settings: dict[str, Any], embed_dim: int, language_model: PreTr
     return bridge
 
 
-def describe_bridge(bridge: nn.Linear) -> str:
-    """What an input bridge is, in few words."""
-    described = f"Linear {bridge.in_features} → {bridge.out_features}"
-    if isinstance(bridge, PrefixBridge):
-        num_layers, length = bridge.prefix.shape[:2]
-        described += f" and a prefix of {length} in the top {num_layers} layers"
-    return described
+def describe_bridge(settings: dict[str, Any]) -> str:
+    """What an input bridge has beside its linear layer, in few words; empty where it has nothing."""
+    if settings["kind"] == "linear":
+        return ""
+    layers = settings["num_layers"]
+    return f"prefixes of {settings['prefix_length']} in {f'the top {layers}' if layers else 'all but the lowest two'} layers"
 
 
 # ---------------------------------------------------------------------- what the layers see

@@ -108,13 +108,14 @@ def count_parameters(name_or_path: str | os.PathLike) -> ParameterTable:
 
 
 def _model_counts(model: NextGPTForConditionalGeneration) -> list[PartCount]:
-    config = model.config
+    config, hidden_size = model.config, model.config.text_config.hidden_size
+    prefixes = f" and {prefixes}" if (prefixes := describe_bridge(config.input_bridge)) else ""
     adapter = model.group_parameters("adapter").values()
     counts = [
         _frozen(config, "encoder", "encoder", _towers(model.encoder)),
         _trained(
             "input projection",
-            f"{describe_bridge(model.input_projection)}, shared by {', '.join(config.input_modalities)}",
+            f"Linear {model.encoder.embed_dim} → {hidden_size}{prefixes}, shared by {', '.join(config.input_modalities)}",
             model.input_projection.parameters(),
         ),
         _frozen(config, "language_model", "LLM", _language_model(model, adapter={id(parameter) for parameter in adapter})),

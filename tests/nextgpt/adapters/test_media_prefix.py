@@ -17,6 +17,7 @@ from nextgpt import NextGPTConfig, NextGPTForConditionalGeneration, NextGPTPipel
 from nextgpt.adapters.media_prefix import add_prefixes
 from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.report.doctor import examine
+from nextgpt.report.info import describe_model
 from nextgpt.report.params import count_parameters
 from nextgpt.train.stages import run_stage
 from tiny_models import FAMILIES, SIZES, new_tokens, tiny_config
@@ -172,7 +173,8 @@ def test_it_is_saved_loaded_counted_and_checked(build, tmp_path):
     }
     [part] = [part for part in count_parameters(tmp_path).parts if part.name == "input projection"]
     assert part.parameters == sum(each.numel() for each in own.values())
-    assert "a prefix of 3 in the top 2 layers" in part.description
+    assert part.description == "Linear 16 → 32 and prefixes of 3 in the top 2 layers, shared by image, audio, video"
+    assert dict(describe_model(tmp_path))["input bridge"] == "prefixes of 3 in the top 2 layers"
     assert all(finding.works is not False for finding in examine(str(tmp_path)) if "tensors" in finding.what)
     file = tmp_path / "config.json"
     file.write_text(file.read_text().replace('"kind": "prefix"', '"kind": "linear"'))
