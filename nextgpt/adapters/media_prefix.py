@@ -138,29 +138,28 @@ def add_prefixes(attention: nn.Module, args: tuple, kwargs: dict[str, Any], outp
         return None
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+    def heads(projected: Tensor) -> Tensor:
+        """`[batch, length, heads · head_dim]` → `[batch, heads, length, head_dim]`."""
+        return projected.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
     states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]  # [batch, length, hidden]
-    batch, length, _ = states.shape
-    layer = attention.layer_idx - seen.lowest
-    given = (seen.media[:, :, None] + seen.prefix[layer]).to(states)  # [batch, media, prefix_length, hidden]
-    each = given.shape[2]
-    per_head = (batch, -1, attention.head_dim)
+    layer, each = attention.layer_idx - seen.lowest, seen.prefix.shape[1]
+    prefixes = (seen.media[:, :, None] + seen.prefix[layer]).flatten(1, 2).to(states)  # [batch, media · each, hidden]
+    queries, keys, values = (
+        heads(attention.q_proj(states)),
+        heads(attention.k_proj(prefixes)),
+        heads(attention.v_proj(prefixes)),
+    )
+    queries, _ = apply_rotary_pos_emb(queries, queries, *kwargs["position_embeddings"])
+    angles = (found.repeat_interleave(each, dim=1).to(keys) for found in (seen.cos, seen.sin))
+    keys, _ = apply_rotary_pos_emb(keys, keys, *angles)
+    keys, values = (of.repeat_interleave(attention.num_key_value_groups, dim=1) for of in (keys, values))
 
-    queries = attention.q_proj(states).view(batch, length, *per_head[1:]).transpose(1, 2)
-    keys, values = (
-        projection(given).view(batch, given.shape[1] * each, *per_head[1:]).transpose(1, 2)
-        for projection in (attention.k_proj, attention.v_proj)
-    )  # [batch, key heads, media · prefix_length, head_dim]
-    cos, sin = kwargs["position_embeddings"]
-    queries, _ = apply_rotary_pos_emb(queries, queries, cos, sin)
-    cos, sin = (angles.repeat_interleave(each, dim=1).to(keys) for angles in (seen.cos, seen.sin))
-    keys, _ = apply_rotary_pos_emb(keys, keys, cos, sin)
-    keys, values = (states.repeat_interleave(attention.num_key_value_groups, dim=1) for states in (keys, values))
-
-    scores = (queries @ keys.transpose(2, 3)).float() * attention.scaling  # [batch, heads, length, media · prefix_length]
-    hidden = ~seen.visible.repeat_interleave(each, dim=2)[:, None].to(scores.device)
-    shares = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(hidden, 0.0)
+    scores = (queries @ keys.transpose(2, 3)).float() * attention.scaling  # [batch, heads, length, media · each]
+    unseen = ~seen.visible.repeat_interleave(each, dim=2)[:, None].to(scores.device)
+    shares = scores.masked_fill(unseen, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(unseen, 0.0)
     shares = shares * seen.gate[layer].tanh().to(shares)[:, None, None]
-    attended = (shares.to(values) @ values).transpose(1, 2).reshape(batch, length, -1)
+    attended = (shares.to(values) @ values).transpose(1, 2).flatten(2)
     # A last row of zeros gives the output layer's bias, which is in the LLM's own attention already.
     added = attention.o_proj(F.pad(attended, (0, 0, 0, 1)))
     return output[0] + (added[:, :-1] - added[:, -1:]).to(output[0]), *output[1:]
