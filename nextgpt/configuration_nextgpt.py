@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from nextgpt import __version__
 from nextgpt import decoders as decoder_room
 from nextgpt import encoders as encoder_room
-from nextgpt.adapters import read_settings, virtual_tokens
+from nextgpt.adapters import read_bridge, read_settings, virtual_tokens
 from nextgpt.checkpoint import group_name
 from nextgpt.context import settings as context
 from nextgpt.encoders.loading import ENCODERS
@@ -50,6 +50,8 @@ class NextGPTConfig(PreTrainedConfig):
             image, 8 for a sound, 24 for a video) for the modalities that have a decoder.
         input_modalities: what may stand in a prompt; by default what the encoder takes.
         output_projection: size of the output projections' transformer.
+        input_bridge: how media come into the LLM: `{"kind": "linear"}`, as embeddings in the sequence, the default; or
+            `{"kind": "prefix"}`, as prefixes of its upper layers (see `nextgpt.adapters.media_prefix`).
         adapter: of the LLM: a type of peft's, or of our own, and fields of its configuration, as
             `{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 20}`, or `False` for none; by default LoRA. See
             `nextgpt.adapters`.
@@ -78,6 +80,7 @@ class NextGPTConfig(PreTrainedConfig):
         signal_tokens: dict[str, int] | None = None,
         input_modalities: list[str] | None = None,
         output_projection: dict | None = None,
+        input_bridge: dict | None = None,
         adapter: dict | bool | None = None,
         lora: dict | bool | None = None,
         rope_parameters: dict | None = None,
@@ -95,6 +98,7 @@ class NextGPTConfig(PreTrainedConfig):
         check_known(self.decoders, "decoders for")
         self.signal_tokens = signal_tokens or {m: row.signal_tokens for m, row in MODALITIES.items() if m in self.decoders}
         self.output_projection = PROJECTION_DEFAULTS | (output_projection or {})
+        self.input_bridge = read_bridge(input_bridge)
         self.adapter = read_settings(adapter, lora)
         rope_parameters = context.read_rope(rope_parameters, kwargs.pop("rope_scaling", None))
         self.sliding_window = context.read_window(sliding_window)
@@ -125,6 +129,7 @@ class NextGPTConfig(PreTrainedConfig):
                 f"expected {cls.model_type!r}: name a saved NExT-GPT"
             )
         try:
+            read_bridge(values.get("input_bridge"))
             read_settings(values.get("adapter"), values.get("lora"))
             context.read_rope(values.get("rope_parameters"), values.get("rope_scaling"))
             context.read_window(values.get("sliding_window"))
@@ -164,6 +169,8 @@ class NextGPTConfig(PreTrainedConfig):
         for name in ("rope_parameters", "sliding_window"):
             if output.get(name) is None:
                 output.pop(name, None)
+        if output["input_bridge"]["kind"] == "linear":  # as before there was another
+            del output["input_bridge"]
         for name in ("input_modalities", "token_offset"):
             if getattr(self, f"_{name}") is not None:
                 output[name] = getattr(self, f"_{name}")

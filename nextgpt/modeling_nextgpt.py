@@ -25,7 +25,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from nextgpt import decoders as decoder_room
 from nextgpt import encoders as encoder_room
-from nextgpt.adapters import Adapter, Pass, run
+from nextgpt.adapters import Adapter, Pass, PrefixBridge, input_bridge, run
 from nextgpt.checkpoint import TRAINED_FILE, CheckpointMixin
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.context.dynamic import DynamicPositions
@@ -93,11 +93,12 @@ class NextGPTForConditionalGeneration(
         base = config.part("language_model").source if config.language_model else None
         self.adapter = Adapter(language_model, config.adapter, base) if config.adapter else None
         self.language_model = self.adapter.model if self.adapter else language_model
+        self.input_projection = input_bridge(config.input_bridge, self.encoder.embed_dim, language_model)
         is_dynamic = config.rope_parameters is not None and rope_type(config.text_config) == "dynamic"
-        self.dynamic_positions = DynamicPositions(language_model, self.adapter) if is_dynamic else None
+        parts = language_model, self.adapter, self.input_projection
+        self.dynamic_positions = DynamicPositions(*parts) if is_dynamic else None
 
         hidden_size = config.text_config.hidden_size
-        self.input_projection = nn.Linear(self.encoder.embed_dim, hidden_size)
         self.output_projections = nn.ModuleDict(
             {
                 modality: OutputProjection(hidden_size, shapes, **config.output_projection)
@@ -137,8 +138,10 @@ class NextGPTForConditionalGeneration(
         language_model = load_language_model(config, dtype, device_map, quantization_config)
         model = cls(config, language_model=language_model, encoder=encoder or load_frozen_encoder(config, dtype))
         own = language_model.get_input_embeddings()
-        sample = torch.arange(config.text_config.vocab_size, device=own.weight.device)
-        model.signal_rows.initialize_from(own(sample).cpu(), language_model.get_output_embeddings().weight.cpu())
+        sample = own(torch.arange(config.text_config.vocab_size, device=own.weight.device)).cpu()
+        model.signal_rows.initialize_from(sample, language_model.get_output_embeddings().weight.cpu())
+        if isinstance(model.input_projection, PrefixBridge):
+            model.input_projection.initialize_from(sample)
         return model.eval()
 
     @classmethod
@@ -237,13 +240,17 @@ class NextGPTForConditionalGeneration(
         return features
 
     def embed(self, input_ids: Tensor, media_features: Tensor | None = None) -> Tensor:
-        """Token ids `[batch, length]` and media features `[media, embed_dim]` → embeddings `[batch, length, hidden]`."""
+        """Token ids `[batch, length]` and media features `[media, embed_dim]` → embeddings `[batch, length, hidden]`.
+
+        With a `PrefixBridge` the media stand beside them, `[batch, length, hidden + hidden + 1]`; see its `beside`.
+        """
         offset, signals = self.vocabulary.offset, self.signal_mask(input_ids)
         placeholders = self.get_placeholder_mask(input_ids, () if media_features is None else media_features)
         embeddings = self.get_input_embeddings()(input_ids.masked_fill(signals | placeholders, 0))
         if self.vocabulary.num_signals:
             rows = F.embedding((input_ids - offset).clamp(0, self.vocabulary.num_signals - 1), self.signal_rows.input)
             embeddings = torch.where(signals[..., None], rows.to(embeddings), embeddings)
+        projected = None
         if media_features is not None and len(media_features):
             if not media_features.isfinite().all():
                 bad = media_features.isfinite().all(-1).logical_not().nonzero().flatten().tolist()
@@ -252,6 +259,9 @@ class NextGPTForConditionalGeneration(
                     "infinite numbers; check these media, or load the encoder with another dtype (float32)"
                 )
             projected = self.input_projection(media_features.to(self.input_projection.weight.dtype))
+        if isinstance(self.input_projection, PrefixBridge):
+            return self.input_projection.beside(embeddings, placeholders, projected)
+        if projected is not None:
             embeddings = embeddings.masked_scatter(placeholders[..., None], projected.to(embeddings))
         return embeddings
 
@@ -314,6 +324,7 @@ class NextGPTForConditionalGeneration(
                 cache=past_key_values,
                 use_cache=use_cache if labels is None else False,
             )
+        embeddings = embeddings[..., : hidden_states.shape[-1]]  # without the media beside them
         if signal_recorder is not None:
             signal_recorder(hidden_states, embeddings)
 
@@ -340,7 +351,7 @@ class NextGPTForConditionalGeneration(
     def _run(self, *args, **kwargs) -> Pass:
         if self.dynamic_positions is not None:
             return self.dynamic_positions.run(*args, **kwargs)
-        return run(self.get_base_model(), self.adapter, *args, **kwargs)
+        return run(self.get_base_model(), self.adapter, *args, **kwargs, bridge=self.input_projection)
 
     def _learn_from(self, input_ids: Tensor, attention_mask: Tensor | None, embeddings: Tensor) -> Tensor:
         """Last hidden states `[batch, length, hidden]` of whole conversations, padded on the right.

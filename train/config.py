@@ -13,7 +13,7 @@ import torch
 import yaml
 from transformers import TrainingArguments
 
-from nextgpt.adapters import check_settings
+from nextgpt.adapters import check_settings, read_bridge
 from nextgpt.checkpoint import TRAINED_GROUPS, group_name
 from nextgpt.configuration_nextgpt import loss_parts, without_tensor
 from nextgpt.context.settings import read_rope, read_window
@@ -71,6 +71,7 @@ class TrainingConfig:
         loss_weights: weight of each part of the loss: `text`, `conditioning`, `denoising`, or of one modality's part
             (`conditioning/audio`), or of one tensor's (`conditioning/image/pooled_prompt_embeds`).
         trains: only these of what the stage trains: `adapter`, `input_projection`, `output_projections`, `signal_rows`.
+        input_bridge: how media come into the LLM, as `{kind: prefix}`, of a model that has no trained weights yet.
         adapter: fields of peft's configuration that replace those of the model's adapter, such as more `target_modules`:
             layers that are new to it start without effect. With another `peft_type`, or another rank, a model whose adapter
             is not trained yet gets a new one.
@@ -101,6 +102,7 @@ class TrainingConfig:
     dtype: str = "float32"
     loss_weights: dict[str, float] = field(default_factory=dict)
     trains: list[str] | None = None
+    input_bridge: dict[str, Any] | None = None
     adapter: dict[str, Any] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
     rope_parameters: dict[str, Any] = field(default_factory=dict)
@@ -130,6 +132,7 @@ class TrainingConfig:
         if self.data_weights is not None:
             self._check_weights()
         self._check_adapter()
+        read_bridge(self.input_bridge)
         self.rope_parameters, self.rope_scaling = read_rope(self.rope_parameters, self.rope_scaling) or {}, {}
         read_window(self.sliding_window)
         # Which tensors a decoder has is known with the model (`NextGPTConfig.check_loss_weights`).

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from nextgpt.adapters import check_settings, read_settings, title, weights_file
+from nextgpt.adapters import check_settings, read_bridge, read_settings, title, weights_file
 from nextgpt.checkpoint import TRAINED_FILE, group_name
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import NextGPTError, UserInputError
@@ -269,9 +269,20 @@ def load_for_training(config: TrainingConfig) -> tuple[NextGPTForConditionalGene
 
 
 def read_model_config(config: TrainingConfig) -> tuple[Path, NextGPTConfig]:
-    """Where the model is that training starts from, and its configuration with as long a context as the run asks for."""
+    """Where the model is that training starts from, and its configuration with the bridge and the context of the run.
+
+    Raises:
+        UserInputError: another bridge would drop what the model's has learned, or the context cannot be as long.
+    """
     location = fetch_model(config.model)
     model_config = NextGPTConfig.from_pretrained(location)
+    bridge = model_config.input_bridge if config.input_bridge is None else read_bridge(config.input_bridge)
+    if bridge != model_config.input_bridge and (location / TRAINED_FILE).is_file():
+        raise UserInputError(
+            f"input_bridge is {bridge}, and {location} has trained weights of {model_config.input_bridge}, which would be "
+            "lost: start from a folder that holds its config.json alone"
+        )
+    model_config.input_bridge = bridge
     if config.rope_parameters or config.sliding_window:
         model_config.lengthen(config.rope_parameters, config.sliding_window)
     return location, model_config

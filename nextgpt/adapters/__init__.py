@@ -1,6 +1,9 @@
-"""Adapters on the LLM: from a configuration to the adapted LLM, what of it is the adapter's, saving, loading."""
+"""Adapters on the LLM: from a configuration to the adapted LLM, what of it is the adapter's, saving, loading; and media as
+prefixes of its layers.
+"""
 
 from nextgpt.adapters.adapter import Adapter, Pass, run
+from nextgpt.adapters.media_prefix import PrefixBridge, describe_bridge, input_bridge, read_bridge
 from nextgpt.adapters.settings import (
     OWN,
     TESTED,
@@ -21,10 +24,14 @@ __all__ = [
     "WEIGHTS",
     "Adapter",
     "Pass",
+    "PrefixBridge",
     "check_settings",
     "describe",
+    "describe_bridge",
     "folder_name",
+    "input_bridge",
     "peft_configuration",
+    "read_bridge",
     "read_settings",
     "run",
     "title",

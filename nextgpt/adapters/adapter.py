@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextgpt.adapters.llama_adapter_v2 import LlamaAdapterV2Model
+from nextgpt.adapters.media_prefix import PrefixBridge
 from nextgpt.adapters.settings import OWN, describe, peft_configuration, title, virtual_tokens
 from nextgpt.errors import UserInputError, first_line
 
@@ -178,23 +179,32 @@ def run(
     position_ids: Tensor | None = None,
     cache: Cache | None = None,
     use_cache: bool | None = None,
+    bridge: nn.Module | None = None,
 ) -> Pass:
     """A pass through the LLM below its head. An adapter's virtual tokens enter where the cache is empty.
 
     Args:
         language_model: without peft's wrapper.
-        embeddings: `[batch, length, hidden]`.
+        embeddings: `[batch, length, hidden]`; with a `PrefixBridge`, what its `beside` gives.
         attention_mask: `[batch, length]`, with a cache of everything so far. As `position_ids` without virtual tokens.
         position_ids: `[batch, length]`; where None, a row's padding on the left counts for nothing. (Most LLMs see distances
             alone; LLaMA-Adapter's prompts, which have no place, see the position itself.)
         cache: of what came before, virtual tokens included.
+        bridge: the input projection; of a `PrefixBridge` the LLM's upper layers see more than the sequence.
     """
+    decoder, media = language_model.get_decoder(), None
+    if isinstance(bridge, PrefixBridge):
+        embeddings, media = bridge.apart(embeddings)
     if position_ids is None and attention_mask is not None and not attention_mask[:, 0].all():
         position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
     inputs = {"inputs_embeds": embeddings, "attention_mask": attention_mask, "position_ids": position_ids}
     inputs, before = inputs | {"past_key_values": cache}, 0
     if adapter is not None and adapter.virtual_tokens:
         inputs, before = adapter.with_virtual_tokens(inputs)
-    outputs = language_model.get_decoder()(**inputs, use_cache=use_cache)
+    if media is not None:
+        inputs["media_prefixes"], media = bridge.look_back(decoder, inputs, media)
+    outputs = decoder(**inputs, use_cache=use_cache)
     kept = None if cache is None and use_cache is False else outputs.past_key_values  # a prefix has a cache all the same
+    if media is not None and kept is not None:
+        bridge.keep(kept, media)
     return Pass(outputs.last_hidden_state[:, before:], kept)

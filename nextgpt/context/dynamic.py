@@ -79,10 +79,11 @@ class DynamicPositions:
     Args:
         language_model: without peft's wrapper; its configuration is that of `as_built`.
         adapter: on it.
+        bridge: the model's input projection.
     """
 
-    def __init__(self, language_model: PreTrainedModel, adapter: Adapter | None):
-        self.language_model, self.adapter = language_model, adapter
+    def __init__(self, language_model: PreTrainedModel, adapter: Adapter | None, bridge: nn.Module | None = None):
+        self.language_model, self.adapter, self.bridge = language_model, adapter, bridge
         self.limit = language_model.config.get_text_config().max_position_embeddings
         self.virtual_tokens = adapter.virtual_tokens if adapter else 0
 
@@ -136,19 +137,21 @@ class DynamicPositions:
 
     def _anew(self, embeddings: Tensor, mask: Tensor, positions: Tensor, lengths: Tensor) -> Tensor:
         """States of all tokens, rows of one length together: their frequencies are the same."""
-        states = torch.empty_like(embeddings)
+        states: Tensor | None = None
         effective = lengths.clamp(min=self.limit)
         for length in effective.unique():
             rows = (effective == length).nonzero().flatten()
             found, _ = self._pass(embeddings[rows], mask[rows], positions[rows], None, False)
-            states = states.index_copy(0, rows, found.to(states))
+            states = found.new_empty(len(embeddings), *found.shape[1:]) if states is None else states
+            states = states.index_copy(0, rows, found)
         return states
 
     def _pass(self, embeddings: Tensor, mask: Tensor, positions: Tensor, keys: Cache | None, keeps: bool) -> Pass:
         for module in self._rotary():
             # transformers keeps the frequencies of the longest conversation so far: begin with the LLM's own each time.
             module.inv_freq, module.max_seq_len_cached = module.original_inv_freq, module.original_max_seq_len
-        return run(self.language_model, self.adapter, embeddings, mask, position_ids=positions, cache=keys, use_cache=keeps)
+        options = {"position_ids": positions, "cache": keys, "use_cache": keeps, "bridge": self.bridge}
+        return run(self.language_model, self.adapter, embeddings, mask, **options)
 
     def _rotary(self) -> list[Any]:
         if not hasattr(self, "_found"):

@@ -61,7 +61,7 @@ class MediaFeaturesMixin:
 
         Returns:
             `last_hidden_state` `[N, embed_dim]`, what the encoder gives (and what `media_features` takes), and
-            `pooler_output` `[N, hidden]`, what stands in the LLM's sequence.
+            `pooler_output` `[N, hidden]`, what stands in the LLM's sequence, or is added to its prefixes.
 
         Raises:
             UserInputError: the model does not take this modality.

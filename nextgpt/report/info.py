@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from nextgpt import __version__
-from nextgpt.adapters import describe, title, weights_file
+from nextgpt.adapters import describe, describe_bridge, title, weights_file
 from nextgpt.checkpoint import TRAINED_FILE
 from nextgpt.context.settings import describe_rope
 from nextgpt.errors import ModelLoadError
@@ -53,6 +53,8 @@ def describe_model(name_or_path: str | os.PathLike) -> list[tuple[str, str]]:
     config = NextGPTConfig.from_pretrained(location)
     rows = [("model", f"{name_or_path} ({location})")]
     rows += [(_part_name(config, name), _describe_part(part, config)) for name, part in config.parts().items()]
+    if prefixes := describe_bridge(config.input_bridge):
+        rows.append(("input bridge", prefixes))
     rows.append(("adapter", f"{title(config.adapter)}, {describe(config.adapter)}" if config.adapter else "none"))
     if config.rope_parameters:
         rows.append(("positions", describe_rope(config.rope_parameters)))

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nextgpt.adapters import describe, title
+from nextgpt.adapters import describe, describe_bridge, title
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders import DECODERS, describe_shapes
 from nextgpt.decoders.sources import local_folder, part_class, read_json, shared_components
@@ -109,12 +109,13 @@ def count_parameters(name_or_path: str | os.PathLike) -> ParameterTable:
 
 def _model_counts(model: NextGPTForConditionalGeneration) -> list[PartCount]:
     config, hidden_size = model.config, model.config.text_config.hidden_size
+    prefixes = f" and {prefixes}" if (prefixes := describe_bridge(config.input_bridge)) else ""
     adapter = model.group_parameters("adapter").values()
     counts = [
         _frozen(config, "encoder", "encoder", _towers(model.encoder)),
         _trained(
             "input projection",
-            f"Linear {model.encoder.embed_dim} → {hidden_size}, shared by {', '.join(config.input_modalities)}",
+            f"Linear {model.encoder.embed_dim} → {hidden_size}{prefixes}, shared by {', '.join(config.input_modalities)}",
             model.input_projection.parameters(),
         ),
         _frozen(config, "language_model", "LLM", _language_model(model, adapter={id(parameter) for parameter in adapter})),

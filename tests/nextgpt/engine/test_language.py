@@ -91,6 +91,7 @@ OTHERS = {
     "beyond a sliding window": ("narrow", {}),
     "prompt tuning": ("llama", {"adapter": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3}}),
     "prefix tuning": ("llama", {"adapter": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3}}),
+    "media as prefixes": ("llama", {"input_bridge": {"kind": "prefix", "num_layers": 2}}),
 }
 
 
@@ -107,6 +108,8 @@ def more_families(monkeypatch):
 def test_so_are_rows_of_other_models_and_adapters(make_pipeline, more_families, draw, tmp_path, other):
     family, changes = OTHERS[other]
     pipeline = make_pipeline(tmp_path, family, **changes)
+    if "input_bridge" in changes:
+        torch.nn.init.normal_(pipeline.model.input_projection.gate)
     requests = draw(pipeline, 40, seed=1)
     stats = answer_joining(pipeline, requests, random.Random(1), rows_at_a_time=5).snapshot()
     assert check_alike(pipeline, requests) == 0 and stats.failed == 0
