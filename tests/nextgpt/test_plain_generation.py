@@ -9,6 +9,8 @@ from nextgpt import NextGPTPipeline
 from nextgpt.decoders import load_decoder
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.processing_nextgpt import NextGPTProcessor
+from nextgpt.signals import answer_only
+from nextgpt.train.nano.dialogues.composer import SYSTEM_PROMPT
 from tiny_decoders import save_tiny_stable_diffusion
 from tiny_models import new_tokens, tiny_config
 from tiny_training import make_responsive
@@ -51,7 +53,8 @@ def generated(pipe, prompts, **options) -> list[list[int]]:
 @pytest.mark.parametrize("prompt", range(3))
 def test_greedy_is_what_the_pipeline_answers(pipe, prompt):
     reply = pipe(PROMPTS[prompt], max_new_tokens=12, output_modalities=("text",))
-    (plain,) = generated(pipe, PROMPTS[prompt])
+    told = [{"role": "system", "content": f"{SYSTEM_PROMPT} {answer_only(('text',))}"}]
+    (plain,) = generated(pipe, told + PROMPTS[prompt])
     assert len(plain) > 3 and plain == reply.token_ids[: len(plain)], "runs of signal tokens included"
 
 
