@@ -1,0 +1,1 @@
+"""Learning from preferences and rewards: pairs of answers, the losses, and the runs that learn by them."""
