@@ -19,7 +19,7 @@ from nextgpt.hub.parts import resolve_model
 from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.lines import Line, check_files, read_lines
 from nextgpt.train.data.markers import parts_of, words_of
-from nextgpt.train.data.turns import is_empty
+from nextgpt.train.data.turns import is_empty, with_parts
 from nextgpt.train.instruct_data.jobs import mark
 
 _PLACE = re.compile("\ue000(\\d+)\ue001")  # of what is held; from the private use area
@@ -48,20 +48,9 @@ def read_questions(file: Path) -> list[list[dict]]:
 def _messages(line: Line) -> list[dict]:
     """A line's messages, whose content is well-formed."""
     try:
-        messages = line.messages()
+        return with_parts(line.messages())
     except UserInputError as error:
         raise UserInputError(f"{line.where}: {error}") from None
-    for message in messages:
-        parts = parts_of(message.setdefault("content", None))
-        if message.get("role") not in ("system", "user", "assistant") or not (
-            isinstance(parts, list) and all(isinstance(part, dict) and _is_whole(part) for part in parts)
-        ):
-            raise UserInputError(f"{line.where}: expected chat messages: a role, and text or a list of parts as content")
-    return messages
-
-
-def _is_whole(part: dict) -> bool:
-    return isinstance(part.get("text"), str) if part.get("type") == "text" else part.get("type") in MODALITIES
 
 
 def state_of(name: str) -> str:

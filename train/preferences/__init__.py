@@ -1,1 +1,1 @@
-"""Learning from preferences and rewards: pairs of answers, the losses, and the runs that learn by them."""
+"""Learning from preferences: several answers to a prompt, which of them is better, and models that prefer the better."""
