@@ -28,6 +28,8 @@ TITLES = {
     "align_encoders": "encoders aligned",
     "align_decoders": "decoders aligned",
     "instruct": "instruction-tuned",
+    "prefer": "taught preferences",
+    "rl": "taught by rewards",
 }
 
 

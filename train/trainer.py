@@ -121,18 +121,26 @@ class StageTrainer(Trainer):
             TrainingStopped: the loss is not a finite number.
         """
         ids = inputs.pop("ids")
-        outputs = model(**inputs)
-        if num_items_in_batch is None:
-            return (outputs.loss, outputs) if return_outputs else outputs.loss
-        counts, weight = self._counts(inputs), self.model.config.loss_weight
+        losses = self.losses_of(model, inputs)
+        counts = self._counts(inputs)
         loss = torch.zeros((), device=self.args.device)
-        for name, mean in outputs.losses.items():
-            share = mean * (counts[name] * self.args.world_size / max(num_items_in_batch.get(name, 0), 1))
-            self._meter.parts[name] = self._meter.parts[name] + share.detach()
-            loss = loss + weight(name) * share
+        for name, mean in losses.items():
+            share = mean
+            if num_items_in_batch is not None:
+                share = mean * (counts[name] * self.args.world_size / max(num_items_in_batch.get(name, 0), 1))
+                self._meter.parts[name] = self._meter.parts[name] + share.detach()
+            loss = loss + self.weight_of(name) * share
         if not torch.isfinite(loss):
             raise TrainingStopped(self._not_finite("loss", loss.item(), ids))
-        return (loss, outputs) if return_outputs else loss
+        return (loss, losses) if return_outputs else loss
+
+    def losses_of(self, model: nn.Module, inputs: dict) -> dict[str, Tensor]:
+        """The parts of a batch's loss, each a mean over what `_counts` counts of it."""
+        return model(**inputs).losses
+
+    def weight_of(self, name: str) -> float:
+        """The weight of one part of the loss."""
+        return self.model.config.loss_weight(name)
 
     def _not_finite(self, what: str, value: float, ids: list[str]) -> str:
         return (

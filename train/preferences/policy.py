@@ -1,10 +1,10 @@
-"""What a model says of answers: the log-probabilities of its own tokens, the conditioning of its media; and its reference."""
+"""What a model says of answers: the probabilities of its own tokens, the states of its media; and its reference."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -77,29 +77,20 @@ def read_answers(
     return Reading(log_probabilities.roll(1, dims=1), hidden_states, embeddings)
 
 
-class Runs(NamedTuple):
-    """The media of one kind in the answers of a batch, in row-major order.
+def run_starts(labels: Tensor, modality: str, vocabulary: SignalVocabulary) -> list[int]:
+    """Where the runs of a kind begin in an answer; its own tokens are labelled in `labels` `[length]`."""
+    return (labels == vocabulary.runs[modality][0]).nonzero().flatten().tolist()
+
+
+def run_states(states: Tensor, places: Tensor, size: int) -> Tensor:
+    """The states `[runs, size, hidden]` of signal runs, of `[rows, length, hidden]`.
 
     Args:
-        rows, columns: `[runs]`, where each one's first signal token stands.
-        size: signal tokens of a run.
+        places: `[runs, 2]`, row and column of each one's first token.
+        size: tokens of a run.
     """
-
-    rows: Tensor
-    columns: Tensor
-    size: int
-
-    def of(self, states: Tensor) -> Tensor:
-        """`[rows, length, hidden]` → `[runs, size, hidden]`."""
-        columns = self.columns[:, None] + torch.arange(self.size, device=states.device)
-        return states[self.rows[:, None], columns]
-
-
-def find_runs(labels: Tensor, modality: str, vocabulary: SignalVocabulary) -> Runs:
-    """Where the media of a kind stand in the answers that `labels` `[rows, length]` mark."""
-    run = vocabulary.runs[modality]
-    rows, columns = (labels == run[0]).nonzero(as_tuple=True)
-    return Runs(rows, columns, len(run))
+    columns = places[:, 1:] + torch.arange(size, device=places.device)
+    return states[places[:, :1], columns]
 
 
 class Reference:
@@ -121,8 +112,3 @@ class Reference:
         finally:
             for (parameter, _), data in zip(self.parameters, now, strict=True):
                 parameter.data = data
-
-
-def present(batch: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Those of a batch's tensors that it has."""
-    return {name: batch[name] for name in names if name in batch}

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.train.preferences import objectives
-from nextgpt.train.preferences.policy import chosen_tokens, find_runs, read_answers
+from nextgpt.train.preferences.policy import chosen_tokens, read_answers, run_starts, run_states
 from tiny_models import tiny_config, tiny_model
 
 QUIET = {"report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "disable_tqdm": True}
@@ -193,6 +193,6 @@ def test_forced_tokens_and_earlier_turns_count_in_no_log_probability(tmp_path):
     whole = model(read["input_ids"], read["attention_mask"]).logits[0].log_softmax(-1)
     for place in np.flatnonzero(counted):
         assert found[place].item() == pytest.approx(whole[place - 1, ids[place]].item(), abs=1e-5)
-    runs = find_runs(labels, "image", processor.vocabulary)
-    assert runs.columns.tolist() == [np.flatnonzero(ids == first)[-1]]
-    assert torch.equal(runs.of(read["input_ids"][..., None])[0, :, 0], torch.tensor([first, *forced]))
+    (start,) = run_starts(labels[0], "image", processor.vocabulary)
+    run = run_states(read["input_ids"][..., None], torch.tensor([[0, start]]), 1 + len(forced))
+    assert run[0, :, 0].tolist() == [first, *forced] and start == np.flatnonzero(ids == first)[-1]

@@ -1,0 +1,86 @@
+"""The settings of learning from preferences and from rewards: those of the stages, and a few of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from nextgpt.train.config import BadSetting, TrainingConfig
+
+OBJECTIVES = ("dpo", "kto")
+
+
+@dataclass
+class RewardedConfig(TrainingConfig):
+    """What learning from preferences and from rewards share; all else is as for the stages.
+
+    Args:
+        beta: how closely the reference is kept to.
+    """
+
+    beta: float = 0.1
+    sample_steps: int = 0
+    numbers: ClassVar[tuple[str, ...]] = ("beta",)  # settings that are numbers of 0 or more
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in self.numbers:
+            self._read_number(name)
+        if self.loss_weights:
+            raise BadSetting("loss_weights", self.loss_weights, "none: these are the weights of the three stages' losses")
+        if self.sample_steps:
+            raise BadSetting("sample_steps", self.sample_steps, "0: try the finished model with nextgpt chat")
+        if self.on_bad_item != "fail":
+            raise BadSetting("on_bad_item", self.on_bad_item, "fail: leave the lines out that cannot be used")
+
+    def _read_number(self, name: str) -> None:
+        value = getattr(self, name)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = -1.0
+        if isinstance(value, bool) or not 0 <= number < float("inf"):
+            raise BadSetting(name, value, "a number of 0 or more")
+        setattr(self, name, number)
+
+
+@dataclass
+class PreferenceConfig(RewardedConfig):
+    """Settings of `nextgpt train prefer`; `data` names files of pairs (see `nextgpt.train.preferences.pairs`).
+
+    Args:
+        objective: `dpo` or `kto`, for words and kinds.
+        heldout: files of pairs that are measured on: none of their prompts may come in `data`.
+        denoising: what media show is learned too, by Diffusion-DPO.
+        media_beta: its beta, for errors that are means over the latents.
+        media_weight: its weight in the loss, where that of the words is 1.
+        sft_weight: of the next-token loss of the chosen answers, which keeps them likely (Pang et al. 2024).
+        desirable_weight, undesirable_weight: of chosen and rejected answers; for `kto`.
+    """
+
+    objective: str = "dpo"
+    heldout: list[str] = field(default_factory=list)
+    denoising: bool = True
+    media_beta: float = 2000.0
+    media_weight: float = 1.0
+    sft_weight: float = 0.0
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    numbers: ClassVar[tuple[str, ...]] = (
+        "beta",
+        "media_beta",
+        "media_weight",
+        "sft_weight",
+        "desirable_weight",
+        "undesirable_weight",
+    )
+    of_the_objective: ClassVar[tuple[str, ...]] = ("objective", *numbers)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.objective not in OBJECTIVES:
+            raise BadSetting("objective", self.objective, f"one of {', '.join(OBJECTIVES)}")
+        self.heldout = [self.heldout] if isinstance(self.heldout, str) else self.heldout
+        size = self.arguments.get("per_device_train_batch_size", 8)
+        if self.objective == "kto" and size < 2:
+            raise BadSetting("per_device_train_batch_size", size, "2 or more: kto compares an answer with those to others")
