@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,27 @@ SUFFIXES = {"image": "png", "audio": "wav", "video": "mp4"}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def tell_media_apart(decoder: Path) -> None:
+    """Random autoencoders give all media nearly the same latents, and random denoisers say nothing of the noise in them.
+
+    So latents are made larger, and what is to be predicted holds the medium itself.
+    """
+    changes = {
+        "vae/config.json": {"scaling_factor": 20.0},
+        "scheduler/scheduler_config.json": {"prediction_type": "v_prediction"},
+    }
+    if decoder.name == "video":
+        changes["generation_defaults.json"] = {"num_frames": 2, "height": 16, "width": 16}
+    for name, values in changes.items():
+        file = decoder / name
+        file.write_text(json.dumps((json.loads(file.read_text()) if file.is_file() else {}) | values))
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     """A checkpoint that makes all three kinds, and two media of each: `image-0.png` …"""
     folder = tmp_path_factory.mktemp("preferences")
-    save_tiny_any_to_any(folder)
+    save_tiny_any_to_any(folder, prepare=tell_media_apart)
     random = np.random.default_rng(0)
     for number, colour in enumerate(("red", "blue")):
         Image.new("RGB", (32, 32), colour).save(folder / f"image-{number}.png")
@@ -67,18 +84,17 @@ def moved(world: Path, folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("kind", SUFFIXES)
 def test_of_equal_words_the_preferred_medium_is_learned(kind, world, tmp_path):
-    answers = [["Here: ", medium(kind, number)] for number in (0, 1)]
-    records = [pair(["make it"], *answers), pair(["once more"], *answers)]
-    changes = {"media_beta": 50.0, "trains": ["output_projections"], "learning_rate": 3e-3, "max_steps": 25}
+    records = [pair(["make it"], *(["Here: ", medium(kind, number)] for number in (0, 1)))]
+    changes = {"media_beta": 200.0, "trains": ["output_projections"], "max_steps": 6}
     folder = run_stage("prefer", config(world, tmp_path / kind, records, **changes), PLAN)
-    log = log_of(folder)
     names = moved(world, folder)
     assert names and all(name.startswith(f"output_projections.{kind}.") for name in names)
+    log = log_of(folder)
     margins = [entry[f"margin/media/{kind}"] for entry in log]
-    assert margins[0] == pytest.approx(0, abs=1e-5), "the reference is the model that it began from"
-    assert log[0][f"loss/media/{kind}"] == pytest.approx(np.log(2), abs=1e-5)
-    assert np.mean(margins[-5:]) > 0.02 and np.mean([entry[f"accuracy/media/{kind}"] for entry in log[-5:]]) > 0.9, margins
-    assert {entry["loss/words"] for entry in log} == {pytest.approx(np.log(2))}, "no word differs"
+    assert margins[0] == pytest.approx(0, abs=1e-4), "the reference is the model that it began from"
+    assert log[0][f"loss/media/{kind}"] == pytest.approx(np.log(2), abs=1e-4)
+    assert min(margins[-3:]) > 0.1, f"it does not grow: {margins}"
+    assert [entry["loss/words"] for entry in log] == pytest.approx([np.log(2)] * 6), "no word differs"
 
 
 @pytest.mark.parametrize("objective", ["dpo", "kto"])
@@ -94,7 +110,7 @@ def test_words_and_kinds_are_learned_and_the_result_answers(objective, world, tm
     assert log[-1]["margin/words"] > 1 and log[-1]["loss/words"] < 0.8 * log[0]["loss/words"]
     assert "taught preferences on" in (folder / "README.md").read_text()
     pipe = NextGPTPipeline.from_pretrained(folder)
-    assert pipe(says("user", "play it"), max_new_tokens=4, output_modalities=("text",), seed=0).tokens
+    assert pipe(says("user", "play it"), max_new_tokens=4, output_modalities=("text",), seed=0).token_ids
     pipe.close()
 
 
