@@ -169,7 +169,7 @@ def _messages(value: Any, name: str, folder: str) -> list[dict]:
 
 
 def check_media(messages: Sequence[dict]) -> None:
-    """Raises UserInputError for a medium without a file, unless the assistant made it and says by a caption what it shows."""
+    """Raises UserInputError for a medium without a file, unless it is the assistant's and a caption says what it shows."""
     for message in messages:
         for part in message["content"]:
             path, is_made = part.get("path"), message["role"] == "assistant"
