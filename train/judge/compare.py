@@ -116,7 +116,7 @@ def judge(
         )
         for side, name, state in zip("ab", names, sides, strict=True):
             answers.append(answers_of(name, asked, out / f"{side}-{state}", max_new_tokens))
-        comparison = _Comparison(asked, answers, texts, Teacher(judge, record), shown)
+        comparison = Comparison(asked, answers, texts, Teacher(judge, record), shown)
         stopped = run_to_end(comparison())
     found = tally(comparison.found, seed)
     report = JudgeReport(names, found, out / "index.html", record.requests, record.tokens, stopped)
@@ -130,8 +130,16 @@ def judge(
 
 
 @dataclass
-class _Comparison:
-    """The questions, and what comes of them."""
+class Comparison:
+    """Asks a judge about questions with two answers each, and keeps what comes of them in `found`.
+
+    Args:
+        questions: chat messages.
+        answers: of both sides, parts for each question.
+        prompts: hold the judge's.
+        teacher: the judge.
+        shown: kinds of media that it gets as content parts.
+    """
 
     questions: Sequence[list[dict]]
     answers: Sequence[list[list[dict]]]

@@ -56,7 +56,7 @@ class PreferencePair:
 
     def record(self, folder: str | Path) -> dict[str, Any]:
         """As a line of a file in `folder`, from which its paths start."""
-        record = {name: [_from(message, folder) for message in getattr(self, name)] for name in ("prompt", *SIDES)}
+        record = {name: [paths_from(message, folder) for message in getattr(self, name)] for name in ("prompt", *SIDES)}
         record |= {"ranked_by": self.ranked_by} if self.ranked_by else {}
         return record | ({"scores": list(self.scores)} if self.scores else {})
 
@@ -118,14 +118,23 @@ def split_by_prompt(
     return parts[0], parts[1]
 
 
-def prompt_key(messages: Sequence[dict]) -> str:
-    """A short name of what is said and shown: the same for other cases, spaces or paths of the same."""
-    return _key([[message["role"], _said(message)] for message in messages])
+def prompt_key(messages: Sequence[dict], exactly: bool = False) -> str:
+    """A short name of what is said and shown, wherever its files lie; if not `exactly`, whatever its cases and spaces."""
+    return _key([[message["role"], _said(message, exactly)] for message in messages])
 
 
 def answer_key(message: dict) -> str:
     """A short name of an answer: the words, and media by their files, or their captions where there are none."""
     return _key(_said(message, exactly=True))
+
+
+def paths_from(message: dict, folder: str | Path) -> dict:
+    """A message whose media paths are told as they are seen from a folder; the way back is `with_paths`."""
+    parts = [
+        part | {"path": Path(os.path.relpath(part["path"], folder)).as_posix()} if part.get("path") else part
+        for part in message["content"]
+    ]
+    return message | {"content": parts}
 
 
 def _pair(line: Line) -> PreferencePair:
@@ -153,8 +162,14 @@ def _messages(value: Any, name: str, folder: str) -> list[dict]:
     """Checked messages with the paths of their media, which are there."""
     try:
         messages = [with_paths(message, folder) for message in with_parts(value)]
+        check_media(messages)
     except UserInputError as error:
         raise UserInputError(f"{name}: {error}") from None
+    return messages
+
+
+def check_media(messages: Sequence[dict]) -> None:
+    """Raises UserInputError for a medium without a file, unless it is the assistant's and a caption says what it shows."""
     for message in messages:
         for part in message["content"]:
             path, is_made = part.get("path"), message["role"] == "assistant"
@@ -162,12 +177,11 @@ def _messages(value: Any, name: str, folder: str) -> list[dict]:
                 continue
             if not isinstance(path, str):
                 also = " or a caption" if is_made else ""
-                raise UserInputError(f"{name}: the {part['type']} has no path{also}; training reads files")
+                raise UserInputError(f"the {part['type']} has no path{also}; training reads files")
             if not os.path.isfile(path):  # unlike `Path.is_file`, False for names that no file can have
-                raise UserInputError(f"{name}: {path}: no such file; paths start from the data file's folder")
+                raise UserInputError(f"{path}: no such file; paths start from the data file's folder")
             if type(part.get("seed", 0)) is not int:
-                raise UserInputError(f"{name}: the {part['type']} has the seed {part['seed']!r}, expected a whole number")
-    return messages
+                raise UserInputError(f"the {part['type']} has the seed {part['seed']!r}, expected a whole number")
 
 
 def _ranking(record: dict) -> dict[str, Any]:
@@ -205,12 +219,3 @@ def _key(content: list) -> str:
 @lru_cache(maxsize=65536)
 def _file_hash(path: str) -> str:
     return file_hash(Path(path))
-
-
-def _from(message: dict, folder: str | Path) -> dict:
-    """A message whose media paths start from a folder."""
-    parts = [
-        part | {"path": Path(os.path.relpath(part["path"], folder)).as_posix()} if part.get("path") else part
-        for part in message["content"]
-    ]
-    return message | {"content": parts}
