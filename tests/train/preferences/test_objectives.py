@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
-from nextgpt.train.preferences import objectives
-from nextgpt.train.preferences.policy import chosen_tokens, read_answers, run_starts, run_states
+from nextgpt.train.preferences.learning import objectives
+from nextgpt.train.preferences.learning.policy import chosen_tokens, read_answers, run_starts, run_states
 from tiny_models import tiny_config, tiny_model
 
 QUIET = {"report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "disable_tqdm": True}

@@ -14,8 +14,8 @@ from nextgpt import NextGPTPipeline
 from nextgpt.decoders import Audio, Video
 from nextgpt.errors import UserInputError
 from nextgpt.media import save_media
-from nextgpt.train.preferences.prefer import PLAN
-from nextgpt.train.preferences.settings import PreferenceConfig
+from nextgpt.train.preferences.learning.prefer import PLAN
+from nextgpt.train.preferences.learning.settings import PreferenceConfig
 from nextgpt.train.stages import load_processor, read_model_config, run_stage
 from tiny_models import save_tiny_any_to_any
 from tiny_training import checkpoint_tensors, log_of, settings, write_lines
@@ -149,7 +149,7 @@ def test_what_cannot_be_learned_from_is_refused_by_name(world, tmp_path):
     cases = [
         ([pair(["say"], ["yes"], ["yes"])], {}, r"pairs\d.jsonl:1: chosen and rejected are equal"),
         ([pair(["say"], ["yes"], [{"type": "image", "path": "gone.png"}])], {}, "gone.png: no such file"),
-        ([same], {"denoising": False}, r":1: the words of both answers are equal, and denoising=false leaves their media out"),
+        ([same], {"denoising": False}, ":1: the words of both answers are equal, and denoising=false leaves"),
         ([same], {"objective": "ppo"}, "objective is 'ppo', expected one of dpo, kto"),
         ([same], {"beta": "much"}, "beta is 'much', expected a number of 0 or more"),
         ([same], {"objective": "kto", "per_device_train_batch_size": 1}, "per_device_train_batch_size is 1, expected 2 or"),

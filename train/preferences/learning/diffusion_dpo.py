@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
-from nextgpt.train.preferences.policy import Reading, run_states
+from nextgpt.train.preferences.learning.policy import Reading, run_states
 
 
 def denoising_errors(

@@ -19,24 +19,24 @@ from nextgpt.errors import UserInputError
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
 from nextgpt.train.data.dataset import TrainingFeatures
-from nextgpt.train.preferences.data import (
+from nextgpt.train.preferences.learning.data import (
     AnswerReader,
     PairCollator,
     PairConversations,
     Pairs,
     check_something_differs,
 )
-from nextgpt.train.preferences.diffusion_dpo import denoising_errors
-from nextgpt.train.preferences.objectives import (
+from nextgpt.train.preferences.learning.diffusion_dpo import denoising_errors
+from nextgpt.train.preferences.learning.objectives import (
     diffusion_margins,
     dpo_loss,
     kto_divergence,
     kto_loss,
     margins,
 )
+from nextgpt.train.preferences.learning.policy import Reference, read_answers
+from nextgpt.train.preferences.learning.settings import PreferenceConfig
 from nextgpt.train.preferences.pairs import read_pairs
-from nextgpt.train.preferences.policy import Reference, read_answers
-from nextgpt.train.preferences.settings import PreferenceConfig
 from nextgpt.train.stages import STAGES, Stage, make_sampler, train
 from nextgpt.train.trainer import StageTrainer
 

@@ -17,8 +17,8 @@ from nextgpt.signals import SignalVocabulary
 from nextgpt.train.data.dataset import ChatCollator, ChatDataset, OutputMedia, Reader, TrainingFeatures, media_parts
 from nextgpt.train.data.lines import Line
 from nextgpt.train.data.sampler import BLANK
+from nextgpt.train.preferences.learning.policy import chosen_tokens, run_starts
 from nextgpt.train.preferences.pairs import SIDES, PreferencePair
-from nextgpt.train.preferences.policy import chosen_tokens, run_starts
 
 
 @dataclass
