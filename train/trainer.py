@@ -89,6 +89,7 @@ class StageTrainer(Trainer):
         """The batches of one step, and how many tokens or media each part of the loss has in it over all processes."""
         began = time.perf_counter()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = [self.prepared(batch) for batch in batches]
         counts = [self._counts(batch) for batch in batches]
         sums = [sum(count[name] for count in counts) for name in self._part_names]
         self._step_ids = [each for batch in batches for each in batch["ids"]]
@@ -98,6 +99,10 @@ class StageTrainer(Trainer):
         totals = {name: total for name, total in zip(self._part_names, totals, strict=True) if total}
         self._meter.start_step(totals, conversations, time.perf_counter() - began)
         return batches, totals
+
+    def prepared(self, batch: dict) -> dict:
+        """What a step makes of a batch before anything of it is counted."""
+        return batch
 
     def _counts(self, batch: dict) -> dict[str, int]:
         """Part of the loss → its tokens or media in this batch."""

@@ -126,7 +126,7 @@ class Reader:
         )
         ids = encoded["input_ids"][0].numpy()
         loss_mask = self.learned(ids, (encoded["labels"][0] != IGNORED_LABEL).numpy())
-        inputs = [_input_media(part) for part in media_parts(messages, "user")]
+        inputs = [input_media(part) for part in media_parts(messages, "user")]
         outputs = self.outputs(messages)
         self._check(loss_mask, inputs, outputs)
         record = {
@@ -358,7 +358,8 @@ def media_parts(messages: list[dict], role: str) -> list[dict]:
     ]
 
 
-def _input_media(part: dict) -> InputMedia:
+def input_media(part: dict) -> InputMedia:
+    """A part that is looked at; UserInputError where it has no file."""
     path = part.get("path")
     if not isinstance(path, str):
         raise UserInputError(f"the {part['type']} part has no path; training reads files")

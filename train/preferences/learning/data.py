@@ -14,9 +14,19 @@ from torch.utils.data import Dataset
 
 from nextgpt.errors import UserInputError
 from nextgpt.signals import SignalVocabulary
-from nextgpt.train.data.dataset import ChatCollator, ChatDataset, OutputMedia, Reader, TrainingFeatures, media_parts
+from nextgpt.train.data.dataset import (
+    ChatCollator,
+    ChatDataset,
+    OutputMedia,
+    Reader,
+    TrainingFeatures,
+    input_media,
+    media_parts,
+)
 from nextgpt.train.data.lines import Line
 from nextgpt.train.data.sampler import BLANK
+from nextgpt.train.data.store import Example
+from nextgpt.train.preferences.answers import SampledAnswers
 from nextgpt.train.preferences.learning.policy import chosen_tokens, run_starts
 from nextgpt.train.preferences.pairs import SIDES, PreferencePair
 
@@ -136,3 +146,41 @@ def check_something_differs(conversations: ChatDataset, *, media: bool) -> None:
 def _differ(chosen: dict[str, Any], rejected: dict[str, Any]) -> bool:
     both = zip(chosen["outputs"], rejected["outputs"], strict=True)
     return any(one.path and other.path and one.path != other.path for one, other in both)
+
+
+@dataclass
+class PromptReader(Reader):
+    """Reads what is to be answered; nothing of it is learned."""
+
+    def _read(self, line: Line) -> Example:
+        messages = line.messages()
+        ids = self.processor(messages, load_media=False, max_length=self.max_length)["input_ids"][0].numpy()
+        inputs = [input_media(part) for part in media_parts(messages, "user")]
+        record = {"id": line.where, "inputs": [(media.modality, str(media.path)) for media in inputs], "outputs": []}
+        return Example(ids, np.zeros(len(ids), dtype=bool), record, line.source)
+
+
+class Prompts(ChatDataset):
+    """Prompts, each with the opening of its answer.
+
+    Args:
+        rows: the prompts of all files, in their order.
+    """
+
+    kind = ("prompts",)
+
+    def __init__(self, rows: list[SampledAnswers], files: list[str], reader: PromptReader, folder: str | Path):
+        self.rows = rows
+        super().__init__(files, reader, folder=folder)
+
+    def lines(self, files: list[str | Path]) -> tuple[Iterable[Line], int]:
+        sources = {str(Path(file)): number for number, file in enumerate(files)}
+        lines = [
+            Line(sources[row.where.rpartition(":")[0]], row.where, "", json.dumps({"messages": row.prompt}).encode())
+            for row in self.rows
+        ]
+        return lines, len(lines)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """As `ChatDataset` has it, and `index`."""
+        return super().__getitem__(index) | {"index": index}

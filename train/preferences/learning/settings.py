@@ -84,3 +84,54 @@ class PreferenceConfig(RewardedConfig):
         size = self.arguments.get("per_device_train_batch_size", 8)
         if self.objective == "kto" and size < 2:
             raise BadSetting("per_device_train_batch_size", size, "2 or more: kto compares an answer with those to others")
+
+
+@dataclass
+class GRPOConfig(RewardedConfig):
+    """Settings of `nextgpt train rl --objective grpo`; `data` names files of questions, with columns for the reward.
+
+    Args:
+        objective: `grpo`.
+        reward: names of rewards, or one: `hedging`, `media_fit`, `reward:FOLDER`, `module:function`.
+        reward_weights: one number for each; by default 1.
+        beta: weight of the divergence from the checkpoint that the run began from; 0: it is not computed.
+        num_generations: answers to a prompt, which are compared with each other. `per_device_train_batch_size` counts
+            prompts.
+        max_new_tokens, temperature: of the answers.
+        media: modality → options of its decoder, as `{image: {num_inference_steps: 4}}`.
+        loss_type: `dapo`: every token counts alike; `grpo`: every answer.
+    """
+
+    objective: str = "grpo"
+    reward: list[str] = field(default_factory=list)
+    reward_weights: list[float] | None = None
+    beta: float = 0.0
+    num_generations: int = 8
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    media: dict[str, dict] = field(default_factory=dict)
+    loss_type: str = "dapo"
+    numbers: ClassVar[tuple[str, ...]] = ("beta", "temperature")
+    of_the_objective: ClassVar[tuple[str, ...]] = (
+        *("objective", "reward", "reward_weights", "beta", "num_generations"),
+        *("max_new_tokens", "temperature", "media", "loss_type"),
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.reward = [self.reward] if isinstance(self.reward, str) else self.reward
+        if not isinstance(self.reward, list) or not self.reward or not all(isinstance(name, str) for name in self.reward):
+            raise BadSetting("reward", self.reward, "the name of a reward, or several, as hedging or my_module:my_function")
+        weights = self.reward_weights
+        is_whole = isinstance(weights, list) and all(type(each) in (int, float) for each in weights)
+        if weights is not None and (not is_whole or len(weights) != len(self.reward)):
+            raise BadSetting("reward_weights", weights, f"a number for each of the {len(self.reward)} rewards")
+        for name, least in (("num_generations", 2), ("max_new_tokens", 1)):
+            if type(getattr(self, name)) is not int or getattr(self, name) < least:
+                raise BadSetting(name, getattr(self, name), f"a whole number of at least {least}")
+        if not self.temperature:
+            raise BadSetting("temperature", self.temperature, "a number above 0: answers that are all alike teach nothing")
+        if self.loss_type not in ("dapo", "grpo"):
+            raise BadSetting("loss_type", self.loss_type, "dapo or grpo")
+        if not isinstance(self.media, dict):
+            raise BadSetting("media", self.media, "options of decoders, as {image: {num_inference_steps: 4}}")
