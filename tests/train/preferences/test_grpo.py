@@ -10,6 +10,8 @@ import torch
 
 from nextgpt import NextGPTPipeline
 from nextgpt.errors import UserInputError
+from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
+from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.preferences.learning.grpo import PLAN
 from nextgpt.train.preferences.learning.settings import GRPOConfig
 from nextgpt.train.stages import run_stage
@@ -37,10 +39,25 @@ def short(prompts, completions, **columns):
 """
 
 
+def draw_now_and_then(checkpoint: Path) -> None:
+    """Makes a picture the first thing of about every fourth answer."""
+    model, processor = (
+        NextGPTForConditionalGeneration.from_pretrained(checkpoint),
+        NextGPTProcessor.from_pretrained(checkpoint),
+    )
+    states: list[torch.Tensor] = []
+    inputs = processor([{"role": "user", "content": "draw"}])
+    logits = model(**inputs, signal_recorder=lambda *found: states.extend(found)).logits[0, -1]
+    state, others = states[0][0, -1], logits[: model.vocabulary.offset].logsumexp(0)
+    with torch.no_grad():
+        model.signal_rows.output[0] = state * (others - 1.1) / state.square().sum()
+    model.save_pretrained(checkpoint)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("rewards")
-    save_tiny_any_to_any(folder, ["image"])
+    draw_now_and_then(save_tiny_any_to_any(folder, ["image"]))
     (folder / "my_rewards.py").write_text(REWARDS)
     rows = [{"messages": [{"role": "user", "content": text}], "wanted": True} for text in ("draw", "a cat, please")]
     write_lines(folder / "prompts.jsonl", rows)
@@ -54,7 +71,7 @@ def found(world, monkeypatch) -> None:
 
 def config(world: Path, output: Path, **changes) -> GRPOConfig:
     values = settings(world, "rl", output, data=[str(world / "prompts.jsonl")], logging_steps=1, save_steps=2)
-    values |= {"reward": "my_rewards:pictures", "num_generations": 6, "max_new_tokens": 4, "max_steps": 8}
+    values |= {"reward": "my_rewards:pictures", "num_generations": 6, "max_new_tokens": 1, "max_steps": 6}
     values |= {"media": {"image": {"num_inference_steps": 1}}, "per_device_train_batch_size": 2}
     return GRPOConfig.from_dict(values | changes)
 
@@ -65,25 +82,25 @@ def test_what_is_rewarded_comes_more_often(changes, world, tmp_path):
     log = log_of(folder)
     rewards = [entry["reward/my_rewards:pictures"] for entry in log]
     assert rewards == [entry["reward"] for entry in log]
-    assert np.mean(rewards[-3:]) > np.mean(rewards[:2]) + 0.2, rewards
+    assert np.mean(rewards[-2:]) > np.mean(rewards[:2]) + 0.2, rewards
     assert "taught by rewards on prompts" in (folder / "README.md").read_text()
     pipe = NextGPTPipeline.from_pretrained(folder)
     messages = [{"role": "user", "content": "draw"}]
-    drawn = [bool(pipe(messages, do_sample=True, seed=seed, max_new_tokens=4).images) for seed in range(6)]
+    drawn = [bool(pipe(messages, do_sample=True, seed=seed, max_new_tokens=1).images) for seed in range(6)]
     pipe.close()
     assert sum(drawn) >= 4, drawn
 
 
 def test_a_stopped_run_goes_on_to_where_a_straight_one_ends(world, tmp_path):
-    straight = run_stage("rl", config(world, tmp_path / "straight", max_steps=4), PLAN)
+    straight = run_stage("rl", config(world, tmp_path / "straight", max_steps=3), PLAN)
     run_stage("rl", config(world, tmp_path / "halves", max_steps=2), PLAN)
-    halves = run_stage("rl", config(world, tmp_path / "halves", max_steps=4), PLAN)
+    halves = run_stage("rl", config(world, tmp_path / "halves", max_steps=3), PLAN)
     one, other = checkpoint_tensors(straight), checkpoint_tensors(halves)
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_answers_without_a_reward_move_nothing(world, tmp_path):
-    folder = run_stage("rl", config(world, tmp_path / "none", reward="my_rewards:some", max_steps=2), PLAN)
+    folder = run_stage("rl", config(world, tmp_path / "none", reward="my_rewards:some", max_steps=1), PLAN)
     assert "reward" not in log_of(folder)[-1] and log_of(folder)[-1]["groups_alike"] == 1
     before, after = checkpoint_tensors(world / "model"), checkpoint_tensors(folder)
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
