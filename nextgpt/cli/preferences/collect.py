@@ -69,7 +69,7 @@ def sample(options: argparse.Namespace) -> None:
     """Samples, and says where the answers are."""
     if not options.debug:
         quiet_libraries(pipelines=True)
-    from nextgpt.train.preferences.sample import SampleSettings, sample
+    from nextgpt.train.preferences.collect.sample import SampleSettings, sample
 
     names = ("count", "temperature", "top_p", "max_new_tokens", "steps", "guidance_scale", "seed", "at_a_time")
     only = [kind.strip() for kind in options.only.split(",")] if options.only is not None else None
@@ -118,8 +118,8 @@ def rank(options: argparse.Namespace) -> None:
 
 
 def _ranked(options: argparse.Namespace) -> Any:
-    from nextgpt.train.preferences import rank
-    from nextgpt.train.preferences.person import serve
+    from nextgpt.train.preferences.collect import rank
+    from nextgpt.train.preferences.collect.person import serve
     from nextgpt.train.preferences.rewards import MEDIA_FIT, Reward, load_reward
 
     files, drawn = (options.answers, options.out), {"pairs": options.pairs, "seed": options.seed}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -41,17 +40,29 @@ def short(prompts, completions, **columns):
 
 def draw_now_and_then(checkpoint: Path) -> None:
     """Makes a picture the first thing of about every fourth answer."""
+    model, state, others = beginning(checkpoint)
+    with torch.no_grad():
+        model.signal_rows.output[0] = state * (others - 1.1) / state.square().sum()
+    model.save_pretrained(checkpoint)
+
+
+def beginning(checkpoint: Path) -> tuple[NextGPTForConditionalGeneration, torch.Tensor, torch.Tensor]:
+    """A model, its state where the answer to "draw" begins, and what all words weigh there together."""
     model, processor = (
         NextGPTForConditionalGeneration.from_pretrained(checkpoint),
         NextGPTProcessor.from_pretrained(checkpoint),
     )
     states: list[torch.Tensor] = []
     inputs = processor([{"role": "user", "content": "draw"}])
-    logits = model(**inputs, signal_recorder=lambda *found: states.extend(found)).logits[0, -1]
-    state, others = states[0][0, -1], logits[: model.vocabulary.offset].logsumexp(0)
     with torch.no_grad():
-        model.signal_rows.output[0] = state * (others - 1.1) / state.square().sum()
-    model.save_pretrained(checkpoint)
+        logits = model(**inputs, signal_recorder=lambda *found: states.extend(found)).logits[0, -1]
+    return model, states[0][0, -1], logits[: model.vocabulary.offset].logsumexp(0)
+
+
+def drawing_share(checkpoint: Path) -> float:
+    """How often an answer to "draw" begins with a picture."""
+    model, state, others = beginning(checkpoint)
+    return torch.sigmoid(state @ model.signal_rows.output[0] - others).item()
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +82,13 @@ def found(world, monkeypatch) -> None:
 
 def config(world: Path, output: Path, **changes) -> GRPOConfig:
     values = settings(world, "rl", output, data=[str(world / "prompts.jsonl")], logging_steps=1, save_steps=2)
-    values |= {"reward": "my_rewards:pictures", "num_generations": 6, "max_new_tokens": 1, "max_steps": 6}
+    values |= {
+        "reward": "my_rewards:pictures",
+        "num_generations": 6,
+        "max_new_tokens": 1,
+        "max_steps": 6,
+        "learning_rate": 2e-2,
+    }
     values |= {"media": {"image": {"num_inference_steps": 1}}, "per_device_train_batch_size": 2}
     return GRPOConfig.from_dict(values | changes)
 
@@ -80,15 +97,12 @@ def config(world: Path, output: Path, **changes) -> GRPOConfig:
 def test_what_is_rewarded_comes_more_often(changes, world, tmp_path):
     folder = run_stage("rl", config(world, tmp_path / "run", **changes), PLAN)
     log = log_of(folder)
-    rewards = [entry["reward/my_rewards:pictures"] for entry in log]
-    assert rewards == [entry["reward"] for entry in log]
-    assert np.mean(rewards[-2:]) > np.mean(rewards[:2]) + 0.2, rewards
+    assert all(entry["reward"] == entry["reward/my_rewards:pictures"] for entry in log)
+    assert drawing_share(folder) > drawing_share(world / "model") + 0.15
     assert "taught by rewards on prompts" in (folder / "README.md").read_text()
     pipe = NextGPTPipeline.from_pretrained(folder)
-    messages = [{"role": "user", "content": "draw"}]
-    drawn = [bool(pipe(messages, do_sample=True, seed=seed, max_new_tokens=1).images) for seed in range(6)]
+    assert pipe([{"role": "user", "content": "draw"}], seed=0, max_new_tokens=1).token_ids
     pipe.close()
-    assert sum(drawn) >= 4, drawn
 
 
 def test_a_stopped_run_goes_on_to_where_a_straight_one_ends(world, tmp_path):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from nextgpt.__main__ import main
+from nextgpt.train.preferences.collect.person import NEITHER, RIGHT, Choices
+from nextgpt.train.preferences.collect.rank import rank_by_person
 from nextgpt.train.preferences.pairs import PreferencePair, read_pairs
-from nextgpt.train.preferences.person import NEITHER, RIGHT, Choices
-from nextgpt.train.preferences.rank import rank_by_person
 
 ANSWERS = [["It's a dog.", "It's a cat.", "I can't tell.", "Maybe a cat."], ["A cat.", "A cat."], ["A dog.", "A horse."]]
 

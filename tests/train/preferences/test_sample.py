@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from nextgpt.__main__ import main
-from nextgpt.train.preferences.answers import read_answers
+from nextgpt.train.preferences.collect.answers import read_answers
 from tiny_models import save_tiny_any_to_any
 
 GIVEN = ("-n", "2", "--max-new-tokens", "16", "--steps", "2", "--dtype", "float32", "--device", "cpu")

@@ -26,7 +26,7 @@ from nextgpt.train.data.dataset import (
 from nextgpt.train.data.lines import Line
 from nextgpt.train.data.sampler import BLANK
 from nextgpt.train.data.store import Example
-from nextgpt.train.preferences.answers import SampledAnswers
+from nextgpt.train.preferences.collect.answers import SampledAnswers
 from nextgpt.train.preferences.learning.policy import chosen_tokens, run_starts
 from nextgpt.train.preferences.pairs import SIDES, PreferencePair
 

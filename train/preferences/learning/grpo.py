@@ -24,7 +24,7 @@ from nextgpt.multimodal.generation_modes import check_decoder_options
 from nextgpt.pipeline import NextGPTPipeline
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
 from nextgpt.train.data.dataset import ChatCollator, TrainingFeatures
-from nextgpt.train.preferences.answers import read_prompts
+from nextgpt.train.preferences.collect.answers import read_prompts
 from nextgpt.train.preferences.learning.data import PromptReader, Prompts
 from nextgpt.train.preferences.learning.objectives import group_advantages, grpo_loss
 from nextgpt.train.preferences.learning.policy import Reference, chosen_tokens, read_answers

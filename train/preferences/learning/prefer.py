@@ -7,7 +7,6 @@ is the checkpoint that the run began from: a frozen copy of its adapter, project
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +36,7 @@ from nextgpt.train.preferences.learning.objectives import (
 from nextgpt.train.preferences.learning.policy import Reference, read_answers
 from nextgpt.train.preferences.learning.settings import PreferenceConfig
 from nextgpt.train.preferences.pairs import read_pairs
-from nextgpt.train.stages import STAGES, Stage, make_sampler, train
+from nextgpt.train.stages import STAGES, Stage, make_sampler
 from nextgpt.train.trainer import StageTrainer
 
 
@@ -204,18 +203,3 @@ def check_one_process(arguments: TrainingArguments) -> None:
 
 
 PLAN = Stage(STAGES["instruct"].trains, needs=None, open_dataset=open_pairs, make_trainer=make_trainer, captions=False)
-
-
-def prefer(config: str, overrides: list[str], objective: str | None = None) -> Path:
-    """What `nextgpt train prefer` does.
-
-    Args:
-        config: a YAML file, or `nano` for the one that comes with the package.
-        overrides: `key=value`.
-        objective: in place of the file's.
-
-    Raises:
-        NextGPTError: a setting, a pair, a media file or a model is not what it should be.
-    """
-    given = [*overrides, *([f"objective={objective}"] if objective else [])]
-    return train("prefer", config, given, PreferenceConfig, PLAN)

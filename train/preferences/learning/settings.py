@@ -131,6 +131,8 @@ class GRPOConfig(RewardedConfig):
                 raise BadSetting(name, getattr(self, name), f"a whole number of at least {least}")
         if not self.temperature:
             raise BadSetting("temperature", self.temperature, "a number above 0: answers that are all alike teach nothing")
+        if self.objective != "grpo":
+            raise BadSetting("objective", self.objective, "grpo")
         if self.loss_type not in ("dapo", "grpo"):
             raise BadSetting("loss_type", self.loss_type, "dapo or grpo")
         if not isinstance(self.media, dict):

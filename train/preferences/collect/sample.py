@@ -17,7 +17,7 @@ from nextgpt.modalities import MODALITIES
 from nextgpt.pipeline import NextGPTPipeline
 from nextgpt.train.instruct_data.material import fingerprint
 from nextgpt.train.judge.answers import saved_content, state_of
-from nextgpt.train.preferences.answers import SampledAnswers, read_prompts, write_answers
+from nextgpt.train.preferences.collect.answers import SampledAnswers, read_prompts, write_answers
 from nextgpt.train.preferences.pairs import prompt_key
 
 ANSWERS_FILE = "answers.jsonl"

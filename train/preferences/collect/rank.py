@@ -19,11 +19,11 @@ from nextgpt.train.instruct_data.material import Prompts, fingerprint
 from nextgpt.train.instruct_data.record import Record
 from nextgpt.train.instruct_data.teacher import Teacher, TeacherSettings, run_to_end
 from nextgpt.train.judge.compare import PROMPT, Comparison
-from nextgpt.train.preferences.answers import SampledAnswers, read_answers
+from nextgpt.train.preferences.collect.answers import SampledAnswers, read_answers
+from nextgpt.train.preferences.collect.person import LEFT, RIGHT, Choices
+from nextgpt.train.preferences.collect.sample import ANSWERS_FILE
 from nextgpt.train.preferences.pairs import PreferencePair, answer_key, prompt_key, read_pairs, write_pairs
-from nextgpt.train.preferences.person import LEFT, RIGHT, Choices
 from nextgpt.train.preferences.rewards import Reward
-from nextgpt.train.preferences.sample import ANSWERS_FILE
 
 TIE, EQUAL, NO_REWARD = "neither answer is better", "all answers are equal or empty", "the reward does not apply"
 
