@@ -18,7 +18,8 @@ RL_EXAMPLE = """example, with questions in the chat format and the columns that 
   nextgpt train rl --objective grpo --config nano model=nano "data=[data/questions.jsonl]" reward=hedging output_dir=runs/rl
 
 A reward is hedging, media_fit, reward:FOLDER (a reward model) or module:function, yours, with the signature of TRL's:
-f(prompts, completions, **columns) -> a number, or None, for each completion. The same command goes on where it was stopped."""
+f(prompts, completions, **columns) -> a number, or None, for each completion. The same command goes on where it was
+stopped."""
 
 
 def add_learning(stages: Any, debug: argparse.ArgumentParser) -> None:
