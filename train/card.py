@@ -30,6 +30,7 @@ TITLES = {
     "instruct": "instruction-tuned",
     "prefer": "taught preferences",
     "rl": "taught by rewards",
+    "ilql": "taught by rewarded conversations",
 }
 
 

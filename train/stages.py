@@ -51,6 +51,7 @@ class Stage(NamedTuple):
         open_dataset, make_trainer: in place of this module's, with the same arguments.
         captions: whether it learns from what the text encoders say of captions.
         keeps_encoder: whether it encodes media while it trains.
+        prepare_model: changes the model, given it and the settings, before anything is trained.
     """
 
     trains: tuple[str, ...]
@@ -59,6 +60,7 @@ class Stage(NamedTuple):
     make_trainer: Callable[..., StageTrainer] | None = None
     captions: bool = True
     keeps_encoder: bool = False
+    prepare_model: Callable[..., None] | None = None
 
 
 STAGES = {
@@ -88,6 +90,8 @@ def run_stage(stage: str, config: TrainingConfig, plan: Stage | None = None) -> 
     _check_order(config, arguments.train_sampling_strategy)
     set_seed(arguments.seed)
     model, processor = load_for_training(config)
+    if plan.prepare_model is not None:
+        plan.prepare_model(model, config)
     _check_precision(model, trains, config)
     with arguments.main_process_first(desc="data and frozen features"):
         first = arguments.local_process_index == 0

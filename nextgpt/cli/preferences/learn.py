@@ -19,20 +19,23 @@ RL_EXAMPLE = """example, with questions in the chat format and the columns that 
 
 A reward is hedging, media_fit, reward:FOLDER (a reward model) or module:function, yours, with the signature of TRL's:
 f(prompts, completions, **columns) -> a number, or None, for each completion. The same command goes on where it was
-stopped."""
+stopped.
+
+With --objective ilql nothing is asked: it learns from conversations that are there, {"messages": [...], "rewards": [one for
+each answer]}, to choose what pays off later; what the tokens are worth stands in the checkpoint, and decoding adds it."""
 
 
 def add_learning(stages: Any, debug: argparse.ArgumentParser) -> None:
     """Adds `prefer` and `rl` below `nextgpt train`."""
     _add(stages, "prefer", prefer, "pairs of a better and a worse answer", ("dpo", "kto"), PREFER_EXAMPLE, debug)
-    _add(stages, "rl", reinforce, "rewards for what the model answers", ("grpo",), RL_EXAMPLE, debug)
+    _add(stages, "rl", reinforce, "rewards for answers", ("grpo", "ilql"), RL_EXAMPLE, debug)
 
 
 def _add(stages: Any, name: str, function: Any, summary: str, objectives: tuple[str, ...], example: str, debug: Any) -> None:
     parser = add_command(
         stages, name, function, summary, debug, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--objective", choices=objectives, help="what is minimised (default: the configuration's)")
+    parser.add_argument("--objective", choices=objectives, default=objectives[0], help="default: %(default)s")
     parser.add_argument("--config", required=True, help="YAML file, or nano for the one that comes with the package")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
 
@@ -48,12 +51,15 @@ def prefer(options: argparse.Namespace) -> None:
 
 def reinforce(options: argparse.Namespace) -> None:
     """The same for rewards."""
-    from nextgpt.train.preferences.learning.grpo import PLAN
-    from nextgpt.train.preferences.learning.settings import GRPOConfig
+    from nextgpt.train.preferences.learning import grpo, ilql
+    from nextgpt.train.preferences.learning.settings import GRPOConfig, ILQLConfig
     from nextgpt.train.stages import train
 
-    train("rl", options.config, _overrides(options), GRPOConfig, PLAN)
+    if options.objective == "ilql":
+        train("ilql", options.config, _overrides(options), ILQLConfig, ilql.PLAN)
+    else:
+        train("rl", options.config, _overrides(options), GRPOConfig, grpo.PLAN)
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
-    return [*options.overrides, *([f"objective={options.objective}"] if options.objective else [])]
+    return [*options.overrides, f"objective={options.objective}"]

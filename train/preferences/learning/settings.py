@@ -137,3 +137,36 @@ class GRPOConfig(RewardedConfig):
             raise BadSetting("loss_type", self.loss_type, "dapo or grpo")
         if not isinstance(self.media, dict):
             raise BadSetting("media", self.media, "options of decoders, as {image: {num_inference_steps: 4}}")
+
+
+@dataclass
+class ILQLConfig(RewardedConfig):
+    """Settings of `nextgpt train rl --objective ilql`; `data` names files of conversations with a reward for each answer.
+
+    Args:
+        objective: `ilql`.
+        beta: weight of a token's advantage in decoding; kept in the checkpoint.
+        expectile: how far V leans to the better of what was done; 0.5 is the mean.
+        discount: of what comes a token later.
+        cql_weight: of the loss that keeps tokens that nobody said from seeming worth something.
+        policy_weight: of the next-token loss.
+        follow: share of the way that the slow copies of Q go at each step.
+    """
+
+    objective: str = "ilql"
+    beta: float = 1.0
+    expectile: float = 0.7
+    discount: float = 0.99
+    cql_weight: float = 0.01
+    policy_weight: float = 1.0
+    follow: float = 0.05
+    numbers: ClassVar[tuple[str, ...]] = ("beta", "expectile", "discount", "cql_weight", "policy_weight", "follow")
+    of_the_objective: ClassVar[tuple[str, ...]] = ("objective", *numbers)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.objective != "ilql":
+            raise BadSetting("objective", self.objective, "ilql")
+        for name in ("expectile", "discount", "follow"):
+            if not 0 < getattr(self, name) <= 1:
+                raise BadSetting(name, getattr(self, name), "a number above 0, at most 1")
