@@ -121,6 +121,15 @@ def test_the_command_prints_the_accuracy_and_reads_no_answer_twice(model, words,
     assert after == shards
 
 
+def test_a_preset_stays_one_where_a_folder_of_its_name_lies(model, tmp_path, monkeypatch) -> None:
+    (tmp_path / "nano").mkdir()
+    monkeypatch.chdir(tmp_path)
+    reward = RewardModel.from_parts(model, "cpu", "float32")
+    RewardModel(reward.model, reward.processor, reward.head, "nano").save_pretrained(tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / "reward.json").read_text())
+    assert facts["model"] == "nano" and not facts["is_folder"]
+
+
 def test_it_ranks_answers(trained, tmp_path) -> None:
     answers = [message for text in ("so.", "so!!!", "so it is.") for message in says("assistant", text)]
     (tmp_path / "answers.jsonl").write_text(json.dumps({"prompt": says("user", "Who?"), "answers": answers}) + "\n")
