@@ -121,6 +121,15 @@ def test_the_command_prints_the_accuracy_and_reads_no_answer_twice(model, words,
     assert after == shards
 
 
+def test_a_preset_stays_one_where_a_folder_of_its_name_lies(model, tmp_path, monkeypatch) -> None:
+    (tmp_path / "nano").mkdir()
+    monkeypatch.chdir(tmp_path)
+    reward = RewardModel.from_parts(model, "cpu", "float32")
+    RewardModel(reward.model, reward.processor, reward.head, "nano").save_pretrained(tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / "reward.json").read_text())
+    assert facts["model"] == "nano" and not facts["is_folder"]
+
+
 def test_it_ranks_answers(trained, tmp_path) -> None:
     answers = [message for text in ("so.", "so!!!", "so it is.") for message in says("assistant", text)]
     (tmp_path / "answers.jsonl").write_text(json.dumps({"prompt": says("user", "Who?"), "answers": answers}) + "\n")
@@ -128,6 +137,25 @@ def test_it_ranks_answers(trained, tmp_path) -> None:
     assert main(["preferences", "rank", str(tmp_path), "--by", f"reward:{trained}", "-o", str(out)]) == 0
     (pair,) = read_pairs([out])
     assert pair.chosen == says("assistant", "so!!!") and pair.ranked_by == f"reward:{trained}"
+
+
+def test_it_judges_two_models_by_their_answers_and_what_it_cannot_read_is_counted(trained, tmp_path, capsys) -> None:
+    def write(name: str, *answers: list) -> str:
+        turns = [[*says("user", f"Q{i}?"), *says("assistant", *answer)] for i, answer in enumerate(answers)]
+        (tmp_path / name).write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
+        return str(tmp_path / name)
+
+    untold = {"type": "image", "caption": "a cat"}  # without a file
+    a = write("a.jsonl", ["so!!!"], ["so."], ["equal"], ["so", untold])
+    b = write("b.jsonl", ["so."], ["so!!!"], ["equal"], ["so"])
+    given = ["evaluate", "judge", a, b, "--questions", a, "--judge", f"reward:{trained}", "--out", str(tmp_path / "out")]
+    assert main([*given, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["tally"]
+    rates = {name: rate[0] for name, rate in found["rates"].items()}
+    assert rates["win"] == rates["tie"] == rates["loss"] == pytest.approx(1 / 3) and rates["win rate"] == 0.5
+    assert list(found["problems"].values()) == [[4]] and "no file" in next(iter(found["problems"]))
+    assert (tmp_path / "out" / "index.html").is_file()
+    assert main(given[:-4] + given[-2:]) == 2 and "no judge: give --judge" in capsys.readouterr().err
 
 
 def test_what_is_no_reward_model_or_belongs_to_other_weights_is_refused(model, trained, tmp_path) -> None:

@@ -165,7 +165,7 @@ class Page:
 
     def close(self) -> None:
         """Ends the server."""
-        self.blocks.close()
+        self.blocks.close(verbose=False)
 
     def _press(self, name: str) -> Callable[[int], tuple]:
         def press(number: int) -> tuple:

@@ -26,7 +26,7 @@ from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, NextGPTError, UserInputError
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.hub.loading import check_parts
-from nextgpt.hub.parts import fetch_model
+from nextgpt.hub.parts import fetch_model, preset_names
 from nextgpt.modalities import MODALITIES
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
@@ -159,7 +159,7 @@ class RewardModel:
     def save_pretrained(self, folder: str | Path, **facts: Any) -> None:
         """Writes the head, and which model it belongs to; `facts` stand beside."""
         folder = Path(folder)
-        is_folder = Path(self.name).expanduser().is_dir()
+        is_folder = self.name not in preset_names() and Path(self.name).expanduser().is_dir()
         name = os.path.relpath(Path(self.name).expanduser(), folder) if is_folder else self.name
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(folder / WEIGHTS_FILE) as beside:
