@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 
 from nextgpt.decoders.contract import (
     Conditioning,
@@ -289,12 +288,18 @@ class Decoder:
         Raises:
             ValueError: the scheduler has no training objective here.
         """
+        return self.denoising_errors(conditioning, latents, generator).mean()
+
+    def denoising_errors(
+        self, conditioning: Conditioning, latents: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """The same for each item by itself, [N]. A generator in the same state draws the same noise and timesteps."""
         self._check_conditioning(conditioning)
         pipeline = self.pipeline
         noised = self._objective(latents.to(self.device, self.dtype), generator)
         conditioning = self._prepare(add_constants(self.conditioning_spec, conditioning))
         prediction = self._denoise(pipeline, noised.latents, noised.timesteps, conditioning)
-        return F.mse_loss(prediction.float(), noised.target.float())
+        return (prediction.float() - noised.target.float()).square().flatten(1).mean(1)
 
     # Loading -----------------------------------------------------------------------------------------------------
 

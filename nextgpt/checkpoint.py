@@ -14,7 +14,7 @@ from nextgpt.adapters import WEIGHTS, folder_name, title
 from nextgpt.errors import ModelLoadError, first_line
 
 TRAINED_FILE = "model.safetensors"
-TRAINED_GROUPS = ("input_projection", "output_projections", "signal_rows", "adapter")
+TRAINED_GROUPS = ("input_projection", "output_projections", "signal_rows", "value_heads", "adapter")
 OLD_SPELLINGS = {"lora": "adapter"}  # of a trained group
 
 
@@ -30,7 +30,8 @@ class CheckpointMixin:
         """The parameters of one of `TRAINED_GROUPS`, by their names within it."""
         if group_name(group) == "adapter":
             return self.adapter.parameters() if self.adapter else {}
-        return dict(getattr(self, group).named_parameters())
+        module = getattr(self, group)
+        return {name: each for name, each in module.named_parameters() if not name.startswith("target.")} if module else {}
 
     def train_only(self, groups: Iterable[str]) -> None:
         """Leaves gradients on for these groups alone: `input_projection`, `output_projections`, `signal_rows`, `adapter`."""
@@ -69,7 +70,8 @@ class CheckpointMixin:
         """The trained tensors that are not the adapter's, by name."""
         return {
             f"{group}.{name}": tensor
-            for group in ("input_projection", "output_projections", "signal_rows")
+            for group in ("input_projection", "output_projections", "signal_rows", "value_heads")
+            if getattr(self, group) is not None
             for name, tensor in getattr(self, group).state_dict().items()
         }
 

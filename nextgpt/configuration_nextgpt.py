@@ -86,6 +86,7 @@ class NextGPTConfig(PreTrainedConfig):
         rope_parameters: dict | None = None,
         sliding_window: int | None = None,
         loss_weights: dict | None = None,
+        value_weight: float | None = None,
         token_offset: int | None = None,
         trained_groups: list[str] | None = None,
         text_config: PreTrainedConfig | dict | None = None,
@@ -105,6 +106,7 @@ class NextGPTConfig(PreTrainedConfig):
         self._lengthened: PreTrainedConfig | None = None  # the LLM's configuration with these
         self.trained_groups = [group_name(group) for group in trained_groups] if trained_groups else trained_groups
         self.loss_weights = LOSS_DEFAULTS | (loss_weights or {})
+        self.value_weight = value_weight
         self._name_or_path = str(kwargs.get("name_or_path", ""))  # relative paths are read from here on
         self._input_modalities = input_modalities
         self._token_offset = token_offset

@@ -40,6 +40,7 @@ from nextgpt.multimodal.features import MediaFeaturesMixin
 from nextgpt.multimodal.generation_modes import GenerationModesMixin
 from nextgpt.projections import OutputProjection, SignalRows
 from nextgpt.signals import SignalVocabulary
+from nextgpt.values import ValueHeads
 
 
 @dataclass
@@ -106,6 +107,9 @@ class NextGPTForConditionalGeneration(
             }
         )
         self.signal_rows = SignalRows(self.vocabulary.num_signals, hidden_size)
+        self.value_heads: ValueHeads | None = None
+        if config.value_weight is not None:
+            self.add_value_heads(config.value_weight)
         self.generation_config = language_model.generation_config or GenerationConfig()
         self.decoders: dict[str, decoder_room.Decoder] = {}  # load on first use; set by training for the denoising loss
         self.post_init()
@@ -189,11 +193,18 @@ class NextGPTForConditionalGeneration(
             model.generation_config = GenerationConfig.from_pretrained(folder)
         device = model.get_input_embeddings().weight.device  # where device_map put the LLM's first layer
         model.encoder.to(device)
-        for module in (model.input_projection, model.output_projections, model.signal_rows):
-            module.to(device, model.get_base_model().dtype)
+        for module in (model.input_projection, model.output_projections, model.signal_rows, model.value_heads):
+            if module is not None:
+                module.to(device, model.get_base_model().dtype)
         return model.eval()
 
     # ------------------------------------------------------------------ what is trained
+
+    def add_value_heads(self, weight: float) -> None:
+        """Adds heads for the worth of tokens, unless it has them; `weight`: of their advantage in decoding."""
+        self.config.value_weight = weight
+        if self.value_heads is None:
+            self.value_heads = ValueHeads(self.config.text_config.hidden_size, self.config.vocab_size)
 
     def train(self, mode: bool = True) -> NextGPTForConditionalGeneration:
         """Frozen means frozen: the encoder stays in evaluation mode."""
@@ -344,9 +355,16 @@ class NextGPTForConditionalGeneration(
         return NextGPTOutput(
             loss=sum(weight(name) * value for name, value in losses.items()) if losses else None,
             losses=losses or None,
-            logits=self.compute_logits(hidden_states[:, -logits_to_keep:]) if labels is None else None,
+            logits=self._decoding_logits(hidden_states[:, -logits_to_keep:]) if labels is None else None,
             past_key_values=past_key_values,
         )
+
+    def _decoding_logits(self, hidden_states: Tensor) -> Tensor:
+        """The logits; where tokens have a worth, the policy's log-probabilities and their advantage (Snell et al. 2022)."""
+        logits = self.compute_logits(hidden_states)
+        if self.value_heads is None or not self.config.value_weight:
+            return logits
+        return logits + self.config.value_weight * self.value_heads.advantages(hidden_states).to(logits)
 
     def _run(self, *args, **kwargs) -> Pass:
         if self.dynamic_positions is not None:

@@ -46,3 +46,18 @@ def libraries_speak_again():
     for name in ("diffusers", "transformers"):
         if library := sys.modules.get(f"{name}.utils.logging"):
             library.enable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium. Where there is none the tests are skipped, but not where one is promised (.ci/run)."""
+    from nextgpt.demo import screenshots
+    from nextgpt.errors import UserInputError
+
+    try:
+        with screenshots.browser() as opened:
+            yield opened
+    except UserInputError as missing:
+        if os.environ.get("NEXTGPT_REQUIRE_BROWSER"):
+            pytest.fail(str(missing))
+        pytest.skip(str(missing))

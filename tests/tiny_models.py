@@ -1,7 +1,7 @@
 """Tiny random LLMs, tokenizers and whole NExT-GPT models, built on the spot with the real classes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -139,12 +139,20 @@ DECODERS = {
 }
 
 
-def save_tiny_any_to_any(folder: Path, kinds: Sequence[str] = tuple(DECODERS)) -> Path:
-    """A checkpoint, `model`, that often answers with these kinds of media, beside its parts."""
+def save_tiny_any_to_any(
+    folder: Path, kinds: Sequence[str] = tuple(DECODERS), prepare: Callable[[Path], None] | None = None
+) -> Path:
+    """A checkpoint, `model`, that often answers with these kinds of media, beside its parts.
+
+    Args:
+        prepare: is called with each decoder's folder before anything is made of it.
+    """
     decoders = {}
     for modality in kinds:
         kind, save, options = DECODERS[modality]
         source = save(folder / modality)
+        if prepare is not None:
+            prepare(source)
         defaults = source / "generation_defaults.json"
         given = json.loads(defaults.read_text()) if defaults.is_file() else {}
         defaults.write_text(json.dumps(given | options))

@@ -28,6 +28,9 @@ TITLES = {
     "align_encoders": "encoders aligned",
     "align_decoders": "decoders aligned",
     "instruct": "instruction-tuned",
+    "prefer": "taught preferences",
+    "rl": "taught by rewards",
+    "ilql": "taught by rewarded conversations",
 }
 
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
@@ -42,7 +42,7 @@ DEFAULT_ARGUMENTS = {
 }
 
 
-class _BadSetting(UserInputError):
+class BadSetting(UserInputError):
     """A setting is not what it should be; the caller adds where it was given."""
 
     def __init__(self, key: str, value: Any, expected: str):
@@ -115,20 +115,22 @@ class TrainingConfig:
     sample_count: int = 4
     arguments: dict[str, Any] = field(default_factory=dict)
 
+    of_the_objective: ClassVar[tuple[str, ...]] = ()  # settings of a subclass that two runs of one sequence share
+
     def __post_init__(self):
         self.data = [self.data] if isinstance(self.data, str) else self.data
         if not isinstance(self.data, list) or not all(isinstance(file, str) for file in self.data):
-            raise _BadSetting("data", self.data, "a list of JSON-lines files")
+            raise BadSetting("data", self.data, "a list of JSON-lines files")
         for name, least in WHOLE_NUMBERS.items():
             value = getattr(self, name)
             if name == "max_length" and value is None:
                 continue
             if type(value) is not int or value < least:
-                raise _BadSetting(name, value, f"a whole number of at least {least}")
+                raise BadSetting(name, value, f"a whole number of at least {least}")
         if self.dtype not in DTYPES:
-            raise _BadSetting("dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+            raise BadSetting("dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         if self.on_bad_item not in ON_BAD_ITEM:
-            raise _BadSetting("on_bad_item", self.on_bad_item, f"one of {', '.join(ON_BAD_ITEM)}")
+            raise BadSetting("on_bad_item", self.on_bad_item, f"one of {', '.join(ON_BAD_ITEM)}")
         if self.data_weights is not None:
             self._check_weights()
         self._check_adapter()
@@ -148,9 +150,9 @@ class TrainingConfig:
         for name in ("adapter", "lora"):
             if not isinstance(getattr(self, name), dict):
                 expected = "fields of peft's configuration, as {target_modules: [q_proj, up_proj]}"
-                raise _BadSetting(name, getattr(self, name), expected)
+                raise BadSetting(name, getattr(self, name), expected)
         if self.adapter and self.lora:
-            raise _BadSetting("lora", self.lora, "nothing beside adapter, whose old spelling it is")
+            raise BadSetting("lora", self.lora, "nothing beside adapter, whose old spelling it is")
         if "peft_type" in self.adapter_changes:  # else it is the model's
             check_settings(self.adapter_changes)
 
@@ -160,7 +162,7 @@ class TrainingConfig:
         try:
             numbers = {part: float(number) for part, number in given.items()}
         except (AttributeError, TypeError, ValueError):
-            raise _BadSetting(name, given, f"a number for each part, as {{{next(iter(known))}: 0.5}}") from None
+            raise BadSetting(name, given, f"a number for each part, as {{{next(iter(known))}: 0.5}}") from None
         _refuse_unknown(map(known_as, numbers), known, f"{name}: ")
         return numbers
 
@@ -169,7 +171,7 @@ class TrainingConfig:
         numbers = isinstance(weights, list) and all(isinstance(each, int | float) and each >= 0 for each in weights)
         if not numbers or len(weights) != len(self.data) or not sum(weights):
             expected = f"a number for each of the {len(self.data)} files ({', '.join(self.data)}), one above 0"
-            raise _BadSetting("data_weights", weights, expected)
+            raise BadSetting("data_weights", weights, expected)
 
     @classmethod
     def from_file(cls, path: str | Path, overrides: Iterable[str] = ()) -> TrainingConfig:
@@ -207,7 +209,7 @@ class TrainingConfig:
         arguments = {key: _convert(key, value, origins[key]) for key, value in values.items() if key not in own}
         try:
             return cls(**{key: value for key, value in values.items() if key in own}, arguments=arguments)
-        except _BadSetting as error:
+        except BadSetting as error:
             raise UserInputError(f"{origins.get(error.key, source)}: {error}") from None
 
     def training_arguments(self) -> TrainingArguments:

@@ -40,6 +40,7 @@ def run_identity(
     """What two runs must share to go through the same sequence of steps: the identity that checkpoints carry."""
     step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     chosen = {name: getattr(config, name) for name in CHOICES if getattr(config, name)}
+    chosen |= {name: getattr(config, name) for name in config.of_the_objective}
     return (
         chosen
         | {

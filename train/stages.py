@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,10 +43,24 @@ STRATEGIES = ("random", "sequential", "group_by_length")
 
 
 class Stage(NamedTuple):
-    """What a stage trains (groups of the model's `train_only`) and which side's media it cannot do without."""
+    """What a stage trains, and on what.
+
+    Args:
+        trains: groups of the model's `train_only`.
+        needs: the side whose media it cannot do without.
+        open_dataset, make_trainer: in place of this module's, with the same arguments.
+        captions: whether it learns from what the text encoders say of captions.
+        keeps_encoder: whether it encodes media while it trains.
+        prepare_model: changes the model, given it and the settings, before anything is trained.
+    """
 
     trains: tuple[str, ...]
     needs: str | None
+    open_dataset: Callable[..., ChatDataset] | None = None
+    make_trainer: Callable[..., StageTrainer] | None = None
+    captions: bool = True
+    keeps_encoder: bool = False
+    prepare_model: Callable[..., None] | None = None
 
 
 STAGES = {
@@ -56,11 +70,11 @@ STAGES = {
 }
 
 
-def run_stage(stage: str, config: TrainingConfig) -> Path:
+def run_stage(stage: str, config: TrainingConfig, plan: Stage | None = None) -> Path:
     """Trains one stage and saves the model and its processor in `config.output_dir`.
 
     Args:
-        stage: `align_encoders`, `align_decoders` or `instruct`.
+        stage: `align_encoders`, `align_decoders` or `instruct`; or another name, of what `plan` says.
 
     Returns:
         The folder, for `NextGPTForConditionalGeneration.from_pretrained`.
@@ -68,24 +82,28 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
     Raises:
         NextGPTError: a setting, a data file, a media file or a model is not what it should be.
     """
+    plan = plan or STAGES[stage]
     arguments = config.training_arguments()
     if arguments.n_gpu > 1:
         raise UserInputError(f"{arguments.n_gpu} accelerators are visible to one process: use `accelerate launch -m`")
-    trains = trained_groups(stage, config)
+    trains = trained_groups(stage, config, plan)
     _check_order(config, arguments.train_sampling_strategy)
     set_seed(arguments.seed)
     model, processor = load_for_training(config)
+    if plan.prepare_model is not None:
+        plan.prepare_model(model, config)
     _check_precision(model, trains, config)
     with arguments.main_process_first(desc="data and frozen features"):
         first = arguments.local_process_index == 0
-        dataset = open_dataset(stage, config, model.config, processor, retry=first)
-        features = frozen_features(config, model, processor, dataset, arguments.device)
+        dataset = (plan.open_dataset or open_dataset)(stage, config, model.config, processor, retry=first)
+        features = frozen_features(config, model, processor, dataset, arguments.device, plan)
     _report_skipped(dataset, Path(config.output_dir))
     model.train_only(trains)
     model.config.trained_groups = sorted({*(model.config.trained_groups or ()), *trains})
     fingerprint = fingerprint_model(model.config, dataset.hashes)
     identity = run_identity(stage, config, arguments, dataset, fingerprint)
-    trainer = _trainer(stage, config, arguments, model, processor, dataset, features, identity)
+    make_trainer = plan.make_trainer or _trainer
+    trainer = make_trainer(stage, config, arguments, model, processor, dataset, features, identity)
     checkpoint = _checkpoint(config, identity, is_main=arguments.should_save)
     if arguments.should_save:
         write_start(config.output_dir, stage, config, arguments, dataset, identity, checkpoint)
@@ -101,13 +119,13 @@ def run_stage(stage: str, config: TrainingConfig) -> Path:
     return Path(config.output_dir)
 
 
-def trained_groups(stage: str, config: TrainingConfig) -> tuple[str, ...]:
+def trained_groups(stage: str, config: TrainingConfig, plan: Stage | None = None) -> tuple[str, ...]:
     """What a run trains: all that its stage does, or those that `trains` names.
 
     Raises:
         UserInputError: `trains` names nothing, or something else.
     """
-    groups, chosen = STAGES[stage].trains, config.trains
+    groups, chosen = (plan or STAGES[stage]).trains, config.trains
     if chosen is None:
         return groups
     named = [group_name(group) for group in chosen] if isinstance(chosen, list) else []
@@ -159,20 +177,7 @@ def _trainer(
     features: TrainingFeatures,
     identity: dict[str, Any],
 ) -> StageTrainer:
-    if config.data_weights:
-        counts = np.bincount(dataset.sources, minlength=len(config.data))
-        for file, weight, count in zip(config.data, config.data_weights, counts, strict=True):
-            if weight and not count:
-                raise UserInputError(f"{file} has weight {weight:g} and no usable conversation: mend it, or weigh it 0")
-    sampler = EpochSampler(
-        dataset.sources,
-        seed=arguments.seed,
-        weights=config.data_weights,
-        lengths=dataset.lengths if arguments.train_sampling_strategy == "group_by_length" else None,
-        step_size=identity["conversations per step"],
-        shuffle=arguments.train_sampling_strategy != "sequential",
-        multiple=arguments.per_device_train_batch_size * arguments.world_size if arguments.world_size > 1 else 1,
-    )
+    sampler = make_sampler(config, arguments, dataset.sources, dataset.lengths)
     collator = ChatCollator(processor.tokenizer.pad_token_id, features)
     trainer = StageTrainer(
         processor,
@@ -192,6 +197,33 @@ def _trainer(
         samples.use_tensorboard(trainer.callback_handler.callbacks)
         trainer.add_callback(samples)
     return trainer
+
+
+def make_sampler(
+    config: TrainingConfig, arguments: TrainingArguments, sources: np.ndarray, lengths: np.ndarray
+) -> EpochSampler:
+    """The order of a run's examples.
+
+    Args:
+        sources, lengths: `[n]`, the number of each one's file, and its tokens.
+
+    Raises:
+        UserInputError: a file that is to be taken from has none.
+    """
+    if config.data_weights:
+        counts = np.bincount(sources, minlength=len(config.data))
+        for file, weight, count in zip(config.data, config.data_weights, counts, strict=True):
+            if weight and not count:
+                raise UserInputError(f"{file} has weight {weight:g} and no usable conversation: mend it, or weigh it 0")
+    return EpochSampler(
+        sources,
+        seed=arguments.seed,
+        weights=config.data_weights,
+        lengths=lengths if arguments.train_sampling_strategy == "group_by_length" else None,
+        step_size=arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
+        shuffle=arguments.train_sampling_strategy != "sequential",
+        multiple=arguments.per_device_train_batch_size * arguments.world_size if arguments.world_size > 1 else 1,
+    )
 
 
 def _train(trainer: StageTrainer, checkpoint: str | None) -> None:
@@ -233,8 +265,10 @@ def frozen_features(
     processor: NextGPTProcessor,
     dataset: ChatDataset,
     device: torch.device,
+    plan: Stage | None = None,
 ) -> TrainingFeatures:
     """The features of a model's frozen parts, after which its encoder goes: it need not travel to the device."""
+    plan = plan or STAGES["instruct"]
     features = gather_features(
         dataset,
         model.config,
@@ -244,9 +278,11 @@ def frozen_features(
         device=device,
         batch_size=config.feature_batch_size,
         decoders=model.decoders if config.denoising else None,
+        captions=plan.captions,
         on_bad_item=config.on_bad_item,
     )
-    model.encoder = nn.Module()
+    if not plan.keeps_encoder:
+        model.encoder = nn.Module()
     return features
 
 
@@ -344,29 +380,38 @@ def _checkpoint(config: TrainingConfig, identity: dict[str, Any], *, is_main: bo
     return str(checkpoint)
 
 
-def train(stage: str, config: str, overrides: Sequence[str] = ()) -> Path:
+def train(
+    stage: str,
+    config: str,
+    overrides: Sequence[str] = (),
+    settings: type[TrainingConfig] = TrainingConfig,
+    plan: Stage | None = None,
+) -> Path:
     """What the commands do: reads a configuration file, trains, and says where the result is.
 
     Args:
         config: a YAML file, or `nano` or `7b` for the one that comes with the package.
         overrides: `key=value`.
+        settings, plan: of what is none of the three stages.
 
     Raises:
         NextGPTError: as for `run_stage`.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     try:
-        folder = run_stage(stage, read_config(stage, config, overrides))
+        folder = run_stage(stage, read_config(stage, config, overrides, settings), plan)
     except OSError as error:  # a decoder's file, a full disk
         raise error if isinstance(error, NextGPTError) else UserInputError(str(error)) from error
     logger.info("saved in %s", folder)
     return folder
 
 
-def read_config(stage: str, config: str, overrides: Sequence[str] = ()) -> TrainingConfig:
+def read_config(
+    stage: str, config: str, overrides: Sequence[str] = (), settings: type[TrainingConfig] = TrainingConfig
+) -> TrainingConfig:
     """The settings in a file, or in the packaged one that `nano` or `7b` names, with `key=value` overrides."""
     packaged = Path(__file__).parent / "configs" / config / f"{stage}.yaml"
-    return TrainingConfig.from_file(packaged if packaged.is_file() else config, overrides)
+    return settings.from_file(packaged if packaged.is_file() else config, overrides)
 
 
 def main(stage: str, arguments: Sequence[str] | None = None) -> None:

@@ -89,6 +89,7 @@ class StageTrainer(Trainer):
         """The batches of one step, and how many tokens or media each part of the loss has in it over all processes."""
         began = time.perf_counter()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = [self.prepared(batch) for batch in batches]
         counts = [self._counts(batch) for batch in batches]
         sums = [sum(count[name] for count in counts) for name in self._part_names]
         self._step_ids = [each for batch in batches for each in batch["ids"]]
@@ -98,6 +99,10 @@ class StageTrainer(Trainer):
         totals = {name: total for name, total in zip(self._part_names, totals, strict=True) if total}
         self._meter.start_step(totals, conversations, time.perf_counter() - began)
         return batches, totals
+
+    def prepared(self, batch: dict) -> dict:
+        """What a step makes of a batch before anything of it is counted."""
+        return batch
 
     def _counts(self, batch: dict) -> dict[str, int]:
         """Part of the loss → its tokens or media in this batch."""
@@ -121,18 +126,26 @@ class StageTrainer(Trainer):
             TrainingStopped: the loss is not a finite number.
         """
         ids = inputs.pop("ids")
-        outputs = model(**inputs)
-        if num_items_in_batch is None:
-            return (outputs.loss, outputs) if return_outputs else outputs.loss
-        counts, weight = self._counts(inputs), self.model.config.loss_weight
+        losses = self.losses_of(model, inputs)
+        counts = self._counts(inputs)
         loss = torch.zeros((), device=self.args.device)
-        for name, mean in outputs.losses.items():
-            share = mean * (counts[name] * self.args.world_size / max(num_items_in_batch.get(name, 0), 1))
-            self._meter.parts[name] = self._meter.parts[name] + share.detach()
-            loss = loss + weight(name) * share
+        for name, mean in losses.items():
+            share = mean
+            if num_items_in_batch is not None:
+                share = mean * (counts[name] * self.args.world_size / max(num_items_in_batch.get(name, 0), 1))
+                self._meter.parts[name] = self._meter.parts[name] + share.detach()
+            loss = loss + self.weight_of(name) * share
         if not torch.isfinite(loss):
             raise TrainingStopped(self._not_finite("loss", loss.item(), ids))
-        return (loss, outputs) if return_outputs else loss
+        return (loss, losses) if return_outputs else loss
+
+    def losses_of(self, model: nn.Module, inputs: dict) -> dict[str, Tensor]:
+        """The parts of a batch's loss, each a mean over what `_counts` counts of it."""
+        return model(**inputs).losses
+
+    def weight_of(self, name: str) -> float:
+        """The weight of one part of the loss."""
+        return self.model.config.loss_weight(name)
 
     def _not_finite(self, what: str, value: float, ids: list[str]) -> str:
         return (

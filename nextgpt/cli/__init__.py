@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from nextgpt import __version__
 from nextgpt.cli import chat, convert, demo, doctor, download, evaluate, generate, info, params, serve, training
+from nextgpt.cli.preferences import collect as preferences
 from nextgpt.errors import NextGPTError
 
 
@@ -52,6 +53,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"nextgpt {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (chat, generate, demo, serve, params, info, doctor, download, training, evaluate, convert):
+    for command in (chat, generate, demo, serve, params, info, doctor, download, training, preferences, evaluate, convert):
         command.add(commands, debug)
     return parser

@@ -79,18 +79,21 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_teacher_options(parser: argparse.ArgumentParser, role: str, result: str, temperature: float) -> None:
+def add_teacher_options(
+    parser: argparse.ArgumentParser, role: str, result: str, temperature: float, required: bool = True
+) -> None:
     """Which model is asked over OpenAI's API, how, and how much.
 
     Args:
         role: what it is, as `teacher`: the name of its options.
         result: the option whose value names what a budget is for.
         temperature: by default.
+        required: whether the command always asks it.
     """
     parser.add_argument(
-        f"--{role}", required=True, metavar="URL", help="OpenAI-compatible API, e.g. http://localhost:8000/v1"
+        f"--{role}", required=required, metavar="URL", help="OpenAI-compatible API, e.g. http://localhost:8000/v1"
     )
-    parser.add_argument(f"--{role}-model", required=True, metavar="NAME", help="the model's name there")
+    parser.add_argument(f"--{role}-model", required=required, metavar="NAME", help="the model's name there")
     parser.add_argument("--max-requests", type=positive, metavar="N", help=f"budget of all runs on {result} (default: none)")
     parser.add_argument("--max-tokens", type=positive, metavar="N", help="the same, in tokens of requests and answers")
     parser.add_argument("--concurrency", type=positive, default=8, metavar="N", help="requests at a time (default: 8)")

@@ -7,12 +7,16 @@ import json
 from pathlib import Path
 
 from nextgpt.cli.common import add_below, add_teacher_options, positive, teacher_settings
+from nextgpt.errors import UserInputError
 
-EXAMPLE = """example:
+REWARD_MODEL = "reward:"  # before the folder of one of our own
+EXAMPLE = """examples:
   nextgpt evaluate judge nano runs/own --questions questions.jsonl \\
     --judge http://localhost:8000/v1 --judge-model qwen3-32b --shown image --out judged
+  nextgpt evaluate judge nano runs/own --questions questions.jsonl --judge reward:runs/reward
 
-Each pair is judged in both orders. The key comes from NEXTGPT_TEACHER_API_KEY (for api.openai.com OPENAI_API_KEY will do).
+Each pair is judged in both orders; a reward model (`nextgpt train reward`) scores each answer by itself, so no order counts.
+The key comes from NEXTGPT_TEACHER_API_KEY (for api.openai.com OPENAI_API_KEY will do).
 The same command goes on where it was stopped, and asks nothing twice."""
 
 
@@ -23,7 +27,7 @@ def add_judge(evaluate: argparse.ArgumentParser, debug: argparse.ArgumentParser)
     for name in "AB":
         parser.add_argument(name, help="model, or JSON-lines file of the questions with its answers")
     parser.add_argument("--questions", type=Path, required=True, metavar="FILE", help="JSON-lines file of chat messages")
-    add_teacher_options(parser, "judge", result="--out", temperature=0.0)
+    add_teacher_options(parser, "judge", result="--out", temperature=0.0, required=False)
     parser.add_argument(
         "--out", type=Path, default=Path("judged"), metavar="DIR", help="folder for all that comes of it (default: judged)"
     )
@@ -45,10 +49,19 @@ def add_judge(evaluate: argparse.ArgumentParser, debug: argparse.ArgumentParser)
 def run(options: argparse.Namespace) -> None:
     """Compares, and says who is better, how surely, and how much the order counted."""
     from nextgpt.train.instruct_data.record import Stopped
-    from nextgpt.train.judge.compare import judge
+    from nextgpt.train.judge.compare import judge, judge_by_reward
 
-    given = {name: getattr(options, name) for name in ("shown", "prompts", "max_new_tokens", "seed")}
-    report = judge((options.A, options.B), options.questions, teacher_settings(options, "judge"), options.out, **given)
+    names, given = (options.A, options.B), {name: getattr(options, name) for name in ("max_new_tokens", "seed")}
+    kind, _, folder = (options.judge or "").partition(":")
+    if f"{kind}:" == REWARD_MODEL:
+        report = judge_by_reward(names, options.questions, folder, options.out, **given)
+    else:
+        if not options.judge or not options.judge_model:
+            raise UserInputError(
+                "no judge: give --judge, the address of its API, and --judge-model, its name there; or --judge reward:FOLDER"
+            )
+        given |= {"shown": options.shown, "prompts": options.prompts}
+        report = judge(names, options.questions, teacher_settings(options, "judge"), options.out, **given)
     print(json.dumps(report.to_dict(), indent=2) if options.json else "\n".join(report.summary()))
     if report.stopped:
         raise Stopped(report.stopped)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nextgpt.cli.common import add_command, add_teacher_options, positive, teacher_settings
+from nextgpt.cli.preferences.learn import add_learning
+from nextgpt.cli.preferences.reward import add_reward
 from nextgpt.cli.status_line import quiet_libraries
 
 STAGES = {"encoders": "align_encoders", "decoders": "align_decoders", "instruct": "instruct"}
@@ -26,8 +28,8 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
 
 
 def add_train(commands: Any, debug: argparse.ArgumentParser) -> None:
-    """`nextgpt train encoders|decoders|instruct --config FILE [key=value ...]`."""
-    parser = commands.add_parser("train", help="train one of the three stages", parents=[debug])
+    """`nextgpt train encoders|decoders|instruct --config FILE [key=value ...]`, and `nextgpt train reward|prefer|rl`."""
+    parser = commands.add_parser("train", help="train one of the three stages, or from preferences", parents=[debug])
     stages = parser.add_subparsers(title="stages", metavar="STAGE", required=True)
     for name, summary in SUMMARIES.items():
         stage = add_command(stages, name, train, summary, debug)
@@ -36,6 +38,8 @@ def add_train(commands: Any, debug: argparse.ArgumentParser) -> None:
             "--config", required=True, help="YAML file, or nano or 7b for the one that comes with the package"
         )
         stage.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    add_reward(stages, debug)
+    add_learning(stages, debug)
 
 
 def train(options: argparse.Namespace) -> None:

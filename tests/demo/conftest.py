@@ -1,12 +1,9 @@
 """A whole tiny assistant for the page's tests: random weights, all four modalities, and answers of the kind asked for."""
 
-import os
-
 import pytest
 
 from nextgpt import NextGPTPipeline
 from nextgpt.decoders import load_decoder
-from nextgpt.errors import UserInputError
 from tiny_decoders import save_tiny_audioldm, save_tiny_stable_diffusion, save_tiny_text_to_video
 from tiny_models import tiny_model
 from tiny_visits import open_in
@@ -54,20 +51,6 @@ def served(pipeline):
     chat = Chat(pipeline, places=1)
     yield chat, chat.serve("127.0.0.1")
     chat.close()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """A headless Chromium. Where there is none the tests are skipped, but not where one is promised (.ci/run)."""
-    from nextgpt.demo import screenshots
-
-    try:
-        with screenshots.browser() as opened:
-            yield opened
-    except UserInputError as missing:
-        if os.environ.get("NEXTGPT_REQUIRE_BROWSER"):
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
 
 
 @pytest.fixture

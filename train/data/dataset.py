@@ -61,7 +61,7 @@ class OutputMedia(NamedTuple):
     """A piece of media that the model learns to make."""
 
     modality: str
-    caption: str
+    caption: str | None
     path: Path | None
 
 
@@ -124,16 +124,25 @@ class Reader:
         encoded = self.processor(
             messages, add_generation_prompt=False, return_labels=True, load_media=False, max_length=self.max_length
         )
-        loss_mask = (encoded["labels"][0] != IGNORED_LABEL).numpy()
-        inputs = [_input_media(part) for part in _media_parts(messages, "user")]
-        outputs = [_output_media(part) for part in _media_parts(messages, "assistant")]
+        ids = encoded["input_ids"][0].numpy()
+        loss_mask = self.learned(ids, (encoded["labels"][0] != IGNORED_LABEL).numpy())
+        inputs = [input_media(part) for part in media_parts(messages, "user")]
+        outputs = self.outputs(messages)
         self._check(loss_mask, inputs, outputs)
         record = {
             "id": line.where,
             "inputs": [(media.modality, str(media.path)) for media in inputs],
             "outputs": [(media.modality, media.caption, media.path and str(media.path)) for media in outputs],
         }
-        return Example(encoded["input_ids"][0].numpy(), loss_mask, record, line.source)
+        return Example(ids, loss_mask, record, line.source)
+
+    def learned(self, ids: np.ndarray, spoken: np.ndarray) -> np.ndarray:
+        """Which tokens are learned: bool `[length]`, as `spoken`, which is true on what the assistant wrote."""
+        return spoken
+
+    def outputs(self, messages: list[dict]) -> list[OutputMedia]:
+        """The media that are learned, in order."""
+        return [_output_media(part) for part in media_parts(messages, "assistant")]
 
     def _check(self, loss_mask: np.ndarray, inputs: list[InputMedia], outputs: list[OutputMedia]) -> None:
         if not loss_mask.any():
@@ -161,6 +170,8 @@ class ChatDataset(Dataset):
         UserInputError: names the file and the line.
     """
 
+    kind: tuple[str, ...] = ()
+
     def __init__(
         self,
         files: Iterable[str | Path],
@@ -187,14 +198,19 @@ class ChatDataset(Dataset):
     def _open(self, files: list, reader: Reader, folder: Path, workers: int, retry: bool) -> ExampleStore:
         identity = [STORE_VERSION, self.fingerprint, [str(Path(file).absolute()) for file in files]]
         settings = [reader.max_length, reader.needs, reader.needs_output_files, reader.on_bad_item]
-        name = _digest([*identity, *settings, _processor_identity(reader.processor)])[:16]
+        name = _digest([*identity, *settings, _processor_identity(reader.processor), *self.kind])[:16]
         store = ExampleStore(folder / "conversations" / name)
         if store.folder.is_dir() and not (retry and store.skipped):
             logger.info("tokenized conversations: %s", store.folder)
             return store
+        lines, count = self.lines(files)
         with mapper(workers) as each:
-            examples = with_progress(each(reader, read_lines(files)), "Tokenizing", total=count_lines(files))
+            examples = with_progress(each(reader, lines), "Tokenizing", total=count)
             return ExampleStore.write(store.folder, examples)
+
+    def lines(self, files: list[str | Path]) -> tuple[Iterable[Line], int]:
+        """What is tokenized, and how many there are; `kind` tells apart what other data sets make of the same files."""
+        return read_lines(files), count_lines(files)
 
     def __len__(self) -> int:
         return len(self.store) if self._kept is None else len(self._kept)
@@ -245,7 +261,10 @@ class ChatDataset(Dataset):
         for start in range(0, len(self), CHUNK):
             chunk = [self._stored(index) for index in range(start, min(start + CHUNK, len(self)))]
             media = {index: _media(self.store.record(index)) for index in chunk}
-            used = {index: [*inputs, *(outputs if denoising else [])] for index, (inputs, outputs) in media.items()}
+            used = {
+                index: [*inputs, *(made for made in outputs if denoising and made.path)]
+                for index, (inputs, outputs) in media.items()
+            }
             contents = self.hashes.of(each.path for row in used.values() for each in row)
             for index, row in used.items():
                 digest.update(index.to_bytes(8) + b"".join(contents[each.path] for each in row))
@@ -328,7 +347,8 @@ def _processor_identity(processor: NextGPTProcessor) -> str:
     return _digest([vocabulary, processor.chat_template, processor.vocabulary.strings])
 
 
-def _media_parts(messages: list[dict], role: str) -> list[dict]:
+def media_parts(messages: list[dict], role: str) -> list[dict]:
+    """The media of one role's messages, in order."""
     return [
         part
         for message in messages
@@ -338,7 +358,8 @@ def _media_parts(messages: list[dict], role: str) -> list[dict]:
     ]
 
 
-def _input_media(part: dict) -> InputMedia:
+def input_media(part: dict) -> InputMedia:
+    """A part that is looked at; UserInputError where it has no file."""
     path = part.get("path")
     if not isinstance(path, str):
         raise UserInputError(f"the {part['type']} part has no path; training reads files")

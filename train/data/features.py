@@ -87,7 +87,7 @@ class FeatureSource(NamedTuple):
     def items(self, inputs: list[InputMedia], outputs: list[OutputMedia]) -> list[Item]:
         """The media of an example → its items of this kind."""
         media = [each for each in (inputs if self.role == "inputs" else outputs) if each.modality == self.modality]
-        return [each.caption if self.role == "captions" else each.path for each in media]
+        return [each.caption for each in media] if self.role == "captions" else [each.path for each in media if each.path]
 
     @property
     def description(self) -> str:
@@ -248,6 +248,7 @@ def gather_features(
     device: torch.device,
     batch_size: int = 64,
     decoders: dict[str, Decoder] | None = None,
+    captions: bool = True,
     share: tuple[int, int] = (0, 1),
     on_bad_item: str = "fail",
     accept_stale: bool = False,
@@ -260,6 +261,7 @@ def gather_features(
         folder: of the caches.
         device: where the frozen parts run; decoders are loaded only for what is missing, and let go.
         decoders: for the denoising loss: is given the decoders, and the latents of the assistant's media are had too.
+        captions: whether what the text encoders say of the captions is needed.
         share, on_bad_item, run: as for `fill`; conversations with a bad item are dropped from `dataset`.
         accept_stale: as for `FeatureCache`.
     """
@@ -285,9 +287,10 @@ def gather_features(
         decoder = load_frozen_decoder(config, modality, device)
         if decoders is not None:
             _check_trainable(decoder)
-        identity = _identity(hashes, location, part.revision, decoder.files_of(decoder.text_encoder_files))
-        table = FeatureTable(cache(f"captions-{decoder.kind}", identity), _caption_keys)
-        features.targets[modality] = filled("captions", modality, table, conditioning(decoder))
+        if captions:
+            identity = _identity(hashes, location, part.revision, decoder.files_of(decoder.text_encoder_files))
+            table = FeatureTable(cache(f"captions-{decoder.kind}", identity), _caption_keys)
+            features.targets[modality] = filled("captions", modality, table, conditioning(decoder))
         if decoders is not None:
             identity = _identity(hashes, location, part.revision, decoder.files_of(decoder.autoencoder_files))
             table = FeatureTable(cache(f"latents-{decoder.kind}", identity), hashes.of)

@@ -14,6 +14,7 @@ from nextgpt.errors import NextGPTError, UserInputError, first_line
 from nextgpt.hardware import is_out_of_memory
 
 T = TypeVar("T")
+CONVERSATION = "one conversation, and `nextgpt data convert` makes such lines"
 
 
 def as_problem(error: Exception) -> NextGPTError:
@@ -32,26 +33,35 @@ class Line(NamedTuple):
     folder: str
     content: bytes
 
+    def record(self, is_what: str = CONVERSATION) -> Any:
+        """The line's JSON.
+
+        Args:
+            is_what: what each line is, for errors.
+
+        Raises:
+            UserInputError: it is none.
+        """
+        try:
+            return json.loads(self.content)
+        except ValueError as error:
+            reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not valid JSON"
+            raise UserInputError(f"{reason} ({error}); each line is {is_what}") from None
+        except RecursionError:
+            raise UserInputError(f"not valid JSON (nested too deeply); each line is {is_what}") from None
+
     def messages(self) -> list[dict]:
         """The conversation, with media paths resolved.
 
         Raises:
             UserInputError: the line is not what it should be.
         """
-        try:
-            record = json.loads(self.content)
-        except ValueError as error:
-            reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not valid JSON"
-            raise UserInputError(
-                f"{reason} ({error}); each line is one conversation, and `nextgpt data convert` makes such lines"
-            ) from None
-        except RecursionError:
-            raise UserInputError("not valid JSON (nested too deeply); each line is one conversation") from None
+        record = self.record()
         messages = record.get("messages") if isinstance(record, dict) else None
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             shown = self.content.decode(errors="replace").strip()[:60]
             raise UserInputError(f'expected {{"messages": [...]}}, found {shown}; `nextgpt data convert` makes such lines')
-        return [_resolve(message, Path(self.folder)) for message in messages]
+        return [with_paths(message, self.folder) for message in messages]
 
 
 def read_lines(files: Iterable[str | Path]) -> Iterator[Line]:
@@ -90,14 +100,15 @@ def check_files(files: Iterable[str | Path]) -> None:
             raise UserInputError(f"{file}: no such file; `data` names JSON-lines files of chat messages")
 
 
-def _resolve(message: dict, folder: Path) -> dict:
+def with_paths(message: dict, folder: str | Path) -> dict:
+    """A message whose media paths start from a folder, with paths that do not."""
     content = message.get("content")
     if not isinstance(content, list):
         return message  # text, or something that the processor will refuse
 
     def resolved(part: Any) -> Any:
         if isinstance(part, dict) and isinstance(part.get("path"), str) and "://" not in part["path"]:
-            return part | {"path": os.path.normpath(folder / part["path"])}
+            return part | {"path": os.path.normpath(Path(folder) / part["path"])}
         return part
 
     return message | {"content": [resolved(part) for part in content]}

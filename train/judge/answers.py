@@ -19,7 +19,7 @@ from nextgpt.hub.parts import resolve_model
 from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.lines import Line, check_files, read_lines
 from nextgpt.train.data.markers import parts_of, words_of
-from nextgpt.train.data.turns import is_empty
+from nextgpt.train.data.turns import is_empty, with_parts
 from nextgpt.train.instruct_data.jobs import mark
 
 _PLACE = re.compile("\ue000(\\d+)\ue001")  # of what is held; from the private use area
@@ -32,36 +32,32 @@ def read_questions(file: Path) -> list[list[dict]]:
         UserInputError: a line is no conversation, or has no question.
     """
     check_files([file])
-    questions = []
-    for line in read_lines([file]):
-        messages = _messages(line)
-        while messages and messages[-1].get("role") == "assistant":
-            messages = messages[:-1]
-        if not messages or messages[-1].get("role") != "user" or is_empty(messages[-1].get("content")):
-            raise UserInputError(f"{line.where}: no question; expected a conversation with a user's turn")
-        questions.append(messages)
+    questions = [question_of(line) for line in read_lines([file])]
     if not questions:
         raise UserInputError(f"{file}: holds no questions")
     return questions
 
 
-def _messages(line: Line) -> list[dict]:
-    """A line's messages, whose content is well-formed."""
-    try:
-        messages = line.messages()
-    except UserInputError as error:
-        raise UserInputError(f"{line.where}: {error}") from None
-    for message in messages:
-        parts = parts_of(message.setdefault("content", None))
-        if message.get("role") not in ("system", "user", "assistant") or not (
-            isinstance(parts, list) and all(isinstance(part, dict) and _is_whole(part) for part in parts)
-        ):
-            raise UserInputError(f"{line.where}: expected chat messages: a role, and text or a list of parts as content")
+def question_of(line: Line) -> list[dict]:
+    """A line's conversation up to its last question.
+
+    Raises:
+        UserInputError: it is no conversation, or has no question.
+    """
+    messages = _messages(line)
+    while messages and messages[-1].get("role") == "assistant":
+        messages = messages[:-1]
+    if not messages or messages[-1].get("role") != "user" or is_empty(messages[-1].get("content")):
+        raise UserInputError(f"{line.where}: no question; expected a conversation with a user's turn")
     return messages
 
 
-def _is_whole(part: dict) -> bool:
-    return isinstance(part.get("text"), str) if part.get("type") == "text" else part.get("type") in MODALITIES
+def _messages(line: Line) -> list[dict]:
+    """A line's messages, whose content is well-formed."""
+    try:
+        return with_parts(line.messages())
+    except UserInputError as error:
+        raise UserInputError(f"{line.where}: {error}") from None
 
 
 def state_of(name: str) -> str:
@@ -94,7 +90,7 @@ def answers_of(name: str, questions: Sequence[list[dict]], folder: Path, max_new
     pipeline, answers = None, []
     for number, messages in enumerate(tqdm(questions, desc=f"{name} answers", unit=" questions"), start=1):
         file = folder / f"{number:05}.json"
-        if (content := _saved(file)) is None:
+        if (content := saved_content(file)) is None:
             pipeline = pipeline or NextGPTPipeline.from_pretrained(name)
             try:
                 pipeline(messages, seed=number, max_new_tokens=max_new_tokens).save(folder, file.stem)
@@ -102,13 +98,13 @@ def answers_of(name: str, questions: Sequence[list[dict]], folder: Path, max_new
                 raise UserInputError(f"question {number}: {name} cannot answer it ({error})") from None
             except OSError as error:
                 raise NextGPTError(f"{folder}: cannot be written ({error.strerror or error}); make room") from None
-            content = _saved(file) or []
+            content = saved_content(file) or []
         answers.append([part | {"path": str(folder / part["path"])} if "path" in part else part for part in content])
     return answers
 
 
-def _saved(file: Path) -> list[dict] | None:
-    """The content of an answer; None where it is not there, or was cut off by a full disk or a kill."""
+def saved_content(file: Path) -> list[dict] | None:
+    """The content of an answer that was saved; None where it is not there, or was cut off by a full disk or a kill."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))["message"]["content"]
     except (FileNotFoundError, ValueError):

@@ -21,7 +21,7 @@ from nextgpt.train.instruct_data.record import Record
 from nextgpt.train.instruct_data.teacher import GO_ON, Teacher, TeacherSettings, run_to_end
 from nextgpt.train.judge.answers import Shown, answers_of, read_questions, state_of
 from nextgpt.train.judge.page import write_page
-from nextgpt.train.judge.verdicts import Question, Tally, Verdict, addresses_judge, read_verdict, tally
+from nextgpt.train.judge.verdicts import SIDES, Question, Tally, Verdict, addresses_judge, read_verdict, tally
 
 PROMPT = "judge_pair"
 LISTED = 10  # questions in a line of the summary; the page and `judge.json` have all
@@ -64,7 +64,8 @@ class JudgeReport:
             some = ", ".join(map(str, numbers[:LISTED])) + ", …" * (len(numbers) > LISTED)
             out = ", in no rate" * (reason in found.problems)
             lines.append(f"{len(numbers):,} of {found.questions:,}{out}: {reason} (questions {some})")
-        return [*lines, f"{self.requests:,} requests, {self.tokens:,} tokens; {self.page}"]
+        used = f"{self.requests:,} requests, {self.tokens:,} tokens; " if self.requests else ""
+        return [*lines, f"{used}{self.page}"]
 
 
 def judge(
@@ -92,14 +93,10 @@ def judge(
     Raises:
         UserInputError: something given is not what it should be.
     """
-    out = Path(out)
     check_known(shown, "the judge is to be shown media of the kinds")
     judge.check()
     asked, texts = read_questions(Path(questions)), Prompts(Path(prompts) if prompts else None)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserInputError(f"{out}: cannot be made ({error.strerror or error}); name another folder with --out") from None
+    out = made_folder(out)
     answers = []
     with Record(out / "judge.requests.jsonl", "another folder with --out") as record:
         sides = [fingerprint([name, state_of(name), asked, max_new_tokens]) for name in names]
@@ -116,22 +113,92 @@ def judge(
         )
         for side, name, state in zip("ab", names, sides, strict=True):
             answers.append(answers_of(name, asked, out / f"{side}-{state}", max_new_tokens))
-        comparison = _Comparison(asked, answers, texts, Teacher(judge, record), shown)
+        comparison = Comparison(asked, answers, texts, Teacher(judge, record), shown)
         stopped = run_to_end(comparison())
-    found = tally(comparison.found, seed)
-    report = JudgeReport(names, found, out / "index.html", record.requests, record.tokens, stopped)
+    report = JudgeReport(names, tally(comparison.found, seed), out / "index.html", record.requests, record.tokens, stopped)
+    return write_report(report, asked, answers, comparison.found)
+
+
+def judge_by_reward(
+    names: tuple[str, str],
+    questions: str | Path,
+    reward: str | Path,
+    out: str | Path,
+    *,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+) -> JudgeReport:
+    """Compares A and B by one of our own reward models. It scores each answer by itself, so no order can count.
+
+    Args:
+        names, questions, out, max_new_tokens, seed: as for `judge`.
+        reward: folder of the reward model (`nextgpt train reward`).
+
+    Raises:
+        UserInputError: something given is not what it should be.
+    """
+    from nextgpt.train.preferences.reward_model.model import RewardModel
+
+    out, asked, found = made_folder(out), read_questions(Path(questions)), []
+    score = RewardModel.from_pretrained(reward)
+    states = [fingerprint([name, state_of(name), asked, max_new_tokens]) for name in names]
+    answers = [
+        answers_of(name, asked, out / f"{side}-{state}", max_new_tokens)
+        for side, name, state in zip("ab", names, states, strict=True)
+    ]
+    for messages, *sides in zip(tqdm(asked, desc="Judging", unit=" questions"), *answers, strict=True):
+        completions = [[{"role": "assistant", "content": parts}] for parts in sides]
+        try:
+            first, second = (round(each, 4) for each in score([messages] * 2, completions))
+        except UserInputError as error:
+            found.append(Question((None, None), (str(error), str(error))))
+            continue
+        better = "tie" if first == second else SIDES[first < second]
+        other = "tie" if first == second else SIDES[first > second]
+        why = f"scores of {reward}"
+        found.append(Question((Verdict(better, first, second, why), Verdict(other, second, first, why))))
+    report = JudgeReport(names, tally(found, seed), out / "index.html", 0, 0)
+    return write_report(report, asked, answers, found)
+
+
+def made_folder(out: str | Path) -> Path:
+    """The folder of a comparison; UserInputError where it cannot be made."""
     try:
-        write_page(report.page, report.summary(), asked, answers, comparison.found)
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserInputError(f"{out}: cannot be made ({error.strerror or error}); name another folder with --out") from None
+    return Path(out)
+
+
+def write_report(
+    report: JudgeReport,
+    asked: Sequence[list[dict]],
+    answers: Sequence[list[list[dict]]],
+    found: Sequence[Question | None],
+) -> JudgeReport:
+    """Writes the page, and `judge.json` beside it; where there is no room for them, the report says so."""
+    out = report.page.parent
+    try:
+        write_page(report.page, report.summary(), asked, answers, found)
         with whole_file(out / "judge.json") as beside:
             beside.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        report.stopped = stopped or f"{out}: cannot be written ({error.strerror or error}); make room; {GO_ON}"
+        full = f"{out}: cannot be written ({error.strerror or error}); make room; {GO_ON}"
+        report.stopped = report.stopped or full
     return report
 
 
 @dataclass
-class _Comparison:
-    """The questions, and what comes of them."""
+class Comparison:
+    """Asks a judge about questions with two answers each, and keeps what comes of them in `found`.
+
+    Args:
+        questions: chat messages.
+        answers: of both sides, parts for each question.
+        prompts: hold the judge's.
+        teacher: the judge.
+        shown: kinds of media that it gets as content parts.
+    """
 
     questions: Sequence[list[dict]]
     answers: Sequence[list[list[dict]]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -34,29 +34,39 @@ def write_page(
     found: Sequence[Question | None],
 ) -> None:
     """Writes the page; what models and the judge wrote stands there as text, never as HTML."""
+
+    def beside(path: str) -> str:
+        return quote(os.path.relpath(path, file.parent))
+
     body = [f"<h1>{escape(summary[0])}</h1><pre class=rates>{escape(chr(10).join(summary[1:]))}</pre>"]
     for number, (messages, question) in enumerate(zip(questions, found, strict=True), start=1):
-        turns = "".join(f"<small>{escape(m['role'])}</small>{_parts(parts_of(m['content']), file.parent)}" for m in messages)
+        turns = "".join(
+            f"<small>{escape(m['role'])}</small>{parts_as_html(parts_of(m['content']), beside)}" for m in messages
+        )
         sides = "".join(
-            f"<div><small>{name}</small>{_parts(side[number - 1], file.parent)}</div>"
+            f"<div><small>{name}</small>{parts_as_html(side[number - 1], beside)}</div>"
             for name, side in zip("AB", answers, strict=True)
         )
         said = _said(question) if question is not None else "<p class=problem>not judged</p>"
         body.append(f"<section><h2>{number}</h2>{turns}<div class=answers>{sides}</div>{said}</section>")
     head = f"<!doctype html><meta charset=utf-8><title>Judged</title><style>{STYLE}</style>"
-    with whole_file(file) as beside:
-        beside.write_text(f"{head}{''.join(body)}\n", encoding="utf-8", errors="backslashreplace")
+    with whole_file(file) as written:
+        written.write_text(f"{head}{''.join(body)}\n", encoding="utf-8", errors="backslashreplace")
 
 
-def _parts(parts: Sequence[dict], folder: Path) -> str:
+def parts_as_html(parts: Sequence[dict], address: Callable[[str], str]) -> str:
+    """Parts of a message as HTML: words as text, whatever stands in them, and media in players.
+
+    Args:
+        address: the path of a file → where the page has it.
+    """
     shown = []
     for part in parts:
         if part["type"] == "text":
             shown.append(f"<pre>{escape(part['text'])}</pre>")
         elif part.get("path"):
-            address = escape(quote(os.path.relpath(part["path"], folder)))
             label = escape(in_words(part)[1:-1])
-            shown.append(MODALITIES[part["type"]].player.format(address=address, label=label))
+            shown.append(MODALITIES[part["type"]].player.format(address=escape(address(part["path"])), label=label))
         else:
             shown.append(f"<pre>{escape(in_words(part))}</pre>")
     return "".join(shown)

@@ -1,0 +1,162 @@
+"""Learning from pairs on tiny models: words, kinds, and what a picture, a sound and a clip show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nextgpt import NextGPTPipeline
+from nextgpt.decoders import Audio, Video
+from nextgpt.errors import UserInputError
+from nextgpt.media import save_media
+from nextgpt.train.preferences.learning.prefer import PLAN
+from nextgpt.train.preferences.learning.settings import PreferenceConfig
+from nextgpt.train.stages import load_processor, read_model_config, run_stage
+from tiny_models import save_tiny_any_to_any
+from tiny_training import checkpoint_tensors, log_of, settings, write_lines
+
+SUFFIXES = {"image": "png", "audio": "wav", "video": "mp4"}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def tell_media_apart(decoder: Path) -> None:
+    """Random autoencoders give all media nearly the same latents, and random denoisers say nothing of the noise in them.
+
+    So latents are made larger, and what is to be predicted holds the medium itself.
+    """
+    changes = {
+        "vae/config.json": {"scaling_factor": 20.0},
+        "scheduler/scheduler_config.json": {"prediction_type": "v_prediction"},
+    }
+    if decoder.name == "video":
+        changes["generation_defaults.json"] = {"num_frames": 2, "height": 16, "width": 16}
+    for name, values in changes.items():
+        file = decoder / name
+        file.write_text(json.dumps((json.loads(file.read_text()) if file.is_file() else {}) | values))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A checkpoint that makes all three kinds, and two media of each: `image-0.png` …"""
+    folder = tmp_path_factory.mktemp("preferences")
+    save_tiny_any_to_any(folder, prepare=tell_media_apart)
+    random = np.random.default_rng(0)
+    for number, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (32, 32), colour).save(folder / f"image-{number}.png")
+        tone = np.sin(np.arange(3200) * (0.1 + 0.5 * number)).astype(np.float32)
+        save_media(Audio(tone, 16000), folder / f"audio-{number}.wav")
+        frames = (random.integers(0, 60, (8, 32, 32, 3)) + 180 * number).astype(np.uint8)
+        save_media(Video(frames, 8.0), folder / f"video-{number}.mp4")
+    return folder
+
+
+def says(role: str, *parts: str | dict) -> list[dict]:
+    return [{"role": role, "content": [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]}]
+
+
+def medium(kind: str, number: int) -> dict:
+    return {"type": kind, "path": f"{kind}-{number}.{SUFFIXES[kind]}", "caption": "something"}
+
+
+def pair(prompt: list, chosen: list, rejected: list) -> dict:
+    return {
+        "prompt": says("user", *prompt),
+        "chosen": says("assistant", *chosen),
+        "rejected": says("assistant", *rejected),
+    }
+
+
+def config(world: Path, output: Path, records: list[dict], **changes) -> PreferenceConfig:
+    data = write_lines(world / f"{output.name}.jsonl", records)
+    values = settings(world, "prefer", output, data=[data], logging_steps=1, save_steps=5, max_steps=10)
+    return PreferenceConfig.from_dict(values | changes)
+
+
+def moved(world: Path, folder: Path) -> set[str]:
+    before, after = checkpoint_tensors(world / "model"), checkpoint_tensors(folder)
+    return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+
+
+@pytest.mark.parametrize("kind", SUFFIXES)
+def test_of_equal_words_the_preferred_medium_is_learned(kind, world, tmp_path):
+    records = [pair(["make it"], *(["Here: ", medium(kind, number)] for number in (0, 1)))]
+    changes = {"media_beta": 200.0, "trains": ["output_projections"], "max_steps": 6}
+    folder = run_stage("prefer", config(world, tmp_path / kind, records, **changes), PLAN)
+    names = moved(world, folder)
+    assert names and all(name.startswith(f"output_projections.{kind}.") for name in names)
+    log = log_of(folder)
+    margins = [entry[f"margin/media/{kind}"] for entry in log]
+    assert margins[0] == pytest.approx(0, abs=1e-4), "the reference is the model that it began from"
+    assert log[0][f"loss/media/{kind}"] == pytest.approx(np.log(2), abs=1e-4)
+    assert min(margins[-3:]) > 0.1, f"it does not grow: {margins}"
+    assert [entry["loss/words"] for entry in log] == pytest.approx([np.log(2)] * 6), "no word differs"
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_words_and_kinds_are_learned_and_the_result_answers(objective, world, tmp_path):
+    records = [
+        pair(["what is it?", medium("image", 0)], ["A cat."], ["A dog, I think."]),
+        pair(["play it"], ["Listen: ", medium("audio", 0)], ["See: ", medium("image", 1)]),
+    ]
+    changes = {"objective": objective, "learning_rate": 1e-2, "max_steps": 12, "beta": 0.5}
+    folder = run_stage("prefer", config(world, tmp_path / objective, records, **changes), PLAN)
+    log = log_of(folder)
+    assert log[0]["margin/words"] == pytest.approx(0, abs=1e-5) and log[-1]["accuracy/words"] == 1
+    assert log[-1]["margin/words"] > 1 and log[-1]["loss/words"] < 0.8 * log[0]["loss/words"]
+    assert "taught preferences on" in (folder / "README.md").read_text()
+    pipe = NextGPTPipeline.from_pretrained(folder)
+    assert pipe(says("user", "play it"), max_new_tokens=4, output_modalities=("text",), seed=0).token_ids
+    pipe.close()
+
+
+def test_forced_tokens_do_not_count_in_what_is_learned(world, tmp_path):
+    picture, sound = (["Here: ", medium(kind, 0)] for kind in ("image", "audio"))
+    made = config(world, tmp_path / "forced", [pair(["show"], picture, sound)], max_steps=1, learning_rate=0.0)
+    log = log_of(run_stage("prefer", made, PLAN))
+    assert log[0]["loss/words"] == pytest.approx(np.log(2))
+    store = PLAN.open_dataset("prefer", made, *_model_and_processor(made))
+    chosen, rejected = store[0], store[1]
+    counted = [(each["labels"] != -100).sum().item() for each in (chosen, rejected)]
+    assert counted[0] == counted[1], "runs of 4 and of 8 tokens count as the one token that was chosen"
+
+
+def _model_and_processor(made: PreferenceConfig) -> tuple:
+    location, model_config = read_model_config(made)
+    return model_config, load_processor(location, model_config)
+
+
+def test_a_stopped_run_goes_on_to_where_a_straight_one_ends(world, tmp_path):
+    answers = [["Here: ", medium("image", number)] for number in (0, 1)]
+    records = [pair([f"draw {number}"], *answers[:: 1 - 2 * (number % 2)]) for number in range(3)]
+    records.append(pair(["say"], ["yes"], ["no, never"]))
+    data = {"per_device_train_batch_size": 2, "max_steps": 6, "save_steps": 2}
+    straight = run_stage("prefer", config(world, tmp_path / "straight", records, **data), PLAN)
+    run_stage("prefer", config(world, tmp_path / "halves", records, **data | {"max_steps": 2}), PLAN)
+    halves = run_stage("prefer", config(world, tmp_path / "halves", records, **data), PLAN)
+    one, other = checkpoint_tensors(straight), checkpoint_tensors(halves)
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    with pytest.raises(UserInputError, match=r"checkpoint-6 belongs to another run: changed are beta \(was 0.1, is 0.2\)"):
+        run_stage("prefer", config(world, tmp_path / "halves", records, **data, beta=0.2), PLAN)
+
+
+def test_what_cannot_be_learned_from_is_refused_by_name(world, tmp_path):
+    same = pair(["draw"], ["Here: ", medium("image", 0)], ["Here: ", medium("image", 1)])
+    cases = [
+        ([pair(["say"], ["yes"], ["yes"])], {}, r"pairs\d.jsonl:1: chosen and rejected are equal"),
+        ([pair(["say"], ["yes"], [{"type": "image", "path": "gone.png"}])], {}, "gone.png: no such file"),
+        ([same], {"denoising": False}, ":1: the words of both answers are equal, and denoising=false leaves"),
+        ([same], {"objective": "ppo"}, "objective is 'ppo', expected one of dpo, kto"),
+        ([same], {"beta": "much"}, "beta is 'much', expected a number of 0 or more"),
+        ([same], {"objective": "kto", "per_device_train_batch_size": 1}, "per_device_train_batch_size is 1, expected 2 or"),
+        ([same], {"loss_weights": {"text": 2}}, "loss_weights is .*expected none"),
+        ([same], {"heldout": str(world / "heldout.jsonl")}, "pairs7.jsonl:1: the prompt is held out .*heldout.jsonl:1"),
+    ]
+    write_lines(world / "heldout.jsonl", [same])
+    for number, (records, changes, message) in enumerate(cases):
+        with pytest.raises(UserInputError, match=message):
+            run_stage("prefer", config(world, tmp_path / f"pairs{number}", records, **changes), PLAN)
