@@ -36,7 +36,7 @@ from nextgpt.hub.fingerprints import check_fingerprints
 from nextgpt.hub.loading import check_keywords, load_frozen_encoder, load_language_model
 from nextgpt.hub.parts import fetch_model
 from nextgpt.modalities import MODALITIES, take_values
-from nextgpt.multimodal.features import MediaFeaturesMixin
+from nextgpt.multimodal.features import MediaFeaturesMixin, check_finite
 from nextgpt.multimodal.generation_modes import GenerationModesMixin
 from nextgpt.projections import OutputProjection, SignalRows
 from nextgpt.signals import SignalVocabulary
@@ -263,12 +263,7 @@ class NextGPTForConditionalGeneration(
             embeddings = torch.where(signals[..., None], rows.to(embeddings), embeddings)
         projected = None
         if media_features is not None and len(media_features):
-            if not media_features.isfinite().all():
-                bad = media_features.isfinite().all(-1).logical_not().nonzero().flatten().tolist()
-                raise UserInputError(
-                    f"the features of media {', '.join(str(i + 1) for i in bad)} of {len(media_features)} hold NaN or "
-                    "infinite numbers; check these media, or load the encoder with another dtype (float32)"
-                )
+            check_finite(media_features)
             projected = self.input_projection(media_features.to(self.input_projection.weight.dtype))
         if isinstance(self.input_projection, PrefixBridge):
             return self.input_projection.beside(embeddings, placeholders, projected)

@@ -72,3 +72,14 @@ class MediaFeaturesMixin:
             features = self.encoder.encode(modality, values.to(next(self.encoder.parameters())))
         projected = self.input_projection(features.to(self.input_projection.weight))
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=projected)
+
+
+def check_finite(features: Tensor) -> None:
+    """Raises UserInputError where features of media `[media, embed_dim]` hold numbers that are none; it names the media."""
+    finite = features.isfinite().all(-1)
+    if not finite.all():
+        bad = finite.logical_not().nonzero().flatten().tolist()
+        raise UserInputError(
+            f"the features of media {', '.join(str(i + 1) for i in bad)} of {len(features)} hold NaN or infinite numbers; "
+            "check these media, or load the encoder with another dtype (float32)"
+        )

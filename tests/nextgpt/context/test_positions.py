@@ -100,7 +100,7 @@ def test_dynamic_positions_keep_their_cache_up_to_the_old_limit(build, answering
     again = [*system, {"role": "user", "content": "ha"}]
     pipe(system + SHORT, session=session, **options)
     reply = pipe(again, session=session, **options)
-    assert 70 < reply.timings.cached_tokens < reply.timings.prompt_tokens < 128 - 3
+    assert 60 < reply.timings.cached_tokens < reply.timings.prompt_tokens < 128 - 3
     assert reply.token_ids == pipe(again, **options).token_ids
 
 
