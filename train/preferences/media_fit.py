@@ -123,11 +123,12 @@ class MediaFit:
     ) -> list[float | None]:
         """The mean cosine, -1 to 1, of the made media with what was asked for; None where nothing says what that is.
 
-        A kind that the `references` name and the answer lacks counts -1, and so does a kind that they do not name.
+        A kind that the data name, by `references` or by `asked`, and the answer lacks counts -1, and so does another kind.
 
         Args:
             references: for each completion, media that show what is asked for.
-            asked: what is asked for, in words, or kind → words; by default the user's last words. For a text tower.
+            asked: for a text tower: what is asked for, as kind → words; or words alone, by default the user's last ones,
+                which do not say that there has to be a medium: an answer without one gets None then.
 
         Raises:
             UserInputError: there are no references, and the encoder knows no words.
@@ -150,12 +151,15 @@ class MediaFit:
             wanted = self._by_kind(_checked(shown))
             targets = {kind: F.normalize(embeddings.mean(0), dim=-1) for kind, embeddings in wanted.items()}
             kinds = dict.fromkeys([*targets, *(part["type"] for part in made)])
-        elif self.embedder.has_text and made:
+        elif self.embedder.has_text and (made or isinstance(words, Mapping)):
             kinds = dict.fromkeys(part["type"] for part in made)
             said = words_of(prompt[-1]) if words is None else words
-            texts = {kind: said if isinstance(said, str) else said.get(kind, "") for kind in kinds}
+            texts = said if isinstance(said, Mapping) else dict.fromkeys(kinds, said)
             targets = {kind: self.embedder.texts([text])[0] for kind, text in texts.items() if text.strip()}
+            kinds |= dict.fromkeys(targets)
         else:
+            return None
+        if not targets:
             return None
         given = self._by_kind([part for part in made if part["type"] in targets])
         fits = [(given[kind] @ targets[kind]).mean().item() if kind in given else WORST for kind in kinds]

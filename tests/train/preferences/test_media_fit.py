@@ -69,6 +69,8 @@ def test_without_references_a_text_tower_reads_what_was_asked_for(processor, pic
     made = [answers(pictures["red"]), answers(pictures["blue"]), answers({"type": "text", "text": "No."})]
     assert reward([asks("red")] * 3, made)[0] == pytest.approx(1.0, abs=1e-5) and reward([asks("red")] * 3, made)[2] is None
     assert reward([asks("Draw!")] * 3, made, asked=["blue"] * 3)[1] == pytest.approx(1.0, abs=1e-5)
+    found = reward([asks("Draw!")] * 3, made, asked=[{"image": "blue"}] * 3)
+    assert found[1] == pytest.approx(1.0, abs=1e-5) and found[2] == -1.0, "a picture was asked for"
 
 
 def test_words_are_embedded_by_the_text_tower_itself(processor) -> None:

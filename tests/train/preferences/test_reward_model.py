@@ -173,6 +173,13 @@ def test_what_is_no_reward_model_or_belongs_to_other_weights_is_refused(model, t
         load_reward(f"reward:{tmp_path}")
 
 
+def test_a_folder_that_cannot_be_written_is_said_in_one_line(model, words, tmp_path, capsys) -> None:
+    (tmp_path / "full").write_text("a file in the way")
+    given = ["--data", str(words), "--out", str(tmp_path / "full" / "reward"), "--device", "cpu"]
+    assert main(["train", "reward", model, *given]) == 2
+    assert "reward: cannot be written (Not a directory); make room" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_pairs_that_cannot_be_learned_from_are_refused_by_their_line(model, words, tmp_path) -> None:
     with pytest.raises(UserInputError, match="pairs.jsonl:1: the prompt is held out"):
         train_reward(model, [words], tmp_path, RewardSettings(), heldout=[words])

@@ -7,17 +7,19 @@ and a run that was stopped goes on from there. The head then takes seconds.
 from __future__ import annotations
 
 import math
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from nextgpt.errors import NextGPTError, UserInputError
+from nextgpt.errors import NextGPTError, UserInputError, first_line
 from nextgpt.train.preferences.pairs import PreferencePair, read_pairs, split_by_prompt
 from nextgpt.train.preferences.reward_model.model import AnswerFeatures, RewardModel
 
@@ -123,10 +125,11 @@ def train_reward(
         report = RewardReport(out, len(learned), len(measured), loss, *(each.mean().item() for each in right), (0.0, 0.0))
         report.interval = _interval(right[1], settings.seed)
         reward.save_pretrained(out, **{name: each for name, each in report.to_dict().items() if name != "folder"})
-    except OSError as error:
+    except (OSError, sqlite3.Error, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise NextGPTError(
-            f"{out}: cannot be written ({error.strerror or error}); make room, or name another folder with --out: the same "
-            "command goes on where it stopped"
+            f"{out}: cannot be written ({reason}); make room, or name another folder with --out: the same command goes on "
+            "where it stopped"
         ) from None
     return report
 
