@@ -14,7 +14,13 @@ from nextgpt.adapters import WEIGHTS, folder_name, title
 from nextgpt.errors import ModelLoadError, first_line
 
 TRAINED_FILE = "model.safetensors"
-TRAINED_GROUPS = ("input_projection", "output_projections", "signal_rows", "value_heads", "adapter")
+STAGE_GROUPS = (
+    "input_projection",
+    "output_projections",
+    "signal_rows",
+    "adapter",
+)  # of the three stages; all models have them
+TRAINED_GROUPS = (*STAGE_GROUPS[:3], "value_heads", "adapter")
 OLD_SPELLINGS = {"lora": "adapter"}  # of a trained group
 
 
@@ -34,7 +40,7 @@ class CheckpointMixin:
         return {name: each for name, each in module.named_parameters() if not name.startswith("target.")} if module else {}
 
     def train_only(self, groups: Iterable[str]) -> None:
-        """Leaves gradients on for these groups alone: `input_projection`, `output_projections`, `signal_rows`, `adapter`."""
+        """Leaves gradients on for these of `TRAINED_GROUPS` alone."""
         groups = {group_name(group) for group in groups}
         if unknown := groups - set(TRAINED_GROUPS):
             raise ValueError(f"cannot train {sorted(unknown)}: the trained groups are {', '.join(TRAINED_GROUPS)}")

@@ -24,6 +24,7 @@ from nextgpt.hub.fingerprints import fingerprint
 from nextgpt.hub.parts import FrozenPart, resolve_model
 from nextgpt.modalities import MODALITIES, check_known
 from nextgpt.multimodal.registration import know_presets
+from nextgpt.values import read_weight
 
 PROJECTION_DEFAULTS = {"hidden_size": 512, "num_layers": 4, "num_heads": 4}
 LOSS_DEFAULTS = {"text": 1.0, "conditioning": 1.0, "denoising": 1.0}
@@ -60,6 +61,7 @@ class NextGPTConfig(PreTrainedConfig):
             "linear", "dynamic" or "yarn", "factor": 4.0}`. `original_max_position_embeddings` is the LLM's own limit where
             it is not given; the new limit is that times the factor. Its old key is `rope_scaling`.
         sliding_window: how many tokens back the LLM sees, where its class has such a window.
+        value_weight: how much a token's advantage counts in decoding, of a model with value heads (`nextgpt.values`).
         loss_weights: weight of each part of the training loss, as `{"conditioning": 1.0, "conditioning/audio": 50.0}`; a
             modality's own weight stands for that of its kind, and that of one tensor of its conditioning
             (`conditioning/image/pooled_prompt_embeds`) for its modality's.
@@ -106,7 +108,7 @@ class NextGPTConfig(PreTrainedConfig):
         self._lengthened: PreTrainedConfig | None = None  # the LLM's configuration with these
         self.trained_groups = [group_name(group) for group in trained_groups] if trained_groups else trained_groups
         self.loss_weights = LOSS_DEFAULTS | (loss_weights or {})
-        self.value_weight = value_weight
+        self.value_weight = read_weight(value_weight)
         self._name_or_path = str(kwargs.get("name_or_path", ""))  # relative paths are read from here on
         self._input_modalities = input_modalities
         self._token_offset = token_offset
@@ -135,6 +137,7 @@ class NextGPTConfig(PreTrainedConfig):
             read_settings(values.get("adapter"), values.get("lora"))
             context.read_rope(values.get("rope_parameters"), values.get("rope_scaling"))
             context.read_window(values.get("sliding_window"))
+            read_weight(values.get("value_weight"))
         except UserInputError as error:
             raise ModelLoadError(f"{location}/config.json: {error}") from None
         return values | {"name_or_path": location}, kwargs  # relative paths start from there

@@ -225,7 +225,8 @@ class Reply:
             files.append(path)
             content.append({"type": modality, "path": path.name, "seed": part["seed"]})
         message = {"role": "assistant", "content": content}
-        record = {"message": message, "timings": asdict(self.timings), "switched_off": self.switched_off}
+        record = {"message": message, "finished": self.finished, "timings": asdict(self.timings)}
+        record |= {"switched_off": self.switched_off}
         path = folder / f"{name}.json"
         path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         return [*files, path]

@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
+
+from nextgpt.errors import UserInputError
+
+
+def read_weight(given: float | None) -> float | None:
+    """What a configuration says of `value_weight`; None: the model has no value heads.
+
+    Raises:
+        UserInputError: it is no number of 0 or more.
+    """
+    is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    if given is not None and not (is_number and 0 <= given < math.inf):
+        raise UserInputError(f"value_weight is {given!r}, expected a number of 0 or more, or none")
+    return given
 
 
 class ValueHeads(nn.Module):

@@ -48,7 +48,7 @@ def libraries_speak_again():
             library.enable_progress_bar()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is there, nothing else in the process may call `asyncio.run`
 def browser():
     """A headless Chromium. Where there is none the tests are skipped, but not where one is promised (.ci/run)."""
     from nextgpt.demo import screenshots

@@ -41,7 +41,7 @@ def read_bridge(given: dict[str, Any] | None) -> dict[str, Any]:
         UserInputError: the kind is none of these, or a field is not one of its own.
     """
     given = {"kind": "linear"} if given is None else given
-    if not isinstance(given, dict) or given.get("kind") not in BRIDGES:
+    if not isinstance(given, dict) or given.get("kind") not in list(BRIDGES):
         raise UserInputError(f"input_bridge is {given!r}, expected {{kind: linear}} or {{kind: prefix, …}}")
     known = BRIDGES[given["kind"]]
     for name, value in given.items():

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from nextgpt.adapters import folder_name, peft_configuration, read_settings, weights_file
-from nextgpt.checkpoint import TRAINED_FILE, TRAINED_GROUPS
+from nextgpt.checkpoint import STAGE_GROUPS, TRAINED_FILE
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, UserInputError, first_line
 from nextgpt.hub.download import SETTINGS
@@ -180,7 +180,7 @@ def _config(model: str, language_model: str, tensors: dict[str, Tensor]) -> Next
     ranks = {tensor.shape[0] for key, tensor in tensors.items() if "lora_A" in key}
     if len(ranks) == 1:
         config.adapter = config.adapter | {"r": ranks.pop()}
-    config.trained_groups = list(TRAINED_GROUPS)
+    config.trained_groups = list(STAGE_GROUPS)
     return config
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from nextgpt import decoders as decoder_room
 from nextgpt.adapters import title, weights_file
-from nextgpt.checkpoint import TRAINED_FILE, TRAINED_GROUPS
+from nextgpt.checkpoint import STAGE_GROUPS, TRAINED_FILE
 from nextgpt.decoders.sources import check_components, read_json, shared_components
 from nextgpt.errors import NextGPTError, first_line
 from nextgpt.hardware import resolve_device, resolve_dtype
@@ -306,6 +306,6 @@ def _rows(config: NextGPTConfig, folder: Path) -> Finding:
     if config.trained_groups is None:
         return Finding(None, "signal rows", "finite and distinct; whether they were trained is not written down")
     if "signal_rows" not in config.trained_groups:
-        untrained = ", ".join(group for group in TRAINED_GROUPS if group not in config.trained_groups)
+        untrained = ", ".join(group for group in STAGE_GROUPS if group not in config.trained_groups)
         return Finding(False, "signal rows", f"not trained yet ({untrained}): no media will come; train stage 2")
     return Finding(True, "signal rows", f"trained, with {', '.join(config.trained_groups)}")

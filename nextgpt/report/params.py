@@ -128,6 +128,9 @@ def _model_counts(model: NextGPTForConditionalGeneration) -> list[PartCount]:
         shapes = describe_shapes(projection.shapes.values())
         described = f"transformer, {config.signal_tokens[modality]} signal tokens → {shapes}"
         counts.append(_trained(f"{modality} output projection", described, projection.parameters()))
+    if model.value_heads is not None:
+        described = "Q of every token (two, and their slow copies) and V, of ILQL"
+        counts.append(_trained("value heads", described, model.value_heads.parameters()))
     return counts
 
 

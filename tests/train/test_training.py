@@ -20,6 +20,7 @@ from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.config import TrainingConfig
 from nextgpt.train.data.dataset import ChatCollator, ChatDataset, OutputMedia, Reader, TrainingFeatures
 from nextgpt.train.data.features import FeatureCache, FeatureSource, FeatureTable, fill
+from nextgpt.train.preferences.learning.settings import GRPOConfig, ILQLConfig, PreferenceConfig
 from nextgpt.train.stages import STAGES, load_for_training, run_stage
 from nextgpt.train.trainer import StageTrainer
 from tiny_training import REPOSITORY, checkpoint_tensors, config_for, drawing, log_of, naming, write_lines
@@ -318,9 +319,11 @@ def test_a_number_that_cannot_be_is_refused_by_its_name(given) -> None:
 def test_the_packaged_configurations_are_valid_and_overrides_win() -> None:
     files = sorted((REPOSITORY / "train" / "configs").glob("*/*.yaml"))
     files = [file for file in files if file.stem != "adapters"]  # see tests/train/compare
-    assert {file.stem for file in files} == set(STAGES)
+    settings = dict.fromkeys(STAGES, TrainingConfig) | {"prefer": PreferenceConfig, "rl": GRPOConfig, "ilql": ILQLConfig}
+    assert {file.stem for file in files} == set(settings)
     for file in files:
-        arguments = TrainingConfig.from_file(file, ["learning_rate=3e-5", "bf16=false"]).training_arguments()
+        config = settings[file.stem].from_file(file, ["learning_rate=3e-5", "bf16=false"])
+        arguments = config.training_arguments()
         beta = 0.99 if file.parent.name == "own" else 0.95
         assert (arguments.learning_rate, arguments.adam_beta2) == (3e-5, beta)
 

@@ -103,12 +103,18 @@ def answers_of(name: str, questions: Sequence[list[dict]], folder: Path, max_new
     return answers
 
 
-def saved_content(file: Path) -> list[dict] | None:
-    """The content of an answer that was saved; None where it is not there, or was cut off by a full disk or a kill."""
+def saved_answer(file: Path) -> dict | None:
+    """What `Reply.save` wrote; None where it is not there, or was cut off by a full disk or a kill."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))["message"]["content"]
+        return json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
+
+
+def saved_content(file: Path) -> list[dict] | None:
+    """The content of an answer that was saved, as `saved_answer` has it."""
+    saved = saved_answer(file)
+    return saved and saved["message"]["content"]
 
 
 def _answers_in(file: Path, questions: Sequence[list[dict]]) -> list[list[dict]]:

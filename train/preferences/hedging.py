@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nextgpt.errors import UserInputError
-from nextgpt.train.data.markers import parts_of
+from nextgpt.train.data.markers import words_of
 
 REWARDS = {"right": 1.0, "hedged right": 0.5, "don't know": 0.0, "hedged wrong": -0.5, "wrong": -1.0}
 _ADVERB = r"(?:really |quite |honestly |just |simply |too |very |entirely |exactly |fully |be )*"
@@ -72,7 +72,7 @@ def hedging(
     others = others or [None] * len(completions)
     found = []
     for completion, right, wrong in zip(completions, accepted, others, strict=True):
-        kind = judge_answer(_text(completion), _words(right, "accepted"), _words(wrong, "others")) if right else None
+        kind = judge_answer(words_of(completion[-1]), _words(right, "accepted"), _words(wrong, "others")) if right else None
         found.append(None if kind is None else REWARDS[kind])
     return found
 
@@ -118,8 +118,3 @@ def _words(value: Any, column: str) -> list[str]:
     if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) and word.strip() for word in words):
         raise UserInputError(f"the column {column} holds {value!r}; expected a list of words")
     return list(words)
-
-
-def _text(completion: list[dict]) -> str:
-    parts = parts_of(completion[-1]["content"])
-    return " ".join(part["text"] for part in parts if part["type"] == "text")

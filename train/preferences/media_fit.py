@@ -23,7 +23,7 @@ from nextgpt.errors import UserInputError
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.hub.loading import check_parts, load_frozen_encoder
 from nextgpt.hub.parts import fetch_model
-from nextgpt.modalities import MODALITIES
+from nextgpt.modalities import MODALITIES, check_known
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.data.markers import words_of
 from nextgpt.train.stages import load_processor
@@ -155,6 +155,7 @@ class MediaFit:
             kinds = dict.fromkeys(part["type"] for part in made)
             said = words_of(prompt[-1]) if words is None else words
             texts = said if isinstance(said, Mapping) else dict.fromkeys(kinds, said)
+            check_known(texts, "the column asked names")
             targets = {kind: self.embedder.texts([text])[0] for kind, text in texts.items() if text.strip()}
             kinds |= dict.fromkeys(targets)
         else:

@@ -5,9 +5,10 @@
      "rejected": [{"role": "assistant", "content": [{"type": "text", "text": "No."}]}],
      "ranked_by": "person", "scores": [1.0, 0.0]}
 
-The prompt ends with the user's turn; `chosen` and `rejected` are one message of the assistant each. Relative paths start
-from the file's folder; a medium that was made keeps its caption and its seed, as far as there are any. `ranked_by` says who
-ranked (`person`, `rule:NAME`, `judge:NAME`, `reward:FOLDER`), `scores` what chosen and rejected got; both may be left out.
+The prompt ends with the user's turn; `chosen` and `rejected` are one message of the assistant each; one with
+`"finished": false` was cut off, and its end is not learned. Relative paths start from the file's folder; a medium that was
+made keeps its caption and its seed, as far as there are any. `ranked_by` says who ranked (`person`, `rule:NAME`,
+`judge:NAME`, `reward:FOLDER`), `scores` what chosen and rejected got; both may be left out.
 """
 
 from __future__ import annotations
@@ -128,10 +129,15 @@ def answer_key(message: dict) -> str:
     return _key(_said(message, exactly=True))
 
 
+def is_file(part: dict) -> bool:
+    """Whether a part has a path, and no address."""
+    return isinstance(part.get("path"), str) and "://" not in part["path"]
+
+
 def paths_from(message: dict, folder: str | Path) -> dict:
     """A message whose media paths are told as they are seen from a folder; the way back is `with_paths`."""
     parts = [
-        part | {"path": Path(os.path.relpath(part["path"], folder)).as_posix()} if part.get("path") else part
+        part | {"path": Path(os.path.relpath(part["path"], folder)).as_posix()} if is_file(part) else part
         for part in message["content"]
     ]
     return message | {"content": parts}

@@ -55,7 +55,11 @@ def _add_sample(tools: Any, debug: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of the tokens (default: %(default)s)")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="of the tokens (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=positive, default=256, help="length of an answer (default: %(default)s)")
-    parser.add_argument("--only", metavar="KINDS", help="kinds that are made, e.g. text,image (default: all)")
+    parser.add_argument(
+        "--only",
+        metavar="KINDS",
+        help="kinds that are made, e.g. text,image (default: all); the pairs do not say that the others were off",
+    )
     parser.add_argument("--steps", type=positive, help="diffusion steps of each medium (default: the decoder's own)")
     parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance (default: the decoder's own)")
     parser.add_argument("--seed", type=int, default=0, help="another one, other answers (default: %(default)s)")

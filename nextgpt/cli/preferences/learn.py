@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from nextgpt.cli.common import add_command
@@ -35,7 +36,9 @@ def _add(stages: Any, name: str, function: Any, summary: str, objectives: tuple[
     parser = add_command(
         stages, name, function, summary, debug, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--objective", choices=objectives, default=objectives[0], help="default: %(default)s")
+    parser.add_argument(
+        "--objective", choices=objectives, help=f"default: the file's; {objectives[0]} where it says nothing"
+    )
     parser.add_argument("--config", required=True, help="YAML file, or nano for the one that comes with the package")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
 
@@ -55,11 +58,22 @@ def reinforce(options: argparse.Namespace) -> None:
     from nextgpt.train.preferences.learning.settings import GRPOConfig, ILQLConfig
     from nextgpt.train.stages import train
 
-    if options.objective == "ilql":
+    if _objective(options) == "ilql":
         train("ilql", options.config, _overrides(options), ILQLConfig, ilql.PLAN)
     else:
         train("rl", options.config, _overrides(options), GRPOConfig, grpo.PLAN)
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
-    return [*options.overrides, f"objective={options.objective}"]
+    return [*options.overrides, *([f"objective={options.objective}"] if options.objective else [])]
+
+
+def _objective(options: argparse.Namespace) -> str | None:
+    """What decides which settings there are: of the command line, else of the file."""
+    from nextgpt.train.config import read_yaml
+
+    for given in reversed(_overrides(options)):
+        if given.startswith("objective="):
+            return given.partition("=")[2]
+    is_file = Path(options.config).is_file()
+    return read_yaml(options.config, "a training configuration").get("objective") if is_file else None

@@ -11,12 +11,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nextgpt.errors import NextGPTError, UserInputError
+from nextgpt.errors import ModelLoadError, NextGPTError, UserInputError
 from nextgpt.events import MAX_SEED, GenerationOptions
 from nextgpt.modalities import MODALITIES
 from nextgpt.pipeline import NextGPTPipeline
 from nextgpt.train.instruct_data.material import fingerprint
-from nextgpt.train.judge.answers import saved_content, state_of
+from nextgpt.train.judge.answers import saved_answer, state_of
 from nextgpt.train.preferences.collect.answers import SampledAnswers, read_prompts, write_answers
 from nextgpt.train.preferences.pairs import prompt_key
 
@@ -100,6 +100,8 @@ def sample(
             row.seeds = [sampler.seed(row, number) for number in range(settings.count)]
             row.answers = [sampler.answer(row, number) for number in range(settings.count)]
         write_answers(out / ANSWERS_FILE, prompts)
+    except ModelLoadError:
+        raise
     except OSError as error:
         raise NextGPTError(
             f"{out}: cannot be written ({error.strerror or error}); make room, or name another folder with --out: the same "
@@ -120,18 +122,21 @@ class _Sampler:
     def seed(self, row: SampledAnswers, number: int) -> int:
         return random.Random(f"{self.settings.seed}/{self.name(row, number)}").randrange(MAX_SEED)
 
-    def answer(self, row: SampledAnswers, number: int) -> dict | None:
-        """What was answered, with the paths of media; None where it is not there."""
-        content = saved_content(self.folder / f"{self.name(row, number)}.json")
-        if content is None:
-            return None
+    def saved(self, row: SampledAnswers, number: int) -> dict | None:
+        """What was saved of an answer; None where it is not there."""
+        return saved_answer(self.folder / f"{self.name(row, number)}.json")
+
+    def answer(self, row: SampledAnswers, number: int) -> dict:
+        """What was answered, with the paths of media; `finished` is false where the model did not end it itself."""
+        saved = self.saved(row, number)
+        content = saved["message"]["content"]
         parts = [part | {"path": str(self.folder / part["path"])} if "path" in part else part for part in content]
-        return {"role": "assistant", "content": parts}
+        return {"role": "assistant", "content": parts} | ({} if saved["finished"] else {"finished": False})
 
     def make(self, wanted: Sequence[tuple[SampledAnswers, int]]) -> None:
         """Makes what is missing; several at a time, for the pipeline answers calls together."""
         names = {self.name(row, number): (row, number) for row, number in wanted}  # a prompt that stands twice, once
-        missing = [(row, number) for row, number in names.values() if self.answer(row, number) is None]
+        missing = [(row, number) for row, number in names.values() if self.saved(row, number) is None]
         with tqdm(desc="Answering", total=len(names), initial=len(names) - len(missing), unit=" answers") as bar:
             if not missing:
                 return

@@ -35,6 +35,15 @@ from nextgpt.train.preferences.pairs import SIDES, PreferencePair
 class AnswerReader(Reader):
     """Learns the tokens of the last answer that the model chose itself, and its media, as far as there are files."""
 
+    def _read(self, line: Line) -> Example:
+        """Without the end of an answer that was cut off: the model did not choose it."""
+        example = super()._read(line)
+        if line.messages()[-1].get("finished", True):
+            return example
+        chosen = example.loss_mask.copy()
+        chosen[np.flatnonzero(chosen)[-1:]] = False
+        return example._replace(loss_mask=chosen)
+
     def learned(self, ids: np.ndarray, spoken: np.ndarray) -> np.ndarray:
         return chosen_tokens(ids, spoken, self.processor.vocabulary)
 

@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import UserInputError
-from nextgpt.events import GenerationOptions, Reply
+from nextgpt.events import MAX_SEED, GenerationOptions, Reply
 from nextgpt.hub.loading import load_frozen_decoder
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.multimodal.generation_modes import check_decoder_options
@@ -28,7 +28,7 @@ from nextgpt.train.preferences.collect.answers import read_prompts
 from nextgpt.train.preferences.learning.data import PromptReader, Prompts
 from nextgpt.train.preferences.learning.objectives import group_advantages, grpo_loss
 from nextgpt.train.preferences.learning.policy import Reference, chosen_tokens, read_answers
-from nextgpt.train.preferences.learning.prefer import check_one_process
+from nextgpt.train.preferences.learning.prefer import check_one_process, check_policy
 from nextgpt.train.preferences.learning.settings import GRPOConfig
 from nextgpt.train.preferences.media_fit import MediaEmbedder
 from nextgpt.train.preferences.rewards import Reward, load_reward
@@ -36,8 +36,6 @@ from nextgpt.train.stages import STAGES, Stage, make_sampler
 from nextgpt.train.trainer import StageTrainer
 
 logger = logging.getLogger(__name__)
-
-SEEDS = 2**31
 
 
 class GRPOTrainer(StageTrainer):
@@ -106,7 +104,7 @@ class GRPOTrainer(StageTrainer):
         return self.settings.num_generations
 
     def _answer(self, prompts: list[list[dict]]) -> list[Reply]:
-        seed = int(torch.randint(SEEDS, ()))  # of the training's generator, which checkpoints keep
+        seed = int(torch.randint(MAX_SEED, ()))  # of the training's generator, which checkpoints keep
         settings = self.settings
         options = {"max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature, **settings.media}
         return self.pipeline(prompts, do_sample=True, seed=seed, **options)
@@ -191,6 +189,7 @@ def make_trainer(
 ) -> GRPOTrainer:
     """The trainer of prompts."""
     check_one_process(arguments)
+    check_policy(model)
     options = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
     GenerationOptions.from_keywords(options | config.media)
     embedder = MediaEmbedder(model.encoder, processor)

@@ -99,10 +99,10 @@ class ILQLTrainer(StageTrainer):
     def weight_of(self, name: str) -> float:
         return {"policy": self.settings.policy_weight, "cql": self.settings.cql_weight}.get(name, 1.0)
 
-    def prepared(self, batch: dict) -> dict:
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, dict[str, float]]:
         """The slow copies of Q move between two steps."""
         self.model.value_heads.follow(self.settings.follow)
-        return batch
+        return super().get_batch_samples(*args, **kwargs)
 
     def losses_of(self, model: nn.Module, inputs: dict) -> dict[str, Tensor]:
         given = {name: tensor for name, tensor in inputs.items() if name != "rewards"}

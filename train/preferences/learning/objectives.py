@@ -1,4 +1,4 @@
-"""The losses of preferences and rewards, as functions of log-probabilities; they know no model.
+"""The losses of preferences and rewards, as functions of log-probabilities.
 
 DPO, KTO and GRPO give what trl's trainers give on the same log-probabilities (its version 1.16; the tests compare them).
 Those trainers cannot run here: they multiply hidden states by `lm_head.weight`, where signal tokens have no rows, and the

@@ -102,9 +102,13 @@ class Reference:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within it the model is its reference, without gradients. To be left before anything is computed with them."""
+        """Within it the model is its reference, without gradients. To be left before anything is computed with them.
+
+        Autocast keeps casts of parameters by the parameter, whatever lies in it: they are dropped on both sides.
+        """
         now = [parameter.data for parameter, _ in self.parameters]
         try:
+            torch.clear_autocast_cache()
             for parameter, then in self.parameters:
                 parameter.data = then.to(parameter.device)
             with torch.no_grad():
@@ -112,3 +116,4 @@ class Reference:
         finally:
             for (parameter, _), data in zip(self.parameters, now, strict=True):
                 parameter.data = data
+            torch.clear_autocast_cache()

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import UserInputError
+from nextgpt.events import MAX_SEED
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
 from nextgpt.train.data.dataset import TrainingFeatures
@@ -81,7 +82,7 @@ class PreferenceTrainer(StageTrainer):
         return self.settings.sft_weight if name == "sft" else self.settings.media_weight
 
     def losses_of(self, model: nn.Module, inputs: dict) -> dict[str, Tensor]:
-        settings, seed = self.settings, int(torch.randint(2**31, ()))
+        settings, seed = self.settings, int(torch.randint(MAX_SEED, ()))
         if settings.objective == "kto":
             inputs = inputs | {"elsewhere": _elsewhere(inputs["input_ids"], inputs["attention_mask"], inputs["labels"])}
         with self.accelerator.autocast():
@@ -122,7 +123,7 @@ class PreferenceTrainer(StageTrainer):
         return Answers(reading.log_probabilities.sum(1), elsewhere, errors)
 
     def _note(self, name: str, found: Tensor) -> None:
-        """Notes, for the log, the margins between pairs that differ in this part."""
+        """Notes, for the log, the margins of a part; pairs that do not differ in it count as undecided."""
         found = found.detach()
         self._noted[f"margin/{name}"] += found.tolist()
         self._noted[f"accuracy/{name}"] += [0.5 if each == 0 else float(each > 0) for each in found.tolist()]
@@ -182,6 +183,7 @@ def make_trainer(
 ) -> PreferenceTrainer:
     """The trainer of pairs."""
     check_one_process(arguments)
+    check_policy(model)
     pairs = Pairs(conversations)
     return PreferenceTrainer(
         processor,
@@ -194,6 +196,12 @@ def make_trainer(
         train_dataset=pairs,
         data_collator=PairCollator(processor.tokenizer.pad_token_id, features, processor.vocabulary),
     )
+
+
+def check_policy(model: NextGPTForConditionalGeneration) -> None:
+    """Raises UserInputError where a model's decoding is more than its policy: ILQL's heads would go stale, and mislead."""
+    if model.config.value_weight is not None:
+        raise UserInputError("the model has value heads (nextgpt train rl --objective ilql): learn from the one before it")
 
 
 def check_one_process(arguments: TrainingArguments) -> None:

@@ -21,6 +21,7 @@ class RewardedConfig(TrainingConfig):
     beta: float = 0.1
     sample_steps: int = 0
     numbers: ClassVar[tuple[str, ...]] = ("beta",)  # settings that are numbers of 0 or more
+    learns_media: ClassVar[bool] = False  # what they show
 
     def __post_init__(self):
         super().__post_init__()
@@ -30,6 +31,8 @@ class RewardedConfig(TrainingConfig):
             raise BadSetting("loss_weights", self.loss_weights, "none: these are the weights of the three stages' losses")
         if self.sample_steps:
             raise BadSetting("sample_steps", self.sample_steps, "0: try the finished model with nextgpt chat")
+        if self.denoising and not self.learns_media:
+            raise BadSetting("denoising", self.denoising, "false: what media show is learned by nextgpt train prefer")
         if self.on_bad_item != "fail":
             raise BadSetting("on_bad_item", self.on_bad_item, "fail: leave the lines out that cannot be used")
 
@@ -66,6 +69,7 @@ class PreferenceConfig(RewardedConfig):
     sft_weight: float = 0.0
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
+    learns_media: ClassVar[bool] = True
     numbers: ClassVar[tuple[str, ...]] = (
         "beta",
         "media_beta",

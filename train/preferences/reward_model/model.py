@@ -135,7 +135,7 @@ class RewardModel:
         folder = Path(folder)
         try:
             settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-            name, trained_on = settings["model"], settings["fingerprint"]
+            name, trained_on = os.fspath(settings["model"]), settings["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError):
             raise ModelLoadError(
                 f"{folder}: no reward model ({SETTINGS_FILE} is not there or broken); `nextgpt train reward` makes one"

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nextgpt.errors import NextGPTError, UserInputError, first_line
-from nextgpt.train.preferences.pairs import PreferencePair, read_pairs, split_by_prompt
+from nextgpt.train.preferences.pairs import PreferencePair, prompt_key, read_pairs, split_by_prompt
 from nextgpt.train.preferences.reward_model.model import AnswerFeatures, RewardModel
 
 RESAMPLES = 2000  # for the interval
@@ -59,7 +59,7 @@ class RewardReport:
         pairs, heldout: that were learned from and measured on.
         loss: over the pairs of the last epoch.
         training_accuracy, accuracy: share of pairs whose chosen answer has the higher score; a tie counts a half.
-        interval: of `accuracy`, 95%, by drawing prompts' pairs again.
+        interval: of `accuracy`, 95%, by drawing prompts again, with all their pairs.
     """
 
     folder: Path
@@ -123,7 +123,7 @@ def train_reward(
         loss = _fit(reward, *sides[0], settings)
         right = [_right(reward, *features) for features in sides]
         report = RewardReport(out, len(learned), len(measured), loss, *(each.mean().item() for each in right), (0.0, 0.0))
-        report.interval = _interval(right[1], settings.seed)
+        report.interval = _interval(right[1], [prompt_key(pair.prompt) for pair in measured], settings.seed)
         reward.save_pretrained(out, **{name: each for name, each in report.to_dict().items() if name != "folder"})
     except (OSError, sqlite3.Error, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
@@ -155,7 +155,10 @@ def _fit(reward: RewardModel, chosen: AnswerFeatures, rejected: AnswerFeatures, 
             optimizer.step()
             losses.append(loss.item() * len(rows))
     head.eval()
-    return sum(losses) / count
+    loss = sum(losses) / count
+    if not math.isfinite(loss):
+        raise UserInputError(f"the loss is {loss}: take a smaller --learning-rate than {settings.learning_rate:g}")
+    return loss
 
 
 @torch.no_grad()
@@ -165,8 +168,18 @@ def _right(reward: RewardModel, chosen: AnswerFeatures, rejected: AnswerFeatures
     return (difference > 0).float() + 0.5 * (difference == 0).float()
 
 
-def _interval(right: Tensor, seed: int) -> tuple[float, float]:
-    """The 2.5th and 97.5th percentile of the means of pairs drawn again and again (Efron 1979)."""
-    drawn = torch.randint(len(right), (RESAMPLES, len(right)), generator=torch.Generator().manual_seed(seed))
-    low, high = right[drawn].mean(1).quantile(torch.tensor([0.025, 0.975])).tolist()
+def _interval(right: Tensor, prompts: Sequence[str], seed: int) -> tuple[float, float]:
+    """The 2.5th and 97.5th percentile of the means of prompts drawn again and again, with all their pairs (Efron 1979).
+
+    Args:
+        right: `[pairs]`.
+        prompts: of each pair.
+    """
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    of = torch.tensor([numbers[prompt] for prompt in prompts])
+    sums = torch.zeros(len(numbers)).index_add(0, of, right)
+    counts = torch.zeros(len(numbers)).index_add(0, of, torch.ones(len(of)))
+    drawn = torch.randint(len(numbers), (RESAMPLES, len(numbers)), generator=torch.Generator().manual_seed(seed))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975])).tolist()
     return low, high
