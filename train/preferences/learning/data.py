@@ -38,7 +38,7 @@ class AnswerReader(Reader):
     def _read(self, line: Line) -> Example:
         """Without the end of an answer that was cut off: the model did not choose it."""
         example = super()._read(line)
-        if line.messages()[-1].get("finished", True):
+        if line.record()["finished"]:
             return example
         chosen = example.loss_mask.copy()
         chosen[np.flatnonzero(chosen)[-1:]] = False
@@ -67,8 +67,9 @@ class PairConversations(ChatDataset):
         for pair in self._pairs:
             source = sources[pair.where.rpartition(":")[0]]
             for side in SIDES:
-                content = json.dumps({"messages": [*pair.prompt, *getattr(pair, side)]}).encode()
-                lines.append(Line(source, f"{pair.where} ({side})", "", content))
+                answer = dict(getattr(pair, side)[0])
+                record = {"finished": answer.pop("finished", True), "messages": [*pair.prompt, answer]}
+                lines.append(Line(source, f"{pair.where} ({side})", "", json.dumps(record).encode()))
         return lines, len(lines)
 
 
