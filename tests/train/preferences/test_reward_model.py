@@ -87,7 +87,8 @@ def test_it_learns_from_words_and_says_so_of_others_after_it_was_saved(trained) 
     facts = json.loads((trained / "reward.json").read_text())
     assert facts["accuracy"] == 1.0 and facts["heldout"] == 4 and len(facts["interval"]) == 2
     reward = load_reward(f"reward:{trained}")
-    scores = reward([says("user", "Another?")] * 2, [says("assistant", "so it is."), says("assistant", "so it is!!!")])
+    cut = [says("assistant", "so it is.")[0] | {"finished": False}]  # as `sample` writes one that reached the limit
+    scores = reward([says("user", "Another?")] * 2, [cut, says("assistant", "so it is!!!")])
     assert scores[1] > scores[0]
 
 

@@ -216,8 +216,9 @@ class RewardModel:
     def _states(self, conversations: list[list[dict]]) -> list[dict[str, Tensor]]:
         """The hidden states of answers that go through the LLM together: `last` and `mean`, `[hidden]`."""
         recorded: list[Tensor] = []
+        said = [[{name: message[name] for name in ("role", "content")} for message in each] for each in conversations]
         inputs = self.processor(
-            conversations,
+            said,
             add_generation_prompt=False,
             return_labels=True,
             padding_side="right",
