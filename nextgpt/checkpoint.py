@@ -14,13 +14,9 @@ from nextgpt.adapters import WEIGHTS, folder_name, title
 from nextgpt.errors import ModelLoadError, first_line
 
 TRAINED_FILE = "model.safetensors"
-STAGE_GROUPS = (
-    "input_projection",
-    "output_projections",
-    "signal_rows",
-    "adapter",
-)  # of the three stages; all models have them
-TRAINED_GROUPS = (*STAGE_GROUPS[:3], "value_heads", "adapter")
+MODULES = ("input_projection", "output_projections", "signal_rows", "value_heads")  # trained parts of the model's own
+TRAINED_GROUPS = (*MODULES, "adapter")
+STAGE_GROUPS = tuple(group for group in TRAINED_GROUPS if group != "value_heads")  # those that every model has
 OLD_SPELLINGS = {"lora": "adapter"}  # of a trained group
 
 
@@ -36,8 +32,9 @@ class CheckpointMixin:
         """The parameters of one of `TRAINED_GROUPS`, by their names within it."""
         if group_name(group) == "adapter":
             return self.adapter.parameters() if self.adapter else {}
-        module = getattr(self, group)
-        return {name: each for name, each in module.named_parameters() if not name.startswith("target.")} if module else {}
+        if (module := getattr(self, group)) is None:
+            return {}
+        return {name: each for name, each in module.named_parameters() if not name.startswith("target.")}
 
     def train_only(self, groups: Iterable[str]) -> None:
         """Leaves gradients on for these of `TRAINED_GROUPS` alone."""
@@ -72,13 +69,16 @@ class CheckpointMixin:
         if self.adapter:
             self.adapter.save(folder / folder_name(self.config.adapter))
 
+    def trained_modules(self) -> dict[str, nn.Module]:
+        """The trained groups that are modules of this model's own, by name: all that it has but the adapter."""
+        return {group: module for group in MODULES if (module := getattr(self, group)) is not None}
+
     def trained_state(self) -> dict[str, Tensor]:
         """The trained tensors that are not the adapter's, by name."""
         return {
             f"{group}.{name}": tensor
-            for group in ("input_projection", "output_projections", "signal_rows", "value_heads")
-            if getattr(self, group) is not None
-            for name, tensor in getattr(self, group).state_dict().items()
+            for group, module in self.trained_modules().items()
+            for name, tensor in module.state_dict().items()
         }
 
     def load_trained(self, folder: str | os.PathLike, *, adapter: bool = True, widened: bool = False) -> None:

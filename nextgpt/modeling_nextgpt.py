@@ -193,9 +193,8 @@ class NextGPTForConditionalGeneration(
             model.generation_config = GenerationConfig.from_pretrained(folder)
         device = model.get_input_embeddings().weight.device  # where device_map put the LLM's first layer
         model.encoder.to(device)
-        for module in (model.input_projection, model.output_projections, model.signal_rows, model.value_heads):
-            if module is not None:
-                module.to(device, model.get_base_model().dtype)
+        for module in model.trained_modules().values():
+            module.to(device, model.get_base_model().dtype)
         return model.eval()
 
     # ------------------------------------------------------------------ what is trained

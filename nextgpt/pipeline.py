@@ -120,8 +120,7 @@ class NextGPTPipeline:
             model.to(device)
         else:
             device = model.get_input_embeddings().weight.device
-            parts = (model.encoder, model.input_projection, model.output_projections, model.signal_rows, model.value_heads)
-            for module in filter(None, parts):
+            for module in (model.encoder, *model.trained_modules().values()):
                 module.to(device)
         decoders = {modality: load_frozen_decoder(config, modality, device, dtype) for modality in config.signal_tokens}
         return cls(model, NextGPTProcessor.from_pretrained(location), decoders, limits)

@@ -164,3 +164,15 @@ def save_tiny_any_to_any(
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     return folder / "model"
+
+
+def answered_together_as_alone(pipe, talks: list, sessions: list) -> list:
+    """The replies of conversations that go on in their sessions, which are those of single calls and of one of all."""
+    options = {"max_new_tokens": 8, "output_modalities": ("text",)}
+    expected = [pipe(talk, **options).token_ids for talk in talks]
+    assert [reply.token_ids for reply in pipe(talks, **options)] == expected
+    # Streams begin as they are asked for: their rows join one batch while they are under way.
+    streams = [pipe.stream(talk, session=each, **options) for talk, each in zip(talks, sessions, strict=True)]
+    replies = [list(stream)[-1].reply for stream in streams]
+    assert [reply.token_ids for reply in replies] == expected
+    return replies

@@ -18,9 +18,17 @@ DEFAULT_OUT = "nextgpt-out"
 
 
 def add_command(
-    commands: Any, name: str, function: Callable, summary: str, debug: argparse.ArgumentParser, **details: Any
+    commands: Any,
+    name: str,
+    function: Callable,
+    summary: str,
+    debug: argparse.ArgumentParser,
+    example: str | None = None,
+    **details: Any,
 ) -> argparse.ArgumentParser:
-    """A command's parser; `function` runs it."""
+    """A command's parser; `function` runs it, and `example` stands below its help as it is."""
+    if example is not None:
+        details |= {"epilog": example, "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = commands.add_parser(name, help=summary, description=summary, parents=[debug], **details)
     parser.set_defaults(command=function)
     return parser

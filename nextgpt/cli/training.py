@@ -66,8 +66,7 @@ def add_compare(commands: Any, debug: argparse.ArgumentParser) -> None:
         compare,
         "adapters of about one size, from one checkpoint: cost, loss and what they can do",
         debug,
-        epilog=COMPARE_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        COMPARE_EXAMPLE,
     )
     adapters.add_argument("--config", required=True, help="YAML file, or nano for train/configs/nano/adapters.yaml")
 
@@ -161,15 +160,8 @@ asked and answered stands in FILE.requests.jsonl: the same command goes on where
 
 def _add_generate(tools, debug) -> None:
     recipes = "\n".join(f"  {name:25} {what}" for name, what in RECIPES.items())
-    parser = add_command(
-        tools,
-        "generate",
-        generate_data,
-        "have a stronger model write conversations to train on",
-        debug,
-        epilog=GENERATE_EXAMPLE.format(recipes=recipes),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    summary, example = "have a stronger model write conversations to train on", GENERATE_EXAMPLE.format(recipes=recipes)
+    parser = add_command(tools, "generate", generate_data, summary, debug, example)
     parser.add_argument("--recipe", choices=tuple(RECIPES), required=True, help="how they come about, see below")
     add_teacher_options(parser, "teacher", result="FILE", temperature=1.0)
     parser.add_argument("-n", "--count", type=positive, required=True, metavar="N", help="how many conversations")

@@ -13,7 +13,7 @@ from nextgpt import NextGPTConfig, NextGPTForConditionalGeneration, NextGPTPipel
 from nextgpt.adapters import Adapter
 from nextgpt.adapters.llama_adapter_v2 import AdaptedLinear, AdaptedNorm, LlamaAdapterV2Config
 from nextgpt.errors import UserInputError
-from tiny_models import FAMILIES, tiny_config, tiny_tokenizer
+from tiny_models import FAMILIES, answered_together_as_alone, tiny_config, tiny_tokenizer
 from tiny_training import make_responsive
 
 PROMPT_TUNED = {"peft_type": "ADAPTION_PROMPT", "adapter_len": 5}
@@ -127,15 +127,9 @@ def test_answers_that_are_given_together_are_those_of_single_calls_in_a_second_t
     model = build(parts, settings)
     train(model.adapter)
     pipe = NextGPTPipeline(model, NextGPTProcessor.from_config(model.config), {})
-    options = {"max_new_tokens": 8, "output_modalities": ("text",)}
     sessions, talks = [pipe.new_session() for _ in PROMPTS], PROMPTS
     for turn in range(2):
-        expected = [pipe(talk, **options).token_ids for talk in talks]
-        assert [reply.token_ids for reply in pipe(talks, **options)] == expected
-        # Streams begin as they are asked for: their rows join one batch while they are under way.
-        streams = [pipe.stream(talk, session=each, **options) for talk, each in zip(talks, sessions, strict=True)]
-        replies = [list(stream)[-1].reply for stream in streams]
-        assert [reply.token_ids for reply in replies] == expected
+        replies = answered_together_as_alone(pipe, talks, sessions)
         assert all((reply.timings.cached_tokens > 0) == (turn > 0) for reply in replies)
         again = {"role": "user", "content": "and then?"}
         talks = [[*talk, reply.message, again] for talk, reply in zip(talks, replies, strict=True)]

@@ -14,7 +14,6 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
-from nextgpt.checkpoint import TRAINED_GROUPS
 from nextgpt.errors import NextGPTError
 from nextgpt.processing_nextgpt import IGNORED_LABEL
 from nextgpt.train.config import TrainingConfig
@@ -84,7 +83,7 @@ def measure(run: Path, training: TrainingConfig, development: list[str], count: 
     return {
         "loss": sum(model.config.loss_weight(name) * value for name, value in means.items()),
         "text_loss": means["text"],
-        "adapter": sum(each.numel() for each in model.group_parameters(TRAINED_GROUPS[-1]).values()),
+        "adapter": sum(each.numel() for each in model.group_parameters("adapter").values()),
         "trained": trained,
         "gradients": FLOAT * trained,
         "optimizer": None if moments is None else FLOAT * moments * trained,

@@ -100,6 +100,11 @@ def check_files(files: Iterable[str | Path]) -> None:
             raise UserInputError(f"{file}: no such file; `data` names JSON-lines files of chat messages")
 
 
+def has_path(part: Any) -> bool:
+    """Whether a part of a message has the path of a file, and no address."""
+    return isinstance(part, dict) and isinstance(part.get("path"), str) and "://" not in part["path"]
+
+
 def with_paths(message: dict, folder: str | Path) -> dict:
     """A message whose media paths start from a folder, with paths that do not."""
     content = message.get("content")
@@ -107,7 +112,7 @@ def with_paths(message: dict, folder: str | Path) -> dict:
         return message  # text, or something that the processor will refuse
 
     def resolved(part: Any) -> Any:
-        if isinstance(part, dict) and isinstance(part.get("path"), str) and "://" not in part["path"]:
+        if has_path(part):
             return part | {"path": os.path.normpath(Path(folder) / part["path"])}
         return part
 

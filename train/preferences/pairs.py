@@ -29,7 +29,7 @@ from transformers.utils.logging import tqdm
 from nextgpt.errors import UserInputError
 from nextgpt.hub.fingerprints import file_hash
 from nextgpt.train.data.files import json_line, whole_file
-from nextgpt.train.data.lines import Line, check_files, count_lines, read_lines, with_paths
+from nextgpt.train.data.lines import Line, check_files, count_lines, has_path, read_lines, with_paths
 from nextgpt.train.data.turns import is_empty, turn_problems, with_parts
 
 IS_WHAT = "one pair: a prompt, chosen and rejected, as `nextgpt preferences rank` writes them"
@@ -129,15 +129,10 @@ def answer_key(message: dict) -> str:
     return _key(_said(message, exactly=True))
 
 
-def is_file(part: dict) -> bool:
-    """Whether a part has a path, and no address."""
-    return isinstance(part.get("path"), str) and "://" not in part["path"]
-
-
 def paths_from(message: dict, folder: str | Path) -> dict:
     """A message whose media paths are told as they are seen from a folder; the way back is `with_paths`."""
     parts = [
-        part | {"path": Path(os.path.relpath(part["path"], folder)).as_posix()} if is_file(part) else part
+        part | {"path": Path(os.path.relpath(part["path"], folder)).as_posix()} if has_path(part) else part
         for part in message["content"]
     ]
     return message | {"content": parts}

@@ -40,15 +40,7 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
 
 
 def _add_sample(tools: Any, debug: argparse.ArgumentParser) -> None:
-    parser = add_command(
-        tools,
-        "sample",
-        sample,
-        "ask a model each question several times",
-        debug,
-        epilog=SAMPLE_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(tools, "sample", sample, "ask a model each question several times", debug, SAMPLE_EXAMPLE)
     add_model_options(parser, positional=True)
     parser.add_argument("--questions", type=Path, required=True, metavar="FILE", help="JSON-lines file of chat messages")
     parser.add_argument("-n", "--count", type=positive, default=4, metavar="N", help="answers to a question (default: 4)")
@@ -83,15 +75,7 @@ def sample(options: argparse.Namespace) -> None:
 
 
 def _add_rank(tools: Any, debug: argparse.ArgumentParser) -> None:
-    parser = add_command(
-        tools,
-        "rank",
-        rank,
-        "make pairs of a better and a worse answer",
-        debug,
-        epilog=RANK_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(tools, "rank", rank, "make pairs of a better and a worse answer", debug, RANK_EXAMPLE)
     parser.add_argument("answers", type=Path, help="folder or file that `nextgpt preferences sample` wrote")
     parser.add_argument(
         "--by", required=True, metavar="WHO", help="rule:NAME, rule:MODULE:FUNCTION, reward:FOLDER, judge or person"

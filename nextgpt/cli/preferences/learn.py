@@ -33,9 +33,7 @@ def add_learning(stages: Any, debug: argparse.ArgumentParser) -> None:
 
 
 def _add(stages: Any, name: str, function: Any, summary: str, objectives: tuple[str, ...], example: str, debug: Any) -> None:
-    parser = add_command(
-        stages, name, function, summary, debug, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = add_command(stages, name, function, summary, debug, example)
     parser.add_argument(
         "--objective", choices=objectives, help=f"default: the file's; {objectives[0]} where it says nothing"
     )

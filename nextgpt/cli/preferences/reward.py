@@ -22,15 +22,8 @@ result. The same command goes on where it was stopped."""
 
 def add_reward(stages: Any, debug: argparse.ArgumentParser) -> None:
     """Adds `reward` below `nextgpt train`."""
-    parser = add_command(
-        stages,
-        "reward",
-        run,
-        "a reward model: which of two answers is better (Bradley-Terry)",
-        debug,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    summary = "a reward model: which of two answers is better (Bradley-Terry)"
+    parser = add_command(stages, "reward", run, summary, debug, EXAMPLE)
     add_model_options(parser, positional=True)
     parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE", help="JSON-lines files of pairs")
     parser.add_argument("--heldout", type=Path, nargs="+", default=(), metavar="FILE", help="the same, to measure on")

@@ -20,7 +20,7 @@ from nextgpt.report.doctor import examine
 from nextgpt.report.info import describe_model
 from nextgpt.report.params import count_parameters
 from nextgpt.train.stages import run_stage
-from tiny_models import FAMILIES, SIZES, new_tokens, tiny_config
+from tiny_models import FAMILIES, SIZES, answered_together_as_alone, new_tokens, tiny_config
 from tiny_training import build_world, config_for, log_of, make_responsive
 
 PREFIX = {"kind": "prefix", "prefix_length": 3, "num_layers": 2}
@@ -116,18 +116,13 @@ def test_a_cache_a_batch_and_beams_change_no_answer(made):
 def test_conversations_with_kept_caches_answer_together_as_alone_and_without(made):
     pipe, config = NextGPTPipeline(*made, {}), made[0].config
     loses_its_cache = config.rope_parameters or config.text_config.model_type == "mistral"
-    options = {"max_new_tokens": 8, "output_modalities": ("text",)}
     sessions, talks = [pipe.new_session() for _ in PROMPTS], PROMPTS
     for turn in range(2):
-        expected = [pipe(talk, **options).token_ids for talk in talks]
-        assert [reply.token_ids for reply in pipe(talks, **options)] == expected
-        # Streams begin as they are asked for: their rows join one batch while they are under way.
-        streams = [pipe.stream(talk, session=each, **options) for talk, each in zip(talks, sessions, strict=True)]
-        replies = [list(stream)[-1].reply for stream in streams]
-        assert [reply.token_ids for reply in replies] == expected
+        replies = answered_together_as_alone(pipe, talks, sessions)
         if turn and not loses_its_cache:
             assert all(reply.timings.cached_tokens > 0 for reply in replies)
         talks = [[*talk, each.message, user(BLUE, "and this?")] for talk, each in zip(talks, replies, strict=True)]
+    options = {"max_new_tokens": 8, "output_modalities": ("text",)}
     other = [user(BLUE, "draw a banana")]  # another picture at the same place: the cache is of no use from there on
     assert pipe(other, session=sessions[0], **options).token_ids == pipe(other, **options).token_ids
     pipe.close()

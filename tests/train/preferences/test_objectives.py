@@ -49,6 +49,15 @@ def log_probabilities(model: NextGPTForConditionalGeneration, llm: PreTrainedMod
     return read_answers(model, ids, mask, ids.masked_fill(answers == 0, -100)).log_probabilities
 
 
+def trls(trainer_class, arguments, policy, llm, tokenizer, rows: dict) -> tuple[dict, float]:
+    """A batch as a trainer of TRL makes it, and the loss that it computes of it."""
+    data = Dataset.from_dict(rows)
+    reference = copy.deepcopy(llm)
+    trainer = trainer_class(policy, ref_model=reference, args=arguments, train_dataset=data, processing_class=tokenizer)
+    batch = next(iter(trainer.get_train_dataloader()))
+    return batch, trainer.compute_loss(trainer.model, dict(batch)).item()
+
+
 @pytest.mark.parametrize("own_sft", [False, True])
 def test_dpo_is_that_of_trl(own, own_sft, tmp_path):
     from trl import DPOConfig, DPOTrainer
@@ -57,15 +66,7 @@ def test_dpo_is_that_of_trl(own, own_sft, tmp_path):
     kinds = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.3]} if own_sft else {}
     arguments = DPOConfig(output_dir=str(tmp_path), beta=0.3, per_device_train_batch_size=3, **kinds, **QUIET)
     policy = moved(llm)
-    trainer = DPOTrainer(
-        policy,
-        ref_model=copy.deepcopy(llm),
-        args=arguments,
-        train_dataset=Dataset.from_dict(ROWS),
-        processing_class=tokenizer,
-    )
-    batch = next(iter(trainer.get_train_dataloader()))
-    expected = trainer.compute_loss(trainer.model, dict(batch)).item()
+    batch, expected = trls(DPOTrainer, arguments, policy, llm, tokenizer, ROWS)
 
     ids, mask, answers = batch["input_ids"], batch["attention_mask"], batch["completion_mask"]
     reference = log_probabilities(model, llm, ids, mask, answers).sum(1).chunk(2)
@@ -90,15 +91,7 @@ def test_kto_is_that_of_trl(own, tmp_path):
         "label": [True, False, True, False],
     }
     policy = moved(llm)
-    trainer = KTOTrainer(
-        policy,
-        ref_model=copy.deepcopy(llm),
-        args=arguments,
-        train_dataset=Dataset.from_dict(rows),
-        processing_class=tokenizer,
-    )
-    batch = next(iter(trainer.get_train_dataloader()))
-    expected = trainer.compute_loss(trainer.model, dict(batch)).item()
+    batch, expected = trls(KTOTrainer, arguments, policy, llm, tokenizer, rows)
 
     def ratios(prefix: str = "") -> torch.Tensor:
         given = [batch[f"{prefix}{name}"] for name in ("input_ids", "attention_mask", "completion_mask")]

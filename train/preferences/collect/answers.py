@@ -67,7 +67,7 @@ def read_prompts(file: Path) -> list[SampledAnswers]:
     check_files([file])
     prompts = []
     for line in read_lines([file]):
-        prompt = with_parts(question_of(line))
+        prompt = question_of(line)
         try:
             check_media(prompt)
         except UserInputError as error:

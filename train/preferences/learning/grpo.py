@@ -7,7 +7,6 @@ Words and kinds learn: what counts are the tokens that the model chose. (Shao et
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,17 @@ from nextgpt.train.preferences.collect.answers import read_prompts
 from nextgpt.train.preferences.learning.data import PromptReader, Prompts
 from nextgpt.train.preferences.learning.objectives import group_advantages, grpo_loss
 from nextgpt.train.preferences.learning.policy import Reference, chosen_tokens, read_answers
-from nextgpt.train.preferences.learning.prefer import check_one_process, check_policy
 from nextgpt.train.preferences.learning.settings import GRPOConfig
+from nextgpt.train.preferences.learning.trainer import PolicyTrainer, check_one_process, check_policy
 from nextgpt.train.preferences.media_fit import MediaEmbedder
 from nextgpt.train.preferences.rewards import Reward, load_reward
 from nextgpt.train.stages import STAGES, Stage, make_sampler
-from nextgpt.train.trainer import StageTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class GRPOTrainer(StageTrainer):
-    """A `StageTrainer` whose batches are prompts, and whose steps begin with answering them."""
+class GRPOTrainer(PolicyTrainer):
+    """A `PolicyTrainer` whose batches are prompts, and whose steps begin with answering them."""
 
     def __init__(
         self,
@@ -50,13 +48,10 @@ class GRPOTrainer(StageTrainer):
         rewards: list[Reward],
         **kwargs: Any,
     ):
-        super().__init__(*args, **kwargs)
-        self.settings, self.prompts, self.rewards = settings, prompts, rewards
+        super().__init__(*args, settings=settings, **kwargs)
+        self.prompts, self.rewards = prompts, rewards
         self._part_names = ["policy"]
         self.collate = ChatCollator(self.processor.tokenizer.pad_token_id, features)
-        for module in self.model.modules():
-            if isinstance(module, nn.Dropout):  # what is learned from is what was answered
-                module.p = 0.0
         self.reference = Reference(self.model) if settings.beta else None
         config, device = self.model.config, self.args.device
         decoders = {modality: load_frozen_decoder(config, modality, device) for modality in config.signal_tokens}
@@ -65,7 +60,6 @@ class GRPOTrainer(StageTrainer):
                 raise UserInputError(f"media names {modality}, which this model's answers do not hold")
             check_decoder_options(decoders[modality], options)
         self.pipeline = NextGPTPipeline(self.model, self.processor, decoders)
-        self._noted: dict[str, list[float]] = defaultdict(list)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -77,7 +71,7 @@ class GRPOTrainer(StageTrainer):
 
     def prepared(self, batch: dict) -> dict:
         """Prompts → what was answered to them, with the advantage of each answer; those to one prompt stand together."""
-        rows = [self.prompts.rows[index] for index in batch["indices"] for _ in range(self.settings.num_generations)]
+        rows = [self.prompts.rows[index] for index in batch["indices"] for _ in range(self._count)]
         self.model.eval()
         try:
             rounds = [
@@ -118,17 +112,17 @@ class GRPOTrainer(StageTrainer):
         for reward in self.rewards:
             given = [torch.nan if each is None else each for each in reward(prompts, completions, **columns)]
             found.append(torch.tensor(given))
-            self._noted[f"reward/{reward.__name__}"] += found[-1][found[-1].isfinite()].tolist()
+            self.noted[f"reward/{reward.__name__}"] += found[-1][found[-1].isfinite()].tolist()
         stacked = torch.stack(found)  # [rewards, answers]
         weights = torch.tensor(self.settings.reward_weights or [1.0] * len(found))
         total = (stacked * weights[:, None]).nansum(0)
         return total.masked_fill(stacked.isnan().all(0), torch.nan)
 
     def _note(self, rewards: Tensor, advantages: Tensor, replies: list[Reply]) -> None:
-        self._noted["reward"] += rewards[rewards.isfinite()].tolist()
-        self._noted["tokens"] += [float(len(reply.token_ids)) for reply in replies]
-        self._noted["finished"] += [float(reply.finished) for reply in replies]
-        self._noted["groups_alike"] += (~advantages.view(-1, self._count).any(1)).float().tolist()
+        self.noted["reward"] += rewards[rewards.isfinite()].tolist()
+        self.noted["tokens"] += [float(len(reply.token_ids)) for reply in replies]
+        self.noted["finished"] += [float(reply.finished) for reply in replies]
+        self.noted["groups_alike"] += (~advantages.view(-1, self._count).any(1)).float().tolist()
 
     # ------------------------------------------------------------------ learning
 
@@ -153,12 +147,6 @@ class GRPOTrainer(StageTrainer):
         if settings.loss_type == "dapo":
             return {"policy": loss.sum() / mask.sum().clamp(min=1)}
         return {"policy": (loss.sum(1) / mask.sum(1).clamp(min=1)).mean()}
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs:
-            logs |= {name: sum(values) / len(values) for name, values in self._noted.items() if values}
-            self._noted.clear()
-        super().log(logs, *args, **kwargs)
 
 
 class PromptCollator:

@@ -29,8 +29,8 @@ from nextgpt.train.data.dataset import ChatCollator, ChatDataset, OutputMedia, R
 from nextgpt.train.data.lines import Line
 from nextgpt.train.data.store import Example
 from nextgpt.train.preferences.learning.policy import read_answers
-from nextgpt.train.preferences.learning.prefer import check_one_process
 from nextgpt.train.preferences.learning.settings import ILQLConfig
+from nextgpt.train.preferences.learning.trainer import check_one_process
 from nextgpt.train.stages import Stage, make_sampler
 from nextgpt.train.trainer import StageTrainer
 

@@ -6,7 +6,6 @@ is the checkpoint that the run began from: a frozen copy of its adapter, project
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
-from nextgpt.errors import UserInputError
 from nextgpt.events import MAX_SEED
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
@@ -36,9 +34,9 @@ from nextgpt.train.preferences.learning.objectives import (
 )
 from nextgpt.train.preferences.learning.policy import Reference, read_answers
 from nextgpt.train.preferences.learning.settings import PreferenceConfig
+from nextgpt.train.preferences.learning.trainer import PolicyTrainer, check_one_process, check_policy
 from nextgpt.train.preferences.pairs import read_pairs
 from nextgpt.train.stages import STAGES, Stage, make_sampler
-from nextgpt.train.trainer import StageTrainer
 
 
 class Answers(NamedTuple):
@@ -55,19 +53,14 @@ class Answers(NamedTuple):
     errors: dict[str, Tensor]
 
 
-class PreferenceTrainer(StageTrainer):
-    """A `StageTrainer` whose parts of the loss are `words`, `sft` and, for each kind of media, `media/<modality>`."""
+class PreferenceTrainer(PolicyTrainer):
+    """A `PolicyTrainer` whose parts of the loss are `words`, `sft` and, for each kind of media, `media/<modality>`."""
 
     def __init__(self, *args: Any, settings: PreferenceConfig, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.settings = settings
+        super().__init__(*args, settings=settings, **kwargs)
         self._part_names = ["words", *(["sft"] if settings.sft_weight else [])]
         self._part_names += [f"media/{modality}" for modality in self.model.decoders]
-        for module in self.model.modules():  # policy and reference are to differ by what was learned alone
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
         self.reference = Reference(self.model)
-        self._noted: dict[str, list[float]] = defaultdict(list)
 
     def _counts(self, batch: dict) -> dict[str, int]:
         rows = len(batch["input_ids"])
@@ -125,14 +118,8 @@ class PreferenceTrainer(StageTrainer):
     def _note(self, name: str, found: Tensor) -> None:
         """Notes, for the log, the margins of a part; pairs that do not differ in it count as undecided."""
         found = found.detach()
-        self._noted[f"margin/{name}"] += found.tolist()
-        self._noted[f"accuracy/{name}"] += [0.5 if each == 0 else float(each > 0) for each in found.tolist()]
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs:
-            logs |= {name: sum(values) / len(values) for name, values in self._noted.items() if values}
-            self._noted.clear()
-        super().log(logs, *args, **kwargs)
+        self.noted[f"margin/{name}"] += found.tolist()
+        self.noted[f"accuracy/{name}"] += [0.5 if each == 0 else float(each > 0) for each in found.tolist()]
 
 
 def _elsewhere(ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,7 +127,6 @@ def _elsewhere(ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
 
     A row's prompt ends where its answer's tokens begin; prompts keep their order, and so do the media in them.
     """
-    length = ids.shape[1]
     starts = (labels != IGNORED_LABEL).int().argmax(1).tolist()
     ends = mask.sum(1).tolist()
     rows = []
@@ -196,18 +182,6 @@ def make_trainer(
         train_dataset=pairs,
         data_collator=PairCollator(processor.tokenizer.pad_token_id, features, processor.vocabulary),
     )
-
-
-def check_policy(model: NextGPTForConditionalGeneration) -> None:
-    """Raises UserInputError where a model's decoding is more than its policy: ILQL's heads would go stale, and mislead."""
-    if model.config.value_weight is not None:
-        raise UserInputError("the model has value heads (nextgpt train rl --objective ilql): learn from the one before it")
-
-
-def check_one_process(arguments: TrainingArguments) -> None:
-    """Raises UserInputError where several processes are to share a run."""
-    if arguments.world_size > 1:
-        raise UserInputError(f"{arguments.world_size} processes: this trains in one; start it without a launcher")
 
 
 PLAN = Stage(STAGES["instruct"].trains, needs=None, open_dataset=open_pairs, make_trainer=make_trainer, captions=False)
