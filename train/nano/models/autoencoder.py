@@ -26,8 +26,9 @@ from torch.nn import functional as F
 from nextgpt.train.nano.models import loop
 from nextgpt.train.nano.world import sampling
 from nextgpt.train.nano.world.pictures import Renderer, World
-from nextgpt.train.nano.world.sounds import SoundWorld, as_floats
+from nextgpt.train.nano.world.sounds import SoundWorld
 from nextgpt.train.nano.world.spectrograms import FRAMES, MEL_MEAN, MEL_STD, as_pictures, log_mels
+from nextgpt.train.nano.world.waveforms import as_floats
 
 FOLDERS = {"image": "autoencoder", "audio": "sound_autoencoder"}
 FACTOR, LATENT_CHANNELS = 8, 24  # how much smaller each side is

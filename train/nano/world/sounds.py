@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nextgpt.train.nano.world.split import split_of_names
+from nextgpt.train.nano.world.waveforms import as_floats, as_integers, as_opus, from_opus
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +57,9 @@ MOST_KEYS = 2  # up or down
 TEMPO = (0.9, 1.1)
 VELOCITIES = (60, 127)  # how hard notes are struck; the loudest has the peak of a plain take
 # What is learned from apart from the world's combinations, so that these are not learned by heart: `studies`.
-PHRASES = 8  # of loose notes, of each instrument in each register
+PHRASES = 96  # of loose notes, of each instrument in each register: of 8 the encoder learned to tell half of unseen sounds
+STRANGE_TAKES = 4  # of each figure by each program that the world does not know
 MELODIC = range(112)  # programs of General MIDI; the world does not know most, but they play the same figures
-OPUS = 0.92  # how much is left out in the package, 0..1: 7 kB a sound remain, and the classifier hears no difference
 
 
 class Sound(NamedTuple):
@@ -199,7 +199,7 @@ class SoundWorld:
         """Writes what an evaluation needs into a folder: of the sounds only the effects and what no part learned from."""
         every = [*self.combinations, *self.takes]
         kept = [sound for sound in every if sound.split != "train" or not sound.register]
-        pieces = [_as_opus(self._samples(sound)) for sound in tqdm(kept, desc="sounds")]
+        pieces = [as_opus(self._samples(sound), SAMPLING_RATE) for sound in tqdm(kept, desc="sounds")]
         opus = np.frombuffer(b"".join(pieces), np.uint8)
         np.savez(folder / "takes.npz", opus=opus, ends=np.cumsum([len(piece) for piece in pieces]))
         (folder / "sounds.npz").unlink(missing_ok=True)  # how an older package holds them
@@ -215,7 +215,7 @@ class SoundWorld:
     def _samples(self, sound: Sound) -> np.ndarray:
         """int16 `[32000]`; silent where a package does not hold the sound."""
         if self._coded:
-            return _from_opus(self._coded[sound]) if sound in self._coded else np.zeros(SAMPLES, np.int16)
+            return from_opus(self._coded[sound]) if sound in self._coded else np.zeros(SAMPLES, np.int16)
         if sound.take:
             return self._takes[self._take_rows[sound]]
         return self.waveforms[self.combinations.index(sound)]
@@ -254,22 +254,22 @@ class SoundWorld:
         return torch.tensor(numbers, dtype=torch.long).view(-1, 3)
 
 
-def as_floats(waveforms: np.ndarray) -> Tensor:
-    """Waveforms int16 → float32 in -1..1."""
-    return torch.from_numpy(waveforms.astype(np.float32)) / 32768
-
-
 def new_phrase(rng: np.random.Generator) -> list[tuple[float, float, int]]:
-    """Notes of any length and pitch within an octave, some struck together, with rests between; the lowest is the first.
+    """Notes within an octave, none of the figures: loose ones, a run that turns back, or two long ones or chords.
 
-    (Some instruments of the soundfont are silent far above it.)
+    The lowest is the first. (Some instruments of the soundfont are silent far above it.)
     """
-    notes, now = [], 0.0
+    kind, notes, now = rng.choice(["loose", "run", "long"], p=[0.4, 0.3, 0.3]), [], 0.0
+    beat, step = rng.uniform(0.12, 0.35), 0
     while now < 0.9 * SECONDS:
-        length = math.exp(rng.uniform(math.log(0.08), math.log(1.2)))
-        steps = rng.choice(13, rng.choice([1, 1, 1, 2, 3]), replace=False) if notes else [0]
+        if kind == "run":  # up and down by any steps, sometimes in place
+            length, steps = beat, [step]
+            step = int(np.clip(step + rng.integers(-4, 5), 0, 12))
+        else:
+            length = math.exp(rng.uniform(*np.log((0.08, 1.2)))) if kind == "loose" else rng.uniform(0.7, 1.3)
+            steps = rng.choice(13, rng.choice([1, 1, 1, 2, 3]), replace=False) if notes else [0]
         notes += [(now, now + length, int(step)) for step in steps]
-        now += length * rng.uniform(1.02, 1.6)
+        now += length * (rng.uniform(1.02, 1.6) if kind == "loose" else 1.03)
     return notes
 
 
@@ -325,9 +325,11 @@ def studies(player: Player, sounds: list[dict], rng: np.random.Generator) -> Ite
     entries = {sound["name"]: sound for sound in sounds if sound["pitched"]}
     strange = [{"name": "", "program": program} for program in strange_programs(sounds)]
     wanted = [(Sound(name, register), entry) for name, entry in entries.items() for register in REGISTERS] * PHRASES
-    wanted += [(Sound("", register, figure), entry) for entry in strange for register in REGISTERS for figure in FIGURES]
+    figures = [(Sound("", register, figure), entry) for entry in strange for register in REGISTERS for figure in FIGURES]
+    wanted += figures * STRANGE_TAKES
     for sound, entry in tqdm(wanted, desc="studies"):
-        keys, notes = new_variation(rng, sound.figure) if sound.figure else (0, new_phrase(rng))
+        keys, notes = new_variation(rng, sound.figure or "single note")
+        notes = notes if sound.figure else new_phrase(rng)
         try:
             yield sound, player.play(entry, REGISTERS[sound.register] + keys, notes, int(rng.integers(60, 128)))
         except SilentError:
@@ -401,11 +403,11 @@ def build(out: Path, soundfont: Path) -> None:
     entries = {sound["name"]: sound for sound in sounds}
     waveforms = [player(entries[each.name], each.register, each.figure) for each in combinations(sounds)]
     out.mkdir(parents=True, exist_ok=True)
-    np.save(out / "sounds.npy", _as_integers(waveforms))
-    np.save(out / "strangers.npy", _as_integers(list(strangers(player, sounds))))
+    np.save(out / "sounds.npy", as_integers(waveforms))
+    np.save(out / "strangers.npy", as_integers(list(strangers(player, sounds))))
     for name, made in (("takes", takes(player, sounds)), ("studies", studies(player, sounds, rng))):
         known, played = zip(*made, strict=True)
-        np.save(out / f"{name}.npy", _as_integers(played))
+        np.save(out / f"{name}.npy", as_integers(played))
         (out / f"{name}.json").write_text(json.dumps(known) + "\n", encoding="utf-8")
     (out / "sounds.json").write_text(json.dumps(sounds, indent=1) + "\n", encoding="utf-8")
     attribution = out / "ATTRIBUTION.md"
@@ -413,27 +415,6 @@ def build(out: Path, soundfont: Path) -> None:
     if ATTRIBUTION not in text:
         attribution.write_text(f"{text}{ATTRIBUTION}\n", encoding="utf-8")
     logger.info("%d sounds of %d instruments and effects in %s", len(waveforms), len(sounds), out)
-
-
-def _as_integers(waveforms: Sequence[np.ndarray]) -> np.ndarray:
-    """Waveforms in -1..1 → int16."""
-    return (np.stack(waveforms) * 32767).round().astype(np.int16)
-
-
-def _as_opus(waveform: np.ndarray) -> bytes:
-    """A waveform int16 `[32000]` as an Ogg Opus file."""
-    import soundfile
-
-    file = io.BytesIO()
-    soundfile.write(file, waveform, SAMPLING_RATE, format="OGG", subtype="OPUS", compression_level=OPUS)
-    return file.getvalue()
-
-
-def _from_opus(file: bytes) -> np.ndarray:
-    """What `_as_opus` made."""
-    import soundfile
-
-    return soundfile.read(io.BytesIO(file), dtype="int16")[0]
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Sounds as log-mel spectrograms; true and unknown ones to learn from, augmented and transposed, and studies.
 
-There are few combinations, and they are easily learned by heart. So of what there is to learn from a quarter are sounds
-transposed, of which only the figure can be told, and half are studies (`sounds.studies`).
+There are few combinations, and they are easily learned by heart. So of what there is to learn from an eighth are sounds
+transposed, of which only the figure can be told, and three quarters are studies (`sounds.studies`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from nextgpt.decoders.audioldm import log_mel_spectrogram
 from nextgpt.train.nano.world import sampling
 from nextgpt.train.nano.world.sampling import IGNORED
-from nextgpt.train.nano.world.sounds import SAMPLING_RATE, SoundWorld, as_floats
+from nextgpt.train.nano.world.sounds import SAMPLING_RATE, SoundWorld
 from nextgpt.train.nano.world.unknown_sounds import UnknownSounds
+from nextgpt.train.nano.world.waveforms import as_floats
 
 PARTS = ("instrument", "register", "figure")
 LATE = 0.12  # seconds by which a sound may come late
@@ -90,14 +91,14 @@ class SoundSet:
 
         `IGNORED` stands for what is not told.
         """
-        half, quarter = count // 2, count // 4
-        chosen = sampling.draw_evenly(self.targets[:, 0], count - half)
-        studies = torch.randint(len(self.studies), (half,), device=chosen.device)
-        moved = transpose(self.energies[chosen[:quarter]])
-        untold = self.targets[chosen[:quarter]].clone()
+        quarter, eighth = count // 4, count // 8
+        chosen = sampling.draw_evenly(self.targets[:, 0], quarter)
+        studies = torch.randint(len(self.studies), (count - quarter,), device=chosen.device)
+        moved = transpose(self.energies[chosen[:eighth]])
+        untold = self.targets[chosen[:eighth]].clone()
         untold[:, :2] = IGNORED
-        energies = torch.cat([moved, self.energies[chosen[quarter:]], self.studies[studies]])
-        return self.augment(energies), torch.cat([untold, self.targets[chosen[quarter:]], self.study_targets[studies]])
+        energies = torch.cat([moved, self.energies[chosen[eighth:]], self.studies[studies]])
+        return self.augment(energies), torch.cat([untold, self.targets[chosen[eighth:]], self.study_targets[studies]])
 
     def draw_unknown(self, count: int) -> Tensor:
         """Sounds from outside the world to learn from, `[count, bands, frames]`."""
