@@ -40,7 +40,7 @@ def conversation(good: int | None) -> dict:
 
 def config(world: Path, output: Path, **changes) -> ILQLConfig:
     values = settings(world, "ilql", output, data=[str(world / "trajectories.jsonl")], save_steps=1000, logging_steps=5)
-    return ILQLConfig.from_dict(values | {"beta": 4.0, "max_steps": 60, "follow": 0.3} | changes)
+    return ILQLConfig.from_dict(values | {"beta": 4.0, "max_steps": 60, "target_update_rate": 0.3} | changes)
 
 
 def returned(pipe: NextGPTPipeline) -> int:

@@ -1,6 +1,6 @@
 """`nextgpt train rl --objective ilql`: implicit language Q-learning (Snell et al. 2022, https://arxiv.org/abs/2206.11871).
 
-From conversations that somebody had, with a reward for each answer, it learns what a token is worth: Q by temporal
+From conversations that somebody had, with a reward for each answer, it learns the value of a token: Q by temporal
 differences, V as an expectile of Q over what was said, and a policy that clones. Decoding adds the advantage to the policy,
 so that the best parts of several conversations come together in one that nobody had. One conversation a line:
 
@@ -100,8 +100,8 @@ class ILQLTrainer(StageTrainer):
         return {"policy": self.settings.policy_weight, "cql": self.settings.cql_weight}.get(name, 1.0)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, dict[str, float]]:
-        """The slow copies of Q move between two steps."""
-        self.model.value_heads.follow(self.settings.follow)
+        """The target networks are updated between two steps."""
+        self.model.value_heads.soft_update(self.settings.target_update_rate)
         return super().get_batch_samples(*args, **kwargs)
 
     def losses_of(self, model: nn.Module, inputs: dict) -> dict[str, Tensor]:
@@ -113,16 +113,16 @@ class ILQLTrainer(StageTrainer):
             tokens = inputs["labels"][rows, columns, None]
             states = reading.hidden_states[rows, columns - 1]  # where each token was chosen
             values = heads.values(states).float()
-            estimates = [each.float() for each in heads.estimates(states)]
+            q_values = [each.float() for each in heads.q_values(states)]
             with torch.no_grad():
-                worth = heads.worth(states).float().gather(1, tokens)[:, 0]
+                target_q = heads.target_q_values(states).float().gather(1, tokens)[:, 0]
                 is_last = F.pad(rows[1:] != rows[:-1], (0, 1), value=True)  # after it the conversation is over
                 following = values.roll(-1).masked_fill(is_last, 0.0)
                 returns = inputs["rewards"][rows, columns] + settings.discount * following
         policy = -reading.log_probabilities[rows, columns].mean()
-        q = sum((each.gather(1, tokens)[:, 0] - returns).square() for each in estimates).mean()
-        cql = sum(F.cross_entropy(each, tokens[:, 0]) for each in estimates)
-        return {"policy": policy, "q": q, "v": expectile_loss(worth - values, settings.expectile).mean(), "cql": cql}
+        q = sum((each.gather(1, tokens)[:, 0] - returns).square() for each in q_values).mean()
+        cql = sum(F.cross_entropy(each, tokens[:, 0]) for each in q_values)
+        return {"policy": policy, "q": q, "v": expectile_loss(target_q - values, settings.expectile).mean(), "cql": cql}
 
 
 def add_heads(model: NextGPTForConditionalGeneration, config: ILQLConfig) -> None:

@@ -152,9 +152,9 @@ class ILQLConfig(RewardedConfig):
         beta: weight of a token's advantage in decoding; kept in the checkpoint.
         expectile: how far V leans to the better of what was done; 0.5 is the mean.
         discount: of what comes a token later.
-        cql_weight: of the loss that keeps tokens that nobody said from seeming worth something.
+        cql_weight: of the loss that keeps Q low for tokens that nobody said (conservative Q-learning).
         policy_weight: of the next-token loss.
-        follow: share of the way that the slow copies of Q go at each step.
+        target_update_rate: of the target networks' soft update at each step; 1: they are the Q heads.
     """
 
     objective: str = "ilql"
@@ -163,14 +163,16 @@ class ILQLConfig(RewardedConfig):
     discount: float = 0.99
     cql_weight: float = 0.01
     policy_weight: float = 1.0
-    follow: float = 0.05
-    numbers: ClassVar[tuple[str, ...]] = ("beta", "expectile", "discount", "cql_weight", "policy_weight", "follow")
+    target_update_rate: float = 0.05
+    numbers: ClassVar[tuple[str, ...]] = (
+        *("beta", "expectile", "discount", "cql_weight", "policy_weight", "target_update_rate"),
+    )
     of_the_objective: ClassVar[tuple[str, ...]] = ("objective", *numbers)
 
     def __post_init__(self):
         super().__post_init__()
         if self.objective != "ilql":
             raise BadSetting("objective", self.objective, "ilql")
-        for name in ("expectile", "discount", "follow"):
+        for name in ("expectile", "discount", "target_update_rate"):
             if not 0 < getattr(self, name) <= 1:
                 raise BadSetting(name, getattr(self, name), "a number above 0, at most 1")
