@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from nextgpt.train.config import BadSetting, TrainingConfig
@@ -31,10 +32,18 @@ class RewardedConfig(TrainingConfig):
             raise BadSetting("loss_weights", self.loss_weights, "none: these are the weights of the three stages' losses")
         if self.sample_steps:
             raise BadSetting("sample_steps", self.sample_steps, "0: try the finished model with nextgpt chat")
+        self._refuse_unused(["sample_count"], "this run writes no sample answers")
         if self.denoising and not self.learns_media:
             raise BadSetting("denoising", self.denoising, "false: what media show is learned by nextgpt train prefer")
         if self.on_bad_item != "fail":
             raise BadSetting("on_bad_item", self.on_bad_item, "fail: leave the lines out that cannot be used")
+
+    def _refuse_unused(self, names: Iterable[str], reason: str) -> None:
+        """Refuses settings that do nothing here; those left at their default are none."""
+        defaults = {each.name: each.default for each in fields(self)}
+        for name in names:
+            if (value := getattr(self, name)) != defaults[name]:
+                raise BadSetting(name, value, f"{defaults[name]!r}, for {reason}: leave it out")
 
     def _read_number(self, name: str) -> None:
         value = getattr(self, name)
@@ -84,6 +93,13 @@ class PreferenceConfig(RewardedConfig):
         super().__post_init__()
         if self.objective not in OBJECTIVES:
             raise BadSetting("objective", self.objective, f"one of {', '.join(OBJECTIVES)}")
+        if self.objective != "kto":
+            self._refuse_unused(["desirable_weight", "undesirable_weight"], "only objective=kto weighs answers")
+        if not self.denoising:
+            self._refuse_unused(["media_beta", "media_weight"], "denoising=false leaves media out")
+            if "output_projections" in (self.trains or ()):
+                without = "parts without output_projections, for denoising=false leaves out what they learn from"
+                raise BadSetting("trains", self.trains, without)
         self.heldout = [self.heldout] if isinstance(self.heldout, str) else self.heldout
         size = self.arguments.get("per_device_train_batch_size", 8)
         if self.objective == "kto" and size < 2:
