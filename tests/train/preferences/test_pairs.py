@@ -42,6 +42,7 @@ def test_what_is_written_is_read_again_from_another_folder(tmp_path: Path) -> No
         "rejected": [says("assistant", "Here.", rejected)],
         "ranked_by": "rule:media_fit",
         "scores": [0.9, 0.1],
+        "output_modalities": ["text", "image"],
     }
     (read,) = read_pairs([write(tmp_path / "pairs.jsonl", record)])
     assert read.chosen[0]["content"][1] == chosen | {"path": str(tmp_path / "a.png")}
@@ -51,6 +52,7 @@ def test_what_is_written_is_read_again_from_another_folder(tmp_path: Path) -> No
     (again,) = read_pairs([tmp_path / "other" / "pairs.jsonl"])
     assert (again.prompt, again.chosen, again.rejected) == (read.prompt, read.chosen, read.rejected)
     assert (again.ranked_by, again.scores) == ("rule:media_fit", (0.9, 0.1))
+    assert again.output_modalities == ["text", "image"]
 
 
 def test_plain_texts_as_trl_writes_them_become_parts(tmp_path: Path) -> None:
@@ -82,6 +84,11 @@ GONE = {"type": "image", "path": "gone.png", "caption": "a cat"}
         ({"scores": [float("nan"), 0]}, "scores is .* expected two numbers"),
         ({"scores": [1, 2]}, "turn the pair round"),
         ({"ranked_by": 3}, "ranked_by is 3"),
+        ({"output_modalities": ["smell"]}, "output_modalities is .* expected a list of kinds, text among them"),
+        (
+            {"chosen": [says("assistant", {"type": "image", "caption": "a cat"})], "output_modalities": ["text"]},
+            r"chosen: holds an image, which output_modalities \['text'\] leaves out",
+        ),
     ],
 )
 def test_a_pair_that_teaches_nothing_is_refused_by_file_and_line(tmp_path: Path, changed: dict, expected: str) -> None:

@@ -70,7 +70,7 @@ class Duel:
     def pair(self, first_is_better: bool, ranked_by: str, scores: tuple[float, float] | None = None) -> PreferencePair:
         """What comes of it; `scores` are those of the better and the other."""
         better, other = (self.first, self.second) if first_is_better else (self.second, self.first)
-        return PreferencePair(self.row.prompt, [better], [other], ranked_by, scores)
+        return PreferencePair(self.row.prompt, [better], [other], ranked_by, scores, self.row.output_modalities)
 
 
 def rank_by_reward(

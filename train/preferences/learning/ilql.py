@@ -5,6 +5,8 @@ differences, V as an expectile of Q over what was said, and a policy that clones
 so that the best parts of several conversations come together in one that nobody had. One conversation a line:
 
     {"messages": [user, assistant, user, assistant …], "rewards": [0.0, 1.0 …]}
+
+and `"output_modalities": ["text", "image"]` where the answers could not hold every kind.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from nextgpt.train.data.store import Example
 from nextgpt.train.preferences.learning.policy import read_answers
 from nextgpt.train.preferences.learning.settings import ILQLConfig
 from nextgpt.train.preferences.learning.trainer import check_one_process
-from nextgpt.train.stages import Stage, make_sampler
+from nextgpt.train.preferences.pairs import KINDS, read_kinds, template_variables
+from nextgpt.train.stages import Stage, make_sampler, workers_for
 from nextgpt.train.trainer import StageTrainer
 
 TRAINS = ("input_projection", "signal_rows", "value_heads", "adapter")
@@ -60,6 +63,9 @@ class TrajectoryReader(Reader):
         record = example.record | {"rewards": list(zip(places, map(float, rewards), strict=True))}
         return example._replace(loss_mask=learned, record=record)
 
+    def template_variables(self, line: Line) -> dict[str, str] | None:
+        return template_variables(read_kinds(line.record()), self.processor.vocabulary)
+
     def outputs(self, messages: list[dict]) -> list[OutputMedia]:
         return []  # what media show has no reward of its own
 
@@ -67,7 +73,7 @@ class TrajectoryReader(Reader):
 class Trajectories(ChatDataset):
     """Conversations with the rewards of their answers."""
 
-    kind = ("trajectories",)
+    kind = ("trajectories", KINDS)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """As `ChatDataset` has it, and `rewards` `[length]`."""
@@ -135,7 +141,7 @@ def open_trajectories(
 ) -> Trajectories:
     """The conversations that a run learns from; UserInputError where a line is none, by file and line."""
     reader = TrajectoryReader(processor, max_length=config.max_length or model_config.max_positions)
-    return Trajectories(config.data, reader, folder=Path(config.features), retry=retry)
+    return Trajectories(config.data, reader, folder=Path(config.features), workers=workers_for(config), retry=retry)
 
 
 def make_trainer(

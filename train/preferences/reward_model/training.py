@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from nextgpt.errors import NextGPTError, UserInputError, first_line
 from nextgpt.train.preferences.pairs import PreferencePair, prompt_key, read_pairs, split_by_prompt
-from nextgpt.train.preferences.reward_model.model import AnswerFeatures, RewardModel
+from nextgpt.train.preferences.reward_model.model import Answer, AnswerFeatures, RewardModel
 
 RESAMPLES = 2000  # for the interval
 FEATURES = "features"  # folder beside the result
@@ -136,7 +136,11 @@ def train_reward(
 
 def _features(reward: RewardModel, pairs: Sequence[PreferencePair], folder: Path) -> tuple[AnswerFeatures, AnswerFeatures]:
     """Of the chosen and of the rejected answers."""
-    answers = [(pair.prompt, side, pair.where) for pair in pairs for side in (pair.chosen, pair.rejected)]
+    answers = [
+        Answer(pair.prompt, side, pair.where, pair.output_modalities)
+        for pair in pairs
+        for side in (pair.chosen, pair.rejected)
+    ]
     features = reward.cached_features(answers, folder, f"Reading {len(pairs):,} pairs")
     return features[range(0, len(answers), 2)], features[range(1, len(answers), 2)]
 
