@@ -11,6 +11,8 @@ from PIL import Image
 
 from nextgpt.__main__ import main
 from nextgpt.errors import ModelLoadError, UserInputError
+from nextgpt.signals import answer_only
+from nextgpt.train.nano.dialogues.composer import SYSTEM_PROMPT
 from nextgpt.train.preferences.pairs import read_pairs
 from nextgpt.train.preferences.reward_model.model import RewardModel
 from nextgpt.train.preferences.reward_model.training import RewardSettings, bradley_terry_loss, train_reward
@@ -131,11 +133,24 @@ def test_a_preset_stays_one_where_a_folder_of_its_name_lies(model, tmp_path, mon
     assert facts["model"] == "nano" and not facts["is_folder"]
 
 
-def test_it_ranks_answers(trained, tmp_path) -> None:
+def test_it_reads_the_kinds_that_an_answer_could_hold_as_the_model_was_told_of_them(model) -> None:
+    reward = RewardModel.from_parts(model, "cpu", "float32")
+    told = says("system", f"{SYSTEM_PROMPT} {answer_only(['text'])}")
+    prompts, completions = [says("user", "Draw a cat.")] * 3, [says("assistant", "No.")] * 3
+    plain = reward.features(prompts, completions)
+    some = reward.features(prompts, completions, [None, ["text"], ["text", "image"]])
+    as_told = reward.features([[*told, *prompts[0]]], completions[:1])
+    assert torch.allclose(some.last[1], as_told.last[0], atol=1e-6)
+    assert torch.allclose(some.last[[0, 2]], plain.last[:2], atol=1e-6) and not torch.allclose(some.last[1], some.last[0])
+
+
+def test_it_ranks_answers(trained, tmp_path, capsys) -> None:
     answers = [message for text in ("so.", "so!!!", "so it is.") for message in says("assistant", text)]
     (tmp_path / "answers.jsonl").write_text(json.dumps({"prompt": says("user", "Who?"), "answers": answers}) + "\n")
     out = tmp_path / "pairs.jsonl"
-    assert main(["preferences", "rank", str(tmp_path), "--by", f"reward:{trained}", "-o", str(out)]) == 0
+    given = ["preferences", "rank", str(tmp_path), "--by", f"reward:{trained}", "-o", str(out), "--device"]
+    assert main([*given, "nowhere"]) == 2 and "device 'nowhere' cannot be used here" in capsys.readouterr().err
+    assert main([*given, "cpu"]) == 0
     (pair,) = read_pairs([out])
     assert pair.chosen == says("assistant", "so!!!") and pair.ranked_by == f"reward:{trained}"
 
