@@ -87,6 +87,8 @@ def run_stage(stage: str, config: TrainingConfig, plan: Stage | None = None) -> 
     if arguments.n_gpu > 1:
         raise UserInputError(f"{arguments.n_gpu} accelerators are visible to one process: use `accelerate launch -m`")
     trains = trained_groups(stage, config, plan)
+    if Path(config.output_dir).is_file():
+        raise UserInputError(f"output_dir is {config.output_dir}, which is a file: name a folder")
     _check_order(config, arguments.train_sampling_strategy)
     set_seed(arguments.seed)
     model, processor = load_for_training(config)

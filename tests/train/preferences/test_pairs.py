@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from nextgpt.__main__ import main
 from nextgpt.errors import UserInputError
 from nextgpt.train.preferences.pairs import PreferencePair, read_pairs, split_by_prompt, write_pairs
 
@@ -111,6 +112,32 @@ def test_an_empty_file_and_a_missing_one_are_named(tmp_path: Path) -> None:
         read_pairs([write(tmp_path / "empty.jsonl")])
     with pytest.raises(UserInputError, match="gone.jsonl: no such file"):
         read_pairs([tmp_path / "gone.jsonl"])
+    with pytest.raises(UserInputError, match="a folder; expected a JSON-lines file"):
+        read_pairs([tmp_path])
+    with pytest.raises(UserInputError, match="^x+.jsonl: no such file"):
+        read_pairs([f"{'x' * 5000}.jsonl"])
+
+
+UNREADABLE = "/proc/self/mem"  # for root, too
+
+
+@pytest.mark.skipif(not Path(UNREADABLE).exists(), reason="no such file on this system")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "reward", "nano", "--data", UNREADABLE, "--out", "out"],
+        ["preferences", "rank", UNREADABLE, "--by", "rule:hedging", "-o", "pairs.jsonl"],
+        ["preferences", "sample", "nano", "--questions", UNREADABLE, "--out", "out"],
+        ["evaluate", "judge", "a.jsonl", "b.jsonl", "--questions", UNREADABLE, "--judge", "reward:out", "--out", "judged"],
+        ["train", "prefer", "--config", "nano", f"data=[{UNREADABLE}]", "output_dir=out", "features=out", "use_cpu=true"],
+        ["train", "rl", "--objective", "ilql", "--config", "nano", f"data=[{UNREADABLE}]", "output_dir=out", "features=out"],
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_in_one_line(command: list[str], tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error == f"nextgpt: error: {UNREADABLE}: cannot be read (Input/output error); expected a JSON-lines file"
 
 
 def test_equal_words_with_other_pictures_are_a_pair_and_copies_of_a_picture_are_none(tmp_path: Path) -> None:

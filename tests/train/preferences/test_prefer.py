@@ -176,6 +176,7 @@ def test_what_cannot_be_learned_from_is_refused_by_name(world, tmp_path):
         ([same], {"objective": "kto", "per_device_train_batch_size": 1}, "per_device_train_batch_size is 1, expected 2 or"),
         ([same], {"loss_weights": {"text": 2}}, "loss_weights is .*expected none"),
         ([same], {"heldout": str(world / "heldout.jsonl")}, "pairs7.jsonl:1: the prompt is held out .*heldout.jsonl:1"),
+        ([same], {"output_dir": str(world / "heldout.jsonl")}, "output_dir is .*heldout.jsonl, which is a file"),
         ([same], {"sample_count": 8}, "sample_count is 8, expected 4, for this run writes no sample answers: leave it out"),
         ([same], {"desirable_weight": 2}, "desirable_weight is 2.0, expected 1.0, for only objective=kto weighs answers"),
         ([same], {"media_beta": 5, "denoising": False}, "media_beta is 5.0, .*denoising=false leaves media out"),
