@@ -3,7 +3,8 @@
     def reward(prompts: list[list[dict]], completions: list[list[dict]], **columns: list) -> list[float | None]
 
 Prompts are chat messages with content as parts, completions one message of the assistant each; a column is a further key of
-the data's lines, with a value for each completion (`output_modalities` has the kinds that it could hold). None says that the reward does not apply.
+the data's lines, with a value for each completion (`output_modalities` has the kinds that it could hold). None says that the
+reward does not apply.
 """
 
 from __future__ import annotations
