@@ -200,7 +200,7 @@ class NextGPTForConditionalGeneration(
     # ------------------------------------------------------------------ what is trained
 
     def add_value_heads(self, weight: float) -> None:
-        """Adds heads for the worth of tokens, unless it has them; `weight`: of their advantage in decoding."""
+        """Adds value heads, unless it has them; `weight`: of a token's advantage in decoding."""
         self.config.value_weight = weight
         if self.value_heads is None:
             self.value_heads = ValueHeads(self.config.text_config.hidden_size, self.config.vocab_size)
@@ -354,7 +354,7 @@ class NextGPTForConditionalGeneration(
         )
 
     def _decoding_logits(self, hidden_states: Tensor) -> Tensor:
-        """The logits; where tokens have a worth, the policy's log-probabilities and their advantage (Snell et al. 2022)."""
+        """The logits; with value heads, the policy's log-probabilities and each token's advantage (Snell et al. 2022)."""
         logits = self.compute_logits(hidden_states)
         if self.value_heads is None or not self.config.value_weight:
             return logits

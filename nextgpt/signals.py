@@ -87,6 +87,11 @@ class SignalVocabulary:
         signals = [rows[modality].signal_token(i) for modality, count in self.signal_tokens for i in range(count)]
         return signals + [rows[modality].placeholder for modality in self.input_modalities]
 
+    def template_variables(self, kinds: Collection[str] | None) -> dict[str, str] | None:
+        """What the chat template gets where an answer may hold these kinds only; None where they are all that there are."""
+        is_limited = kinds is not None and not set(self.runs) <= set(kinds)
+        return {"answer_only": answer_only(kinds)} if is_limited else None
+
     def add_to(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Adds the tokens to `tokenizer` and checks that they land on the ids the model expects.
 

@@ -1,4 +1,4 @@
-"""What tokens are worth: the heads that offline reinforcement learning adds to a model (ILQL, Snell et al. 2022)."""
+"""Value heads, which offline reinforcement learning adds to a model: Q and V of tokens (ILQL, Snell et al. 2022)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_weight(given: float | None) -> float | None:
 class ValueHeads(nn.Module):
     """Implicit Q and V of a token-level decision process, read off the LLM's last hidden states.
 
-    Two Q heads, whose smaller estimate counts, and their slow copies, which decoding uses and V learns from.
+    Two Q heads, of which the smaller value counts, and their target networks, which decoding uses and V learns from.
 
     Args:
         hidden_size: of the LLM.
@@ -43,28 +43,28 @@ class ValueHeads(nn.Module):
         """V of each state: `[..., hidden]` → `[...]`."""
         return self.v(hidden_states.to(self.v[0].weight.dtype))[..., 0]
 
-    def estimates(self, hidden_states: Tensor) -> list[Tensor]:
-        """What each Q head says of every token: `[..., hidden]` → `[..., vocab_size]` each."""
+    def q_values(self, hidden_states: Tensor) -> list[Tensor]:
+        """Q of every token by each of the two heads: `[..., hidden]` → `[..., vocab_size]` each."""
         return [head(hidden_states.to(head[0].weight.dtype)) for head in self.q]
 
-    def worth(self, hidden_states: Tensor) -> Tensor:
-        """Q of every token by the slow copies: `[..., hidden]` → `[..., vocab_size]`."""
+    def target_q_values(self, hidden_states: Tensor) -> Tensor:
+        """Q of every token by the target networks: `[..., hidden]` → `[..., vocab_size]`."""
         one, other = (head(hidden_states.to(head[0].weight.dtype)) for head in self.target)
         return torch.minimum(one, other)
 
     def advantages(self, hidden_states: Tensor) -> Tensor:
-        """How much better than the state each token is: `[..., hidden]` → `[..., vocab_size]`."""
-        return self.worth(hidden_states) - self.values(hidden_states)[..., None]
+        """Q - V of every token: `[..., hidden]` → `[..., vocab_size]`."""
+        return self.target_q_values(hidden_states) - self.values(hidden_states)[..., None]
 
     @torch.no_grad()
-    def follow(self, share: float) -> None:
-        """Moves the slow copies by a share of their distance from the Q heads."""
-        for slow, fast in zip(self.target.parameters(), self.q.parameters(), strict=True):
-            slow.lerp_(fast.to(slow), share)
+    def soft_update(self, rate: float) -> None:
+        """The target networks' Polyak averaging: each parameter goes this share of the way to that of its Q head."""
+        for target, online in zip(self.target.parameters(), self.q.parameters(), strict=True):
+            target.lerp_(online.to(target), rate)
 
 
 def _head(hidden_size: int, width: int) -> nn.Sequential:
     last = nn.Linear(2 * hidden_size, width)
-    nn.init.zeros_(last.weight)  # nothing is worth anything at first, and decoding is the policy's own
+    nn.init.zeros_(last.weight)  # all values and advantages are 0 at first, and decoding is the policy's own
     nn.init.zeros_(last.bias)
     return nn.Sequential(nn.Linear(hidden_size, 2 * hidden_size), nn.ReLU(), last)

@@ -70,7 +70,8 @@ class TrainingConfig:
         dtype: of the frozen weights; the trained ones are always fp32.
         loss_weights: weight of each part of the loss: `text`, `conditioning`, `denoising`, or of one modality's part
             (`conditioning/audio`), or of one tensor's (`conditioning/image/pooled_prompt_embeds`).
-        trains: only these of what the stage trains: `adapter`, `input_projection`, `output_projections`, `signal_rows`.
+        trains: only these of what the stage trains: `adapter`, `input_projection`, `output_projections`, `signal_rows`,
+            `value_heads` (of ILQL alone).
         input_bridge: how media come into the LLM, as `{kind: prefix}`, of a model that has no trained weights yet.
         adapter: fields of peft's configuration that replace those of the model's adapter, such as more `target_modules`:
             layers that are new to it start without effect. With another `peft_type`, or another rank, a model whose adapter
@@ -80,7 +81,8 @@ class TrainingConfig:
             (linear, dynamic or yarn; fields of transformers'). They stay with the model that is trained.
         rope_scaling: its old key.
         sliding_window: how many tokens back the LLM sees from now on, where its class has such a window.
-        learning_rates: of single trained parts, where `learning_rate` does not suit them: `input_projection: 2.0e-2`.
+        learning_rates: of single parts that the stage trains, where `learning_rate` does not suit them, as
+            `input_projection: 2.0e-2`.
         denoising: add the decoders' own denoising loss; the assistant's media then need a `path` beside the `caption`.
         resume: `auto` goes on from the last checkpoint in `output_dir`, if there is one; a folder names one; `false`
             starts anew.
@@ -262,6 +264,11 @@ def _outlived(values: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[t
     too_long = isinstance(steps, int) and isinstance(warm_up, int) and 0 < steps <= warm_up
     conditions = {
         "data_weights": ("data" in given, "the files that it weighs are given anew"),
+        "reward_weights": ("reward" in given, "the rewards that it weighs are given anew"),
+        "media_beta": (given.get("denoising") is False, "no media are learned"),
+        "media_weight": (given.get("denoising") is False, "no media are learned"),
+        "desirable_weight": (given.get("objective") == "dpo", "only kto weighs answers"),
+        "undesirable_weight": (given.get("objective") == "dpo", "only kto weighs answers"),
         "adapter": ("lora" in given, "its old spelling lora is given anew"),
         "lora": ("adapter" in given, "adapter is given anew"),
         "rope_parameters": ("rope_scaling" in given, "its old key rope_scaling is given anew"),

@@ -87,6 +87,8 @@ def run_stage(stage: str, config: TrainingConfig, plan: Stage | None = None) -> 
     if arguments.n_gpu > 1:
         raise UserInputError(f"{arguments.n_gpu} accelerators are visible to one process: use `accelerate launch -m`")
     trains = trained_groups(stage, config, plan)
+    if Path(config.output_dir).is_file():
+        raise UserInputError(f"output_dir is {config.output_dir}, which is a file: name a folder")
     _check_order(config, arguments.train_sampling_strategy)
     set_seed(arguments.seed)
     model, processor = load_for_training(config)
@@ -123,9 +125,11 @@ def trained_groups(stage: str, config: TrainingConfig, plan: Stage | None = None
     """What a run trains: all that its stage does, or those that `trains` names.
 
     Raises:
-        UserInputError: `trains` names nothing, or something else.
+        UserInputError: `trains` names nothing, or something else; or `learning_rates` a part that the stage does not train.
     """
     groups, chosen = (plan or STAGES[stage]).trains, config.trains
+    if others := [part for part in config.learning_rates if group_name(part) not in groups]:
+        raise UserInputError(f"learning_rates names {others[0]}: {stage} trains {', '.join(groups)}")
     if chosen is None:
         return groups
     named = [group_name(group) for group in chosen] if isinstance(chosen, list) else []
@@ -162,9 +166,13 @@ def open_dataset(
         needs_output_files=config.denoising,
         on_bad_item=config.on_bad_item,
     )
+    return ChatDataset(config.data, reader, folder=config.features, workers=workers_for(config), retry=retry)
+
+
+def workers_for(config: TrainingConfig) -> int:
+    """How many processes tokenize a run's data: none where there is little of it."""
     size = sum(Path(file).stat().st_size for file in config.data if Path(file).is_file())
-    workers = config.tokenizing_workers if size > WORTH_WORKERS else 0
-    return ChatDataset(config.data, reader, folder=config.features, workers=workers, retry=retry)
+    return config.tokenizing_workers if size > WORTH_WORKERS else 0
 
 
 def _trainer(

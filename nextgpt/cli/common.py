@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextgpt.cli.status_line import quiet_libraries, status
+from nextgpt.errors import UserInputError
 from nextgpt.modalities import MODALITIES
 
 if TYPE_CHECKING:
     from nextgpt.pipeline import NextGPTPipeline
 
 DEFAULT_OUT = "nextgpt-out"
+# Of `add_teacher_options`, beside the address and the model.
+TEACHER_OPTIONS = ("max_requests", "max_tokens", "concurrency", "timeout", "retries", "temperature", "max_answer_tokens")
 
 
 def add_command(
@@ -122,6 +125,29 @@ def teacher_settings(options: argparse.Namespace, role: str) -> Any:
     given = vars(options)
     shared = {each.name: given[each.name] for each in fields(TeacherSettings) if each.name in given}
     return TeacherSettings(given[role], **shared | {"model": given[f"{role}_model"], "option": role})
+
+
+def refuse_unused(
+    parser: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    used_by: Mapping[str, Sequence[str]],
+    chosen: str,
+    given: str,
+) -> None:
+    """Refuses options that do nothing beside another one; those left at their default are none.
+
+    Args:
+        used_by: name of an option → what it is for, as `--by judge`.
+        chosen: which of these it is.
+        given: the same as it was given, as `--by reward:runs/reward`.
+
+    Raises:
+        UserInputError: names the option, and what it needs.
+    """
+    for name, users in used_by.items():
+        if chosen not in users and getattr(options, name) not in (parser.get_default(name), []):
+            option = f"--{name.replace('_', '-')}"
+            raise UserInputError(f"{option} does nothing with {given}: it needs {' or '.join(users)}; leave it out")
 
 
 def positive(text: str) -> int:

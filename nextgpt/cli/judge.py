@@ -6,10 +6,13 @@ import argparse
 import json
 from pathlib import Path
 
-from nextgpt.cli.common import add_below, add_teacher_options, positive, teacher_settings
+from nextgpt.cli.common import TEACHER_OPTIONS, add_below, add_teacher_options, positive, refuse_unused, teacher_settings
 from nextgpt.errors import UserInputError
 
 REWARD_MODEL = "reward:"  # before the folder of one of our own
+# What each option is for, where it is not for all.
+LLM, OF_MODELS = "--judge URL", "a model as A or B"
+USED_BY = dict.fromkeys(("judge_model", *TEACHER_OPTIONS, "shown", "prompts"), (LLM,))
 EXAMPLE = """examples:
   nextgpt evaluate judge nano runs/own --questions questions.jsonl \\
     --judge http://localhost:8000/v1 --judge-model qwen3-32b --shown image --out judged
@@ -44,6 +47,7 @@ def add_judge(evaluate: argparse.ArgumentParser, debug: argparse.ArgumentParser)
     )
     parser.add_argument("--seed", type=int, default=0, help="of the intervals (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(parser=parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -52,8 +56,11 @@ def run(options: argparse.Namespace) -> None:
     from nextgpt.train.judge.compare import judge, judge_by_reward
 
     names, given = (options.A, options.B), {name: getattr(options, name) for name in ("max_new_tokens", "seed")}
+    answered = "a file of answers as A and as B" if all(name.endswith(".jsonl") for name in names) else OF_MODELS
+    refuse_unused(options.parser, options, {"max_new_tokens": (OF_MODELS,)}, answered, answered)
     kind, _, folder = (options.judge or "").partition(":")
     if f"{kind}:" == REWARD_MODEL:
+        refuse_unused(options.parser, options, USED_BY, f"--judge {REWARD_MODEL}", f"--judge {options.judge}")
         report = judge_by_reward(names, options.questions, folder, options.out, **given)
     else:
         if not options.judge or not options.judge_model:

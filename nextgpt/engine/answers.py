@@ -31,7 +31,6 @@ from nextgpt.modalities import take_values
 from nextgpt.multimodal.generation_modes import check_decoder_options
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.session import Session, fingerprint_media
-from nextgpt.signals import answer_only
 from nextgpt.streaming import AnswerStreamer, AnyOf, Deadline, Latch
 
 # Its first use sets a fast tokenizer up, and that must not happen while another thread tokenizes.
@@ -48,11 +47,10 @@ def read_conversations(
         kinds: that the answers may hold; the LLM is told of them where they are not all that it knows.
     """
     limit = model.config.max_positions
-    is_limited = kinds is not None and not set(model.vocabulary.runs) <= set(kinds)
     read = partial(
         processor,
         conversations,
-        template_kwargs={"answer_only": answer_only(kinds)} if is_limited else None,
+        template_kwargs=model.vocabulary.template_variables(kinds),
         max_length=limit - 1 if limit else None,
     )
     if processor in _in_use:

@@ -129,7 +129,7 @@ def _model_counts(model: NextGPTForConditionalGeneration) -> list[PartCount]:
         described = f"transformer, {config.signal_tokens[modality]} signal tokens → {shapes}"
         counts.append(_trained(f"{modality} output projection", described, projection.parameters()))
     if model.value_heads is not None:
-        described = "Q of every token (two, and their slow copies) and V, of ILQL"
+        described = "Q of every token (two, and their target networks) and V, of ILQL"
         counts.append(_trained("value heads", described, model.value_heads.parameters()))
     return counts
 

@@ -122,7 +122,12 @@ class Reader:
     def _read(self, line: Line) -> Example:
         messages = line.messages()
         encoded = self.processor(
-            messages, add_generation_prompt=False, return_labels=True, load_media=False, max_length=self.max_length
+            messages,
+            add_generation_prompt=False,
+            template_kwargs=self.template_variables(line),
+            return_labels=True,
+            load_media=False,
+            max_length=self.max_length,
         )
         ids = encoded["input_ids"][0].numpy()
         loss_mask = self.learned(ids, (encoded["labels"][0] != IGNORED_LABEL).numpy())
@@ -135,6 +140,10 @@ class Reader:
             "outputs": [(media.modality, media.caption, media.path and str(media.path)) for media in outputs],
         }
         return Example(ids, loss_mask, record, line.source)
+
+    def template_variables(self, line: Line) -> dict[str, str] | None:
+        """What the chat template gets beside the messages."""
+        return None
 
     def learned(self, ids: np.ndarray, spoken: np.ndarray) -> np.ndarray:
         """Which tokens are learned: bool `[length]`, as `spoken`, which is true on what the assistant wrote."""

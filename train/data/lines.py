@@ -94,10 +94,18 @@ def with_progress(results: Iterable[T], description: str, *, total: int) -> Iter
 
 
 def check_files(files: Iterable[str | Path]) -> None:
-    """Raises UserInputError for a data file that is not there."""
+    """Raises UserInputError for a data file that is not there or cannot be read."""
     for file in files:
-        if not Path(file).is_file():
-            raise UserInputError(f"{file}: no such file; `data` names JSON-lines files of chat messages")
+        if os.path.isdir(file):
+            raise UserInputError(f"{file}: a folder; expected a JSON-lines file, name the one in it")
+        if not os.path.isfile(file):  # unlike `Path.is_file`, False for names that no file can have
+            raise UserInputError(f"{file}: no such file; expected a JSON-lines file")
+        try:
+            with open(file, "rb") as opened:
+                opened.read(1)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserInputError(f"{file}: cannot be read ({reason}); expected a JSON-lines file") from None
 
 
 def has_path(part: Any) -> bool:

@@ -3,12 +3,13 @@
     {"prompt": [{"role": "user", "content": [{"type": "text", "text": "Draw a cat."}]}],
      "chosen": [{"role": "assistant", "content": [{"type": "image", "caption": "a cat", "path": "1/a.png", "seed": 7}]}],
      "rejected": [{"role": "assistant", "content": [{"type": "text", "text": "No."}]}],
-     "ranked_by": "person", "scores": [1.0, 0.0]}
+     "ranked_by": "person", "scores": [1.0, 0.0], "output_modalities": ["text", "image"]}
 
 The prompt ends with the user's turn; `chosen` and `rejected` are one message of the assistant each; one with
 `"finished": false` was cut off, and its end is not learned. Relative paths start from the file's folder; a medium that was
 made keeps its caption and its seed, as far as there are any. `ranked_by` says who ranked (`person`, `rule:NAME`,
-`judge:NAME`, `reward:FOLDER`), `scores` what chosen and rejected got; both may be left out.
+`judge:NAME`, `reward:FOLDER`), `scores` what chosen and rejected got; both may be left out. `output_modalities` are the
+kinds that the answers could hold, where they were not all: the system prompt says so, in learning as it did in answering.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ from transformers.utils.logging import tqdm
 
 from nextgpt.errors import UserInputError
 from nextgpt.hub.fingerprints import file_hash
+from nextgpt.modalities import MODALITIES
+from nextgpt.signals import SignalVocabulary
 from nextgpt.train.data.files import json_line, whole_file
 from nextgpt.train.data.lines import Line, check_files, count_lines, has_path, read_lines, with_paths
 from nextgpt.train.data.turns import is_empty, turn_problems, with_parts
 
 IS_WHAT = "one pair: a prompt, chosen and rejected, as `nextgpt preferences rank` writes them"
 SIDES = ("chosen", "rejected")
+KINDS = "output_modalities"  # of a line, and of the pipeline
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class PreferencePair:
         chosen, rejected: a list of one message of the assistant.
         ranked_by: who says so; empty: not known.
         scores: of chosen and rejected, where there are any.
+        output_modalities: kinds that the answers could hold; None: all.
         where: file and line.
     """
 
@@ -53,13 +58,15 @@ class PreferencePair:
     rejected: list[dict]
     ranked_by: str = ""
     scores: tuple[float, float] | None = None
+    output_modalities: list[str] | None = None
     where: str = ""
 
     def record(self, folder: str | Path) -> dict[str, Any]:
         """As a line of a file in `folder`, from which its paths start."""
         record = {name: [paths_from(message, folder) for message in getattr(self, name)] for name in ("prompt", *SIDES)}
         record |= {"ranked_by": self.ranked_by} if self.ranked_by else {}
-        return record | ({"scores": list(self.scores)} if self.scores else {})
+        record |= {"scores": list(self.scores)} if self.scores else {}
+        return record | ({KINDS: self.output_modalities} if self.output_modalities else {})
 
 
 def write_pairs(file: str | Path, pairs: Iterable[PreferencePair]) -> None:
@@ -129,6 +136,32 @@ def answer_key(message: dict) -> str:
     return _key(_said(message, exactly=True))
 
 
+def read_kinds(record: dict, key: str = KINDS) -> list[str] | None:
+    """The kinds that answers could hold, as `output_modalities` of a line says; None: all.
+
+    Args:
+        key: where it stands.
+
+    Raises:
+        UserInputError: it is no list of kinds with text among them.
+    """
+    kinds, known = record.get(key), ("text", *MODALITIES)
+    if kinds is None or (isinstance(kinds, list) and "text" in kinds and all(kind in known for kind in kinds)):
+        return kinds
+    raise UserInputError(f"{key} is {kinds!r}, expected a list of kinds, text among them, of {', '.join(known)}")
+
+
+def template_variables(kinds: Sequence[str] | None, vocabulary: SignalVocabulary) -> dict[str, str] | None:
+    """What the chat template gets where answers could hold these kinds: the same as in answering.
+
+    Raises:
+        UserInputError: the model makes no such kind.
+    """
+    if unknown := [kind for kind in kinds or () if kind != "text" and kind not in vocabulary.runs]:
+        raise UserInputError(f"{KINDS} names {', '.join(unknown)}, which this model's answers do not hold")
+    return vocabulary.template_variables(kinds)
+
+
 def paths_from(message: dict, folder: str | Path) -> dict:
     """A message whose media paths are told as they are seen from a folder; the way back is `with_paths`."""
     parts = [
@@ -154,9 +187,14 @@ def _pair(line: Line) -> PreferencePair:
             raise UserInputError(f"{name}: an empty answer; leave the pair out")
         for _, problem in turn_problems([*messages["prompt"], *answer]):
             raise UserInputError(f"prompt: {problem}; mend it, or leave the pair out")
+    kinds = read_kinds(record)
+    for name in SIDES:
+        others = [part["type"] for part in messages[name][0]["content"] if kinds and part["type"] not in kinds]
+        if others:
+            raise UserInputError(f"{name}: holds {MODALITIES[others[0]].article}, which {KINDS} {kinds} leaves out")
     if len({answer_key(messages[name][0]) for name in SIDES}) == 1:
         raise UserInputError("chosen and rejected are equal, so there is nothing to prefer; leave the pair out")
-    return PreferencePair(**messages, **_ranking(record), where=line.where)
+    return PreferencePair(**messages, **_ranking(record), output_modalities=kinds, where=line.where)
 
 
 def _messages(value: Any, name: str, folder: str) -> list[dict]:

@@ -3,7 +3,8 @@
     def reward(prompts: list[list[dict]], completions: list[list[dict]], **columns: list) -> list[float | None]
 
 Prompts are chat messages with content as parts, completions one message of the assistant each; a column is a further key of
-the data's lines, with a value for each completion. None says that the reward does not apply.
+the data's lines, with a value for each completion (`output_modalities` has the kinds that it could hold). None says that the
+reward does not apply.
 """
 
 from __future__ import annotations
@@ -66,13 +67,14 @@ class Reward:
         return [None if value is None else float(value) for value in found]
 
 
-def load_reward(name: str, embedder: MediaEmbedder | None = None) -> Reward:
+def load_reward(name: str, embedder: MediaEmbedder | None = None, device: str = "auto") -> Reward:
     """A reward by its name: `hedging`, `media_fit`, `reward:FOLDER` (see `reward_model`) or `module:function`.
 
     A name may come from a person's command or file only, never from a checkpoint: a module is run when it is imported.
 
     Args:
         embedder: the encoder that `media_fit` judges with.
+        device: where a reward model runs.
 
     Raises:
         UserInputError: there is no such reward.
@@ -88,7 +90,7 @@ def load_reward(name: str, embedder: MediaEmbedder | None = None) -> Reward:
     if name.startswith(REWARD_MODEL):
         from nextgpt.train.preferences.reward_model.model import RewardModel
 
-        return Reward(name, RewardModel.from_pretrained(name.removeprefix(REWARD_MODEL)))
+        return Reward(name, RewardModel.from_pretrained(name.removeprefix(REWARD_MODEL), device))
     module, separator, function = name.partition(":")
     if not separator or not module or not function:
         raise UserInputError(f"there is no reward {name!r}; expected {KNOWN}")

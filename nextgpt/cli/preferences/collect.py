@@ -7,7 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nextgpt.cli.common import add_command, add_model_options, add_teacher_options, positive, teacher_settings
+from nextgpt.cli.common import (
+    TEACHER_OPTIONS,
+    add_command,
+    add_model_options,
+    add_teacher_options,
+    positive,
+    refuse_unused,
+    teacher_settings,
+)
 from nextgpt.cli.status_line import quiet_libraries, status
 from nextgpt.errors import UserInputError
 
@@ -30,6 +38,16 @@ hedging reads the column "accepted" of the questions, media_fit the column "refe
 text tower; my_rewards:shortest is a function of your own with the signature of TRL's rewards. A judge is asked in both
 orders, its key comes from NEXTGPT_TEACHER_API_KEY. The same command goes on where it was stopped."""
 
+# What each option is for, where it is not for all.
+JUDGE, PERSON, REWARD_MODEL, MEDIA_FIT = "--by judge", "--by person", "--by reward:FOLDER", "--by rule:media_fit"
+OF_RANKINGS = {
+    "model": (MEDIA_FIT,),
+    "device": (MEDIA_FIT, REWARD_MODEL),
+    "seed": (JUDGE, PERSON),
+    "port": (PERSON,),
+    **dict.fromkeys(("judge", "judge_model", *TEACHER_OPTIONS, "shown", "prompts"), (JUDGE,)),
+}
+
 
 def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     """Adds `nextgpt preferences`."""
@@ -50,7 +68,7 @@ def _add_sample(tools: Any, debug: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only",
         metavar="KINDS",
-        help="kinds that are made, e.g. text,image (default: all); the pairs do not say that the others were off",
+        help='kinds that are made, e.g. text,image (default: all, or "output_modalities" of the question); the pairs say so',
     )
     parser.add_argument("--steps", type=positive, help="diffusion steps of each medium (default: the decoder's own)")
     parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance (default: the decoder's own)")
@@ -83,7 +101,7 @@ def _add_rank(tools: Any, debug: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="JSON-lines file of pairs to write")
     parser.add_argument("--pairs", type=positive, default=1, metavar="N", help="of a prompt, at most (default: 1)")
     parser.add_argument("--model", default="nano", help="whose encoder media_fit judges with (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="e.g. cpu, mps (default: an accelerator if there is one)")
+    parser.add_argument("--device", default="auto", help="of media_fit or a reward model (default: an accelerator if any)")
     parser.add_argument("--seed", type=int, default=0, help="of the pairs that are compared (default: %(default)s)")
     parser.add_argument("--port", type=int, help="of the page for a person (default: the first free one from 7860 on)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -91,6 +109,7 @@ def _add_rank(tools: Any, debug: argparse.ArgumentParser) -> None:
     add_teacher_options(judge, "judge", result="-o", temperature=0.0, required=False)
     judge.add_argument("--shown", nargs="*", default=(), metavar="KIND", help="media the judge is shown; others by caption")
     judge.add_argument("--prompts", type=Path, metavar="FOLDER", help="with a judge_pair.txt of your own")
+    parser.set_defaults(parser=parser)
 
 
 def rank(options: argparse.Namespace) -> None:
@@ -108,8 +127,13 @@ def rank(options: argparse.Namespace) -> None:
 def _ranked(options: argparse.Namespace) -> Any:
     from nextgpt.train.preferences.collect import rank
     from nextgpt.train.preferences.collect.person import serve
-    from nextgpt.train.preferences.rewards import MEDIA_FIT, Reward, load_reward
+    from nextgpt.train.preferences.rewards import Reward, load_reward
 
+    kind, _, name = options.by.partition(":")
+    if options.by not in ("person", "judge") and (kind not in ("rule", "reward") or not name):
+        raise UserInputError(f"--by {options.by}: expected rule:NAME, rule:MODULE:FUNCTION, reward:FOLDER, judge or person")
+    by = f"--by {options.by}"
+    refuse_unused(options.parser, options, OF_RANKINGS, REWARD_MODEL if kind == "reward" else by, by)
     files, drawn = (options.answers, options.out), {"pairs": options.pairs, "seed": options.seed}
     if options.by == "person":
 
@@ -122,17 +146,14 @@ def _ranked(options: argparse.Namespace) -> Any:
             raise UserInputError("--by judge needs --judge, the address of its API, and --judge-model, its name there")
         given = {"shown": options.shown, "prompts": options.prompts}
         return rank.rank_by_judge(*files, teacher_settings(options, "judge"), **drawn, **given)
-    kind, _, name = options.by.partition(":")
-    if kind not in ("rule", "reward") or not name:
-        raise UserInputError(f"--by {options.by}: expected rule:NAME, rule:MODULE:FUNCTION, reward:FOLDER, judge or person")
 
     def load() -> Reward:
         with status(f"loading {name} …"):
             embedder = None
-            if options.by == f"rule:{MEDIA_FIT}":
+            if by == MEDIA_FIT:
                 from nextgpt.train.preferences.media_fit import MediaEmbedder
 
                 embedder = MediaEmbedder.from_pretrained(options.model, options.device)
-            return load_reward(options.by if kind == "reward" else name, embedder)
+            return load_reward(options.by if kind == "reward" else name, embedder, options.device)
 
     return rank.rank_by_reward(*files, load, options.by, pairs=options.pairs)

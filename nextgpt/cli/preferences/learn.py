@@ -23,7 +23,8 @@ f(prompts, completions, **columns) -> a number, or None, for each completion. Th
 stopped.
 
 With --objective ilql nothing is asked: it learns from conversations that are there, {"messages": [...], "rewards": [one for
-each answer]}, to choose what pays off later; what the tokens are worth stands in the checkpoint, and decoding adds it."""
+each answer]}, to choose what pays off later; its value heads stand in the checkpoint, and decoding adds each token's
+advantage."""
 
 
 def add_learning(stages: Any, debug: argparse.ArgumentParser) -> None:

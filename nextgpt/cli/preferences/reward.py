@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from nextgpt.cli.common import add_command, add_model_options, positive
+from nextgpt.cli.common import add_command, add_model_options, positive, refuse_unused
 from nextgpt.cli.status_line import quiet_libraries
 
 EXAMPLE = """example:
@@ -18,6 +18,8 @@ The model stays as it is; a head on what it makes of an answer, and on its encod
 learns which answer of a pair was chosen. Of the prompts a fifth is held out, or --heldout names files of pairs to measure
 on. `nextgpt preferences rank --by reward:runs/reward` and `nextgpt evaluate judge --judge reward:runs/reward` use the
 result. The same command goes on where it was stopped."""
+
+OF_THE_DATA = "--data alone"
 
 
 def add_reward(stages: Any, debug: argparse.ArgumentParser) -> None:
@@ -37,6 +39,7 @@ def add_reward(stages: Any, debug: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of head, order and split (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the reward model")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(parser=parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -45,6 +48,8 @@ def run(options: argparse.Namespace) -> None:
         quiet_libraries(pipelines=True)
     from nextgpt.train.preferences.reward_model.training import RewardSettings, train_reward
 
+    measured = "--heldout" if options.heldout else OF_THE_DATA
+    refuse_unused(options.parser, options, {"heldout_share": (OF_THE_DATA,)}, measured, measured)
     settings = RewardSettings(**{each.name: getattr(options, each.name) for each in fields(RewardSettings)})
     given = {"heldout": options.heldout, "device": options.device, "dtype": options.dtype}
     report = train_reward(options.model, options.data, options.out, settings, **given)

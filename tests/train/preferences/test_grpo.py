@@ -24,6 +24,11 @@ def pictures(prompts, completions, wanted, **columns):
     drawn = [any(part["type"] == "image" and part["image"].size for part in answer[0]["content"]) for answer in completions]
     return [float(has is wish) for has, wish in zip(drawn, wanted, strict=True)]
 
+def allowed(prompts, completions, output_modalities, **columns):
+    drawn = [any(part["type"] == "image" for part in answer[0]["content"]) for answer in completions]
+    assert any(drawn) and not any(has for has, kinds in zip(drawn, output_modalities) if kinds == ["text"]), drawn
+    return [None] * len(completions)
+
 def some(prompts, completions, **columns):
     return [None] * len(completions)
 
@@ -120,6 +125,13 @@ def test_answers_without_a_reward_move_nothing(world, tmp_path):
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
+def test_a_question_is_answered_with_the_kinds_that_it_names(world, tmp_path):
+    rows = [{"messages": [{"role": "user", "content": "draw"}]} for _ in range(2)]
+    rows[0]["output_modalities"] = ["text"]
+    changes = {"reward": "my_rewards:allowed", "max_steps": 1, "num_generations": 12}
+    run_stage("rl", config(world, tmp_path / "run", data=[write_lines(tmp_path / "some.jsonl", rows)], **changes), PLAN)
+
+
 def test_what_is_wrong_is_one_clear_line(world, tmp_path):
     cases = [
         ({"reward": "my_rewards:raises"}, "the reward my_rewards:raises raised KeyError"),
@@ -132,6 +144,8 @@ def test_what_is_wrong_is_one_clear_line(world, tmp_path):
         ({"media": {"audio": {}}}, "media names audio, which this model's answers do not hold"),
         ({"media": {"image": {"steps": 1}}}, "steps"),
         ({"loss_type": "ppo"}, "loss_type is 'ppo', expected dapo or grpo"),
+        ({"trains": ["output_projections"]}, "trains is .*list of some of input_projection, signal_rows, adapter"),
+        ({"sample_count": 1}, "sample_count is 1, expected 4, for this run writes no sample answers"),
     ]
     for number, (changes, message) in enumerate(cases):
         with pytest.raises(UserInputError, match=message):

@@ -40,7 +40,7 @@ def conversation(good: int | None) -> dict:
 
 def config(world: Path, output: Path, **changes) -> ILQLConfig:
     values = settings(world, "ilql", output, data=[str(world / "trajectories.jsonl")], save_steps=1000, logging_steps=5)
-    return ILQLConfig.from_dict(values | {"beta": 4.0, "max_steps": 60, "follow": 0.3} | changes)
+    return ILQLConfig.from_dict(values | {"beta": 4.0, "max_steps": 60, "target_update_rate": 0.3} | changes)
 
 
 def returned(pipe: NextGPTPipeline) -> int:
@@ -98,5 +98,11 @@ def test_rewards_that_do_not_belong_to_the_answers_are_refused_by_line(world, tm
             UserInputError, match=rf"bad{number}.jsonl:2: rewards is .*expected a number for each of 3 answers"
         ):
             run_stage("ilql", config(world, tmp_path / "no", data=[data]), PLAN)
+    with pytest.raises(UserInputError, match=r"trains is \['heads'\], expected a list of some of .*value_heads.*"):
+        run_stage("ilql", config(world, tmp_path / "no", trains=["heads"]), PLAN)
+    with pytest.raises(UserInputError, match="learning_rates names output_projections: ilql trains input_projection, "):
+        run_stage("ilql", config(world, tmp_path / "no", learning_rates={"output_projections": 1e-2}), PLAN)
+    with pytest.raises(UserInputError, match="sample_count is 8, expected 4, for this run writes no sample answers"):
+        config(world, tmp_path / "no", sample_count=8)
     with pytest.raises(UserInputError, match="expectile is 0.0, expected a number above 0, at most 1"):
         config(world, tmp_path / "no", expectile=0)

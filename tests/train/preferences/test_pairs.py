@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from nextgpt.__main__ import main
 from nextgpt.errors import UserInputError
 from nextgpt.train.preferences.pairs import PreferencePair, read_pairs, split_by_prompt, write_pairs
 
@@ -42,6 +43,7 @@ def test_what_is_written_is_read_again_from_another_folder(tmp_path: Path) -> No
         "rejected": [says("assistant", "Here.", rejected)],
         "ranked_by": "rule:media_fit",
         "scores": [0.9, 0.1],
+        "output_modalities": ["text", "image"],
     }
     (read,) = read_pairs([write(tmp_path / "pairs.jsonl", record)])
     assert read.chosen[0]["content"][1] == chosen | {"path": str(tmp_path / "a.png")}
@@ -51,6 +53,7 @@ def test_what_is_written_is_read_again_from_another_folder(tmp_path: Path) -> No
     (again,) = read_pairs([tmp_path / "other" / "pairs.jsonl"])
     assert (again.prompt, again.chosen, again.rejected) == (read.prompt, read.chosen, read.rejected)
     assert (again.ranked_by, again.scores) == ("rule:media_fit", (0.9, 0.1))
+    assert again.output_modalities == ["text", "image"]
 
 
 def test_plain_texts_as_trl_writes_them_become_parts(tmp_path: Path) -> None:
@@ -82,6 +85,11 @@ GONE = {"type": "image", "path": "gone.png", "caption": "a cat"}
         ({"scores": [float("nan"), 0]}, "scores is .* expected two numbers"),
         ({"scores": [1, 2]}, "turn the pair round"),
         ({"ranked_by": 3}, "ranked_by is 3"),
+        ({"output_modalities": ["smell"]}, "output_modalities is .* expected a list of kinds, text among them"),
+        (
+            {"chosen": [says("assistant", {"type": "image", "caption": "a cat"})], "output_modalities": ["text"]},
+            r"chosen: holds an image, which output_modalities \['text'\] leaves out",
+        ),
     ],
 )
 def test_a_pair_that_teaches_nothing_is_refused_by_file_and_line(tmp_path: Path, changed: dict, expected: str) -> None:
@@ -104,6 +112,32 @@ def test_an_empty_file_and_a_missing_one_are_named(tmp_path: Path) -> None:
         read_pairs([write(tmp_path / "empty.jsonl")])
     with pytest.raises(UserInputError, match="gone.jsonl: no such file"):
         read_pairs([tmp_path / "gone.jsonl"])
+    with pytest.raises(UserInputError, match="a folder; expected a JSON-lines file"):
+        read_pairs([tmp_path])
+    with pytest.raises(UserInputError, match="^x+.jsonl: no such file"):
+        read_pairs([f"{'x' * 5000}.jsonl"])
+
+
+UNREADABLE = "/proc/self/mem"  # for root, too
+
+
+@pytest.mark.skipif(not Path(UNREADABLE).exists(), reason="no such file on this system")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "reward", "nano", "--data", UNREADABLE, "--out", "out"],
+        ["preferences", "rank", UNREADABLE, "--by", "rule:hedging", "-o", "pairs.jsonl"],
+        ["preferences", "sample", "nano", "--questions", UNREADABLE, "--out", "out"],
+        ["evaluate", "judge", "a.jsonl", "b.jsonl", "--questions", UNREADABLE, "--judge", "reward:out", "--out", "judged"],
+        ["train", "prefer", "--config", "nano", f"data=[{UNREADABLE}]", "output_dir=out", "features=out", "use_cpu=true"],
+        ["train", "rl", "--objective", "ilql", "--config", "nano", f"data=[{UNREADABLE}]", "output_dir=out", "features=out"],
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_in_one_line(command: list[str], tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error == f"nextgpt: error: {UNREADABLE}: cannot be read (Input/output error); expected a JSON-lines file"
 
 
 def test_equal_words_with_other_pictures_are_a_pair_and_copies_of_a_picture_are_none(tmp_path: Path) -> None:

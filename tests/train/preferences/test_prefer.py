@@ -156,6 +156,15 @@ def test_a_stopped_run_goes_on_to_where_a_straight_one_ends(world, tmp_path):
         run_stage("prefer", config(world, tmp_path / "halves", records, **data, beta=0.2), PLAN)
 
 
+def test_settings_of_a_file_that_an_override_leaves_without_effect_go_with_it(tmp_path):
+    values = {"model": "nano", "data": "pairs.jsonl", "output_dir": "out", "objective": "kto", "desirable_weight": 2}
+    (tmp_path / "kto.yaml").write_text(json.dumps(values | {"media_beta": 5}))
+    made = PreferenceConfig.from_file(tmp_path / "kto.yaml", ["objective=dpo", "denoising=false"])
+    assert (made.desirable_weight, made.media_beta) == (1.0, 2000.0)
+    kept = PreferenceConfig.from_file(tmp_path / "kto.yaml")
+    assert (kept.desirable_weight, kept.media_beta) == (2.0, 5.0)
+
+
 def test_what_cannot_be_learned_from_is_refused_by_name(world, tmp_path):
     same = pair(["draw"], ["Here: ", medium("image", 0)], ["Here: ", medium("image", 1)])
     cases = [
@@ -167,6 +176,12 @@ def test_what_cannot_be_learned_from_is_refused_by_name(world, tmp_path):
         ([same], {"objective": "kto", "per_device_train_batch_size": 1}, "per_device_train_batch_size is 1, expected 2 or"),
         ([same], {"loss_weights": {"text": 2}}, "loss_weights is .*expected none"),
         ([same], {"heldout": str(world / "heldout.jsonl")}, "pairs7.jsonl:1: the prompt is held out .*heldout.jsonl:1"),
+        ([same], {"output_dir": str(world / "heldout.jsonl")}, "output_dir is .*heldout.jsonl, which is a file"),
+        ([same], {"sample_count": 8}, "sample_count is 8, expected 4, for this run writes no sample answers: leave it out"),
+        ([same], {"desirable_weight": 2}, "desirable_weight is 2.0, expected 1.0, for only objective=kto weighs answers"),
+        ([same], {"media_beta": 5, "denoising": False}, "media_beta is 5.0, .*denoising=false leaves media out"),
+        ([same], {"trains": ["output_projections"], "denoising": False}, "trains is .*without output_projections"),
+        ([same], {"learning_rates": {"value_heads": 1}}, "learning_rates names value_heads: prefer trains input_projection"),
     ]
     write_lines(world / "heldout.jsonl", [same])
     for number, (records, changes, message) in enumerate(cases):

@@ -61,6 +61,8 @@ def test_what_another_made_is_not_written_over(answers, tmp_path, capsys) -> Non
     assert rank(answers, "--by", "rule:hedging") == 2
     assert "pairs.jsonl: is there already" in capsys.readouterr().err
     assert (tmp_path / "pairs.jsonl").read_text() == '{"messages": []}\n'
+    assert main(["preferences", "rank", str(answers), "--by", "rule:hedging", "-o", str(tmp_path)]) == 2
+    assert f"{tmp_path}: a folder; name a file with -o" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

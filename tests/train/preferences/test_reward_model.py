@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from PIL import Image
 
 from nextgpt.__main__ import main
 from nextgpt.errors import ModelLoadError, UserInputError
+from nextgpt.signals import answer_only
+from nextgpt.train.nano.dialogues.composer import SYSTEM_PROMPT
 from nextgpt.train.preferences.pairs import read_pairs
-from nextgpt.train.preferences.reward_model.model import RewardModel
+from nextgpt.train.preferences.reward_model.model import Answer, RewardModel
 from nextgpt.train.preferences.reward_model.training import RewardSettings, bradley_terry_loss, train_reward
 from nextgpt.train.preferences.rewards import load_reward
 from tiny_models import save_tiny_model
@@ -131,11 +134,32 @@ def test_a_preset_stays_one_where_a_folder_of_its_name_lies(model, tmp_path, mon
     assert facts["model"] == "nano" and not facts["is_folder"]
 
 
-def test_it_ranks_answers(trained, tmp_path) -> None:
+def test_it_reads_the_kinds_that_an_answer_could_hold_as_the_model_was_told_of_them(model) -> None:
+    reward = RewardModel.from_parts(model, "cpu", "float32")
+    told = says("system", f"{SYSTEM_PROMPT} {answer_only(['text'])}")
+    prompts, completions = [says("user", "Draw a cat.")] * 3, [says("assistant", "No.")] * 3
+    plain = reward.features(prompts, completions)
+    some = reward.features(prompts, completions, [None, ["text"], ["text", "image"]])
+    as_told = reward.features([[*told, *prompts[0]]], completions[:1])
+    assert torch.allclose(some.last[1], as_told.last[0], atol=1e-6)
+    assert torch.allclose(some.last[[0, 2]], plain.last[:2], atol=1e-6) and not torch.allclose(some.last[1], some.last[0])
+
+
+def test_a_pair_with_media_that_the_encoder_does_not_know_is_named_before_anything_is_read(model, tmp_path) -> None:
+    reward = RewardModel.from_parts(model, "cpu", "float32")
+    reward.embedder.encoder = SimpleNamespace(modalities=("audio",))
+    drawn = says("assistant", {"type": "image", "path": "1.png"})
+    with pytest.raises(UserInputError, match="^pairs.jsonl:7: the encoder has no embedding of an image; it takes audio"):
+        reward.cached_features([Answer(says("user", "Draw."), drawn, "pairs.jsonl:7")], tmp_path, "Reading")
+
+
+def test_it_ranks_answers(trained, tmp_path, capsys) -> None:
     answers = [message for text in ("so.", "so!!!", "so it is.") for message in says("assistant", text)]
     (tmp_path / "answers.jsonl").write_text(json.dumps({"prompt": says("user", "Who?"), "answers": answers}) + "\n")
     out = tmp_path / "pairs.jsonl"
-    assert main(["preferences", "rank", str(tmp_path), "--by", f"reward:{trained}", "-o", str(out)]) == 0
+    given = ["preferences", "rank", str(tmp_path), "--by", f"reward:{trained}", "-o", str(out), "--device"]
+    assert main([*given, "nowhere"]) == 2 and "device 'nowhere' cannot be used here" in capsys.readouterr().err
+    assert main([*given, "cpu"]) == 0
     (pair,) = read_pairs([out])
     assert pair.chosen == says("assistant", "so!!!") and pair.ranked_by == f"reward:{trained}"
 
@@ -179,6 +203,8 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(model, words, tmp_p
     given = ["--data", str(words), "--out", str(tmp_path / "full" / "reward"), "--device", "cpu"]
     assert main(["train", "reward", model, *given]) == 2
     assert "reward: cannot be written (Not a directory); make room" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["train", "reward", model, "--data", str(words), "--out", model]) == 2
+    assert f"{model}: holds a model, " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_pairs_that_cannot_be_learned_from_are_refused_by_their_line(model, words, tmp_path) -> None:

@@ -3,7 +3,8 @@
     {"prompt": [messages, the last is the user's], "answers": [{"role": "assistant", "content": [parts]}, …],
      "seeds": [of each answer], "accepted": ["cat"]}
 
-Every further key is a column: it comes from the line of the question, and reward functions get it by its name.
+Every further key is a column: it comes from the line of the question, and reward functions get it by its name. The column
+`output_modalities` has the kinds that the answers could hold, where they were not all.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from nextgpt.train.data.files import json_line, whole_file
 from nextgpt.train.data.lines import Line, check_files, read_lines, with_paths
 from nextgpt.train.data.turns import is_empty, with_parts
 from nextgpt.train.judge.answers import question_of
-from nextgpt.train.preferences.pairs import answer_key, check_media, paths_from
+from nextgpt.train.preferences.pairs import KINDS, answer_key, check_media, paths_from, read_kinds
 
 IS_WHAT = "a prompt with several answers, as `nextgpt preferences sample` writes them"
 OWN_KEYS = ("messages", "prompt", "answers", "seeds", "prompts", "completions")  # the last two are arguments of rewards
@@ -41,6 +42,11 @@ class SampledAnswers:
     seeds: list[int] = field(default_factory=list)
     columns: dict[str, Any] = field(default_factory=dict)
     where: str = ""
+
+    @property
+    def output_modalities(self) -> list[str] | None:
+        """The kinds that its answers may hold; None: all."""
+        return self.columns.get(KINDS)
 
     @property
     def different(self) -> list[dict]:
@@ -70,6 +76,7 @@ def read_prompts(file: Path) -> list[SampledAnswers]:
         prompt = question_of(line)
         try:
             check_media(prompt)
+            read_kinds(line.record())
         except UserInputError as error:
             raise UserInputError(f"{line.where}: {error}") from None
         prompts.append(SampledAnswers(prompt, columns=_columns(line), where=line.where))
@@ -115,6 +122,7 @@ def _row(line: Line) -> SampledAnswers:
     if any(answer["role"] != "assistant" for answer in answers):
         raise UserInputError("an answer that is not the assistant's")
     check_media([*prompt, *answers])
+    read_kinds(record)
     return SampledAnswers(prompt, answers, record.get("seeds") or [], _columns(line), line.where)
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.modalities import check_known
-from nextgpt.train.data.lines import count_lines
+from nextgpt.train.data.lines import check_files, count_lines
 from nextgpt.train.instruct_data.material import Prompts, fingerprint
 from nextgpt.train.instruct_data.record import Record
 from nextgpt.train.instruct_data.teacher import Teacher, TeacherSettings, run_to_end
@@ -70,7 +70,7 @@ class Duel:
     def pair(self, first_is_better: bool, ranked_by: str, scores: tuple[float, float] | None = None) -> PreferencePair:
         """What comes of it; `scores` are those of the better and the other."""
         better, other = (self.first, self.second) if first_is_better else (self.second, self.first)
-        return PreferencePair(self.row.prompt, [better], [other], ranked_by, scores)
+        return PreferencePair(self.row.prompt, [better], [other], ranked_by, scores, self.row.output_modalities)
 
 
 def rank_by_reward(
@@ -206,6 +206,10 @@ def _read(answers: str | Path, pairs: int) -> list[SampledAnswers]:
 def _report(out: str | Path, ranked_by: str) -> RankReport:
     """Refuses to write over what another ranking made."""
     out = Path(out)
+    if out.is_dir():
+        raise UserInputError(f"{out}: a folder; name a file with -o")
+    if out.exists():
+        check_files([out])
     if out.exists() and count_lines([out]):
         try:
             others = {pair.ranked_by for pair in read_pairs([out])} - {ranked_by}

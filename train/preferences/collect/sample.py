@@ -11,14 +11,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nextgpt.errors import ModelLoadError, NextGPTError, UserInputError
+from nextgpt.errors import ContractError, ModelLoadError, NextGPTError, UserInputError
 from nextgpt.events import MAX_SEED, GenerationOptions
 from nextgpt.modalities import MODALITIES
 from nextgpt.pipeline import NextGPTPipeline
 from nextgpt.train.instruct_data.material import fingerprint
 from nextgpt.train.judge.answers import saved_answer, state_of
 from nextgpt.train.preferences.collect.answers import SampledAnswers, read_prompts, write_answers
-from nextgpt.train.preferences.pairs import prompt_key
+from nextgpt.train.preferences.pairs import KINDS, prompt_key, read_kinds
 
 ANSWERS_FILE = "answers.jsonl"
 LEAST = 2  # answers to a prompt; one has nothing to be preferred to
@@ -32,7 +32,7 @@ class SampleSettings:
         count: answers to a prompt.
         temperature, top_p: of the LLM's tokens.
         max_new_tokens: of an answer.
-        only: kinds that are made, text among them; None: all.
+        only: kinds that are made, text among them, where a question does not name its own in `output_modalities`; None: all.
         steps, guidance_scale: of each medium; None: the decoder's own.
         seed: another one, other answers.
         at_a_time: answers that are made together.
@@ -89,8 +89,13 @@ def sample(
     out = Path(out)
     if settings.count < LEAST:
         raise UserInputError(f"{settings.count} answers to a prompt, expected {LEAST} or more, to be compared")
-    GenerationOptions.from_keywords(settings.options())  # what is wrong with them is said before the model loads
+    # What is wrong with them is said before the model loads.
+    GenerationOptions.from_keywords(settings.options())
+    read_kinds({"only": None if settings.only is None else list(settings.only)}, "only")
     prompts = read_prompts(Path(questions))
+    for row in prompts:
+        if settings.only is not None and row.output_modalities is None:
+            row.columns[KINDS] = list(settings.only)
     folder = out / f"answers-{fingerprint([state_of(model), settings.options(), settings.seed])}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +122,9 @@ class _Sampler:
         self.model, self.device, self.dtype, self.folder, self.settings = model, device, dtype, folder, settings
 
     def name(self, row: SampledAnswers, number: int) -> str:
-        return f"{prompt_key(row.prompt, exactly=True)}-{number}"
+        only, own = self.settings.only, row.output_modalities
+        kinds = "" if own is None or own == list(only or ()) else f"-{'+'.join(own)}"
+        return f"{prompt_key(row.prompt, exactly=True)}{kinds}-{number}"
 
     def seed(self, row: SampledAnswers, number: int) -> int:
         return random.Random(f"{self.settings.seed}/{self.name(row, number)}").randrange(MAX_SEED)
@@ -145,8 +152,9 @@ class _Sampler:
 
             def each(row: SampledAnswers, number: int) -> None:
                 try:
-                    reply = pipeline(row.prompt, seed=self.seed(row, number), **options)
-                except UserInputError as error:
+                    kinds = {KINDS: row.output_modalities}
+                    reply = pipeline(row.prompt, seed=self.seed(row, number), **options | kinds)
+                except (UserInputError, ContractError) as error:
                     raise UserInputError(f"{row.where}: {self.model} cannot answer it ({error})") from None
                 reply.save(self.folder, self.name(row, number))
                 bar.update()

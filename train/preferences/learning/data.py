@@ -28,7 +28,7 @@ from nextgpt.train.data.sampler import BLANK
 from nextgpt.train.data.store import Example
 from nextgpt.train.preferences.collect.answers import SampledAnswers
 from nextgpt.train.preferences.learning.policy import chosen_tokens, run_starts
-from nextgpt.train.preferences.pairs import SIDES, PreferencePair
+from nextgpt.train.preferences.pairs import KINDS, SIDES, PreferencePair, read_kinds, template_variables
 
 
 @dataclass
@@ -44,6 +44,9 @@ class AnswerReader(Reader):
         chosen[np.flatnonzero(chosen)[-1:]] = False
         return example._replace(loss_mask=chosen)
 
+    def template_variables(self, line: Line) -> dict[str, str] | None:
+        return template_variables(read_kinds(line.record()), self.processor.vocabulary)
+
     def learned(self, ids: np.ndarray, spoken: np.ndarray) -> np.ndarray:
         return chosen_tokens(ids, spoken, self.processor.vocabulary)
 
@@ -55,11 +58,13 @@ class AnswerReader(Reader):
 class PairConversations(ChatDataset):
     """The conversations of pairs: of each first the chosen one, then the rejected one."""
 
-    kind = ("pairs",)
+    kind = ("pairs", KINDS)
 
-    def __init__(self, pairs: list[PreferencePair], files: list[str], reader: AnswerReader, folder: str | Path):
+    def __init__(
+        self, pairs: list[PreferencePair], files: list[str], reader: AnswerReader, folder: str | Path, workers: int = 0
+    ):
         self._pairs = pairs
-        super().__init__(files, reader, folder=folder)
+        super().__init__(files, reader, folder=folder, workers=workers)
 
     def lines(self, files: list[str | Path]) -> tuple[Iterable[Line], int]:
         sources = {str(Path(file)): number for number, file in enumerate(files)}
@@ -69,6 +74,7 @@ class PairConversations(ChatDataset):
             for side in SIDES:
                 answer = dict(getattr(pair, side)[0])
                 record = {"finished": answer.pop("finished", True), "messages": [*pair.prompt, answer]}
+                record[KINDS] = pair.output_modalities
                 lines.append(Line(source, f"{pair.where} ({side})", "", json.dumps(record).encode()))
         return lines, len(lines)
 
@@ -164,7 +170,9 @@ class PromptReader(Reader):
 
     def _read(self, line: Line) -> Example:
         messages = line.messages()
-        ids = self.processor(messages, load_media=False, max_length=self.max_length)["input_ids"][0].numpy()
+        told = template_variables(read_kinds(line.record()), self.processor.vocabulary)
+        encoded = self.processor(messages, template_kwargs=told, load_media=False, max_length=self.max_length)
+        ids = encoded["input_ids"][0].numpy()
         inputs = [input_media(part) for part in media_parts(messages, "user")]
         record = {"id": line.where, "inputs": [(media.modality, str(media.path)) for media in inputs], "outputs": []}
         return Example(ids, np.zeros(len(ids), dtype=bool), record, line.source)
@@ -177,18 +185,20 @@ class Prompts(ChatDataset):
         rows: the prompts of all files, in their order.
     """
 
-    kind = ("prompts",)
+    kind = ("prompts", KINDS)
 
-    def __init__(self, rows: list[SampledAnswers], files: list[str], reader: PromptReader, folder: str | Path):
+    def __init__(
+        self, rows: list[SampledAnswers], files: list[str], reader: PromptReader, folder: str | Path, workers: int = 0
+    ):
         self.rows = rows
-        super().__init__(files, reader, folder=folder)
+        super().__init__(files, reader, folder=folder, workers=workers)
 
     def lines(self, files: list[str | Path]) -> tuple[Iterable[Line], int]:
         sources = {str(Path(file)): number for number, file in enumerate(files)}
-        lines = [
-            Line(sources[row.where.rpartition(":")[0]], row.where, "", json.dumps({"messages": row.prompt}).encode())
-            for row in self.rows
-        ]
+        lines = []
+        for row in self.rows:
+            record = {"messages": row.prompt, KINDS: row.output_modalities}
+            lines.append(Line(sources[row.where.rpartition(":")[0]], row.where, "", json.dumps(record).encode()))
         return lines, len(lines)
 
     def __getitem__(self, index: int) -> dict[str, Any]:

@@ -23,15 +23,16 @@ from nextgpt.multimodal.generation_modes import check_decoder_options
 from nextgpt.pipeline import NextGPTPipeline
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
 from nextgpt.train.data.dataset import ChatCollator, TrainingFeatures
-from nextgpt.train.preferences.collect.answers import read_prompts
+from nextgpt.train.preferences.collect.answers import SampledAnswers, read_prompts
 from nextgpt.train.preferences.learning.data import PromptReader, Prompts
 from nextgpt.train.preferences.learning.objectives import group_advantages, grpo_loss
 from nextgpt.train.preferences.learning.policy import Reference, chosen_tokens, read_answers
 from nextgpt.train.preferences.learning.settings import GRPOConfig
 from nextgpt.train.preferences.learning.trainer import PolicyTrainer, check_one_process, check_policy
 from nextgpt.train.preferences.media_fit import MediaEmbedder
+from nextgpt.train.preferences.pairs import KINDS
 from nextgpt.train.preferences.rewards import Reward, load_reward
-from nextgpt.train.stages import STAGES, Stage, make_sampler
+from nextgpt.train.stages import STAGES, Stage, make_sampler, workers_for
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +75,7 @@ class GRPOTrainer(PolicyTrainer):
         rows = [self.prompts.rows[index] for index in batch["indices"] for _ in range(self._count)]
         self.model.eval()
         try:
-            rounds = [
-                self._answer([self.prompts.rows[index].prompt for index in batch["indices"]]) for _ in range(self._count)
-            ]
+            rounds = [self._answer([self.prompts.rows[index] for index in batch["indices"]]) for _ in range(self._count)]
         finally:
             self.model.train()
         replies = [reply for group in zip(*rounds, strict=True) for reply in group]
@@ -97,13 +96,20 @@ class GRPOTrainer(PolicyTrainer):
     def _count(self) -> int:
         return self.settings.num_generations
 
-    def _answer(self, prompts: list[list[dict]]) -> list[Reply]:
+    def _answer(self, rows: list[SampledAnswers]) -> list[Reply]:
+        """A reply to each, those together that may hold the same kinds."""
         seed = int(torch.randint(MAX_SEED, ()))  # of the training's generator, which checkpoints keep
         settings = self.settings
         options = {"max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature, **settings.media}
-        return self.pipeline(prompts, do_sample=True, seed=seed, **options)
+        replies: dict[int, Reply] = {}
+        for kinds in dict.fromkeys(tuple(row.output_modalities or ()) for row in rows):
+            places = [place for place, row in enumerate(rows) if tuple(row.output_modalities or ()) == kinds]
+            prompts, told = [rows[place].prompt for place in places], {KINDS: kinds or None}
+            answered = self.pipeline(prompts, do_sample=True, seed=seed, **options | told)
+            replies |= zip(places, answered, strict=True)
+        return [replies[place] for place in range(len(rows))]
 
-    def _reward(self, rows: list, replies: list[Reply]) -> Tensor:
+    def _reward(self, rows: list[SampledAnswers], replies: list[Reply]) -> Tensor:
         """The weighted sum of the rewards, NaN where none applies."""
         prompts, completions = [row.prompt for row in rows], [[reply.message] for reply in replies]
         names = dict.fromkeys(name for row in self.prompts.rows for name in row.columns)
@@ -162,7 +168,8 @@ def open_prompts(
     """The prompts that a run answers; UserInputError where a line is none, by file and line."""
     rows = [row for file in config.data for row in read_prompts(Path(file))]
     limit = config.max_length or model_config.max_positions
-    return Prompts(rows, config.data, PromptReader(processor, max_length=limit and limit - 1), config.features)
+    reader = PromptReader(processor, max_length=limit and limit - 1)
+    return Prompts(rows, config.data, reader, config.features, workers_for(config))
 
 
 def make_trainer(
@@ -189,7 +196,7 @@ def make_trainer(
         settings=config,
         prompts=prompts,
         features=features,
-        rewards=[load_reward(name, embedder) for name in config.reward],
+        rewards=[load_reward(name, embedder, str(arguments.device)) for name in config.reward],
         model=model,
         args=arguments,
         train_dataset=prompts,
@@ -198,7 +205,7 @@ def make_trainer(
 
 
 PLAN = Stage(
-    STAGES["instruct"].trains,
+    tuple(group for group in STAGES["instruct"].trains if group != "output_projections"),  # what media show is not learned
     needs=None,
     open_dataset=open_prompts,
     make_trainer=make_trainer,

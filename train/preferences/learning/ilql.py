@@ -1,10 +1,12 @@
 """`nextgpt train rl --objective ilql`: implicit language Q-learning (Snell et al. 2022, https://arxiv.org/abs/2206.11871).
 
-From conversations that somebody had, with a reward for each answer, it learns what a token is worth: Q by temporal
+From conversations that somebody had, with a reward for each answer, it learns the value of a token: Q by temporal
 differences, V as an expectile of Q over what was said, and a policy that clones. Decoding adds the advantage to the policy,
 so that the best parts of several conversations come together in one that nobody had. One conversation a line:
 
     {"messages": [user, assistant, user, assistant …], "rewards": [0.0, 1.0 …]}
+
+and `"output_modalities": ["text", "image"]` where the answers could not hold every kind.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from nextgpt.train.data.store import Example
 from nextgpt.train.preferences.learning.policy import read_answers
 from nextgpt.train.preferences.learning.settings import ILQLConfig
 from nextgpt.train.preferences.learning.trainer import check_one_process
-from nextgpt.train.stages import Stage, make_sampler
+from nextgpt.train.preferences.pairs import KINDS, read_kinds, template_variables
+from nextgpt.train.stages import Stage, make_sampler, workers_for
 from nextgpt.train.trainer import StageTrainer
 
 TRAINS = ("input_projection", "signal_rows", "value_heads", "adapter")
@@ -60,6 +63,9 @@ class TrajectoryReader(Reader):
         record = example.record | {"rewards": list(zip(places, map(float, rewards), strict=True))}
         return example._replace(loss_mask=learned, record=record)
 
+    def template_variables(self, line: Line) -> dict[str, str] | None:
+        return template_variables(read_kinds(line.record()), self.processor.vocabulary)
+
     def outputs(self, messages: list[dict]) -> list[OutputMedia]:
         return []  # what media show has no reward of its own
 
@@ -67,7 +73,7 @@ class TrajectoryReader(Reader):
 class Trajectories(ChatDataset):
     """Conversations with the rewards of their answers."""
 
-    kind = ("trajectories",)
+    kind = ("trajectories", KINDS)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """As `ChatDataset` has it, and `rewards` `[length]`."""
@@ -100,8 +106,8 @@ class ILQLTrainer(StageTrainer):
         return {"policy": self.settings.policy_weight, "cql": self.settings.cql_weight}.get(name, 1.0)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, dict[str, float]]:
-        """The slow copies of Q move between two steps."""
-        self.model.value_heads.follow(self.settings.follow)
+        """The target networks are updated between two steps."""
+        self.model.value_heads.soft_update(self.settings.target_update_rate)
         return super().get_batch_samples(*args, **kwargs)
 
     def losses_of(self, model: nn.Module, inputs: dict) -> dict[str, Tensor]:
@@ -113,16 +119,16 @@ class ILQLTrainer(StageTrainer):
             tokens = inputs["labels"][rows, columns, None]
             states = reading.hidden_states[rows, columns - 1]  # where each token was chosen
             values = heads.values(states).float()
-            estimates = [each.float() for each in heads.estimates(states)]
+            q_values = [each.float() for each in heads.q_values(states)]
             with torch.no_grad():
-                worth = heads.worth(states).float().gather(1, tokens)[:, 0]
+                target_q = heads.target_q_values(states).float().gather(1, tokens)[:, 0]
                 is_last = F.pad(rows[1:] != rows[:-1], (0, 1), value=True)  # after it the conversation is over
                 following = values.roll(-1).masked_fill(is_last, 0.0)
                 returns = inputs["rewards"][rows, columns] + settings.discount * following
         policy = -reading.log_probabilities[rows, columns].mean()
-        q = sum((each.gather(1, tokens)[:, 0] - returns).square() for each in estimates).mean()
-        cql = sum(F.cross_entropy(each, tokens[:, 0]) for each in estimates)
-        return {"policy": policy, "q": q, "v": expectile_loss(worth - values, settings.expectile).mean(), "cql": cql}
+        q = sum((each.gather(1, tokens)[:, 0] - returns).square() for each in q_values).mean()
+        cql = sum(F.cross_entropy(each, tokens[:, 0]) for each in q_values)
+        return {"policy": policy, "q": q, "v": expectile_loss(target_q - values, settings.expectile).mean(), "cql": cql}
 
 
 def add_heads(model: NextGPTForConditionalGeneration, config: ILQLConfig) -> None:
@@ -135,7 +141,7 @@ def open_trajectories(
 ) -> Trajectories:
     """The conversations that a run learns from; UserInputError where a line is none, by file and line."""
     reader = TrajectoryReader(processor, max_length=config.max_length or model_config.max_positions)
-    return Trajectories(config.data, reader, folder=Path(config.features), retry=retry)
+    return Trajectories(config.data, reader, folder=Path(config.features), workers=workers_for(config), retry=retry)
 
 
 def make_trainer(

@@ -36,7 +36,7 @@ from nextgpt.train.preferences.learning.policy import Reference, read_answers
 from nextgpt.train.preferences.learning.settings import PreferenceConfig
 from nextgpt.train.preferences.learning.trainer import PolicyTrainer, check_one_process, check_policy
 from nextgpt.train.preferences.pairs import read_pairs
-from nextgpt.train.stages import STAGES, Stage, make_sampler
+from nextgpt.train.stages import STAGES, Stage, make_sampler, workers_for
 
 
 class Answers(NamedTuple):
@@ -152,7 +152,7 @@ def open_pairs(
     """
     pairs = read_pairs(config.data, heldout=read_pairs(config.heldout) if config.heldout else ())
     reader = AnswerReader(processor, max_length=config.max_length or model_config.max_positions)
-    conversations = PairConversations(pairs, config.data, reader, config.features)
+    conversations = PairConversations(pairs, config.data, reader, config.features, workers_for(config))
     check_something_differs(conversations, media=config.denoising)
     return conversations
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from nextgpt.train.config import BadSetting, TrainingConfig
@@ -31,10 +32,18 @@ class RewardedConfig(TrainingConfig):
             raise BadSetting("loss_weights", self.loss_weights, "none: these are the weights of the three stages' losses")
         if self.sample_steps:
             raise BadSetting("sample_steps", self.sample_steps, "0: try the finished model with nextgpt chat")
+        self._refuse_unused(["sample_count"], "this run writes no sample answers")
         if self.denoising and not self.learns_media:
             raise BadSetting("denoising", self.denoising, "false: what media show is learned by nextgpt train prefer")
         if self.on_bad_item != "fail":
             raise BadSetting("on_bad_item", self.on_bad_item, "fail: leave the lines out that cannot be used")
+
+    def _refuse_unused(self, names: Iterable[str], reason: str) -> None:
+        """Refuses settings that do nothing here; those left at their default are none."""
+        defaults = {each.name: each.default for each in fields(self)}
+        for name in names:
+            if (value := getattr(self, name)) != defaults[name]:
+                raise BadSetting(name, value, f"{defaults[name]!r}, for {reason}: leave it out")
 
     def _read_number(self, name: str) -> None:
         value = getattr(self, name)
@@ -84,6 +93,13 @@ class PreferenceConfig(RewardedConfig):
         super().__post_init__()
         if self.objective not in OBJECTIVES:
             raise BadSetting("objective", self.objective, f"one of {', '.join(OBJECTIVES)}")
+        if self.objective != "kto":
+            self._refuse_unused(["desirable_weight", "undesirable_weight"], "only objective=kto weighs answers")
+        if not self.denoising:
+            self._refuse_unused(["media_beta", "media_weight"], "denoising=false leaves media out")
+            if "output_projections" in (self.trains or ()):
+                without = "parts without output_projections, for denoising=false leaves out what they learn from"
+                raise BadSetting("trains", self.trains, without)
         self.heldout = [self.heldout] if isinstance(self.heldout, str) else self.heldout
         size = self.arguments.get("per_device_train_batch_size", 8)
         if self.objective == "kto" and size < 2:
@@ -152,9 +168,9 @@ class ILQLConfig(RewardedConfig):
         beta: weight of a token's advantage in decoding; kept in the checkpoint.
         expectile: how far V leans to the better of what was done; 0.5 is the mean.
         discount: of what comes a token later.
-        cql_weight: of the loss that keeps tokens that nobody said from seeming worth something.
+        cql_weight: of the loss that keeps Q low for tokens that nobody said (conservative Q-learning).
         policy_weight: of the next-token loss.
-        follow: share of the way that the slow copies of Q go at each step.
+        target_update_rate: of the target networks' soft update at each step; 1: they are the Q heads.
     """
 
     objective: str = "ilql"
@@ -163,14 +179,16 @@ class ILQLConfig(RewardedConfig):
     discount: float = 0.99
     cql_weight: float = 0.01
     policy_weight: float = 1.0
-    follow: float = 0.05
-    numbers: ClassVar[tuple[str, ...]] = ("beta", "expectile", "discount", "cql_weight", "policy_weight", "follow")
+    target_update_rate: float = 0.05
+    numbers: ClassVar[tuple[str, ...]] = (
+        *("beta", "expectile", "discount", "cql_weight", "policy_weight", "target_update_rate"),
+    )
     of_the_objective: ClassVar[tuple[str, ...]] = ("objective", *numbers)
 
     def __post_init__(self):
         super().__post_init__()
         if self.objective != "ilql":
             raise BadSetting("objective", self.objective, "ilql")
-        for name in ("expectile", "discount", "follow"):
+        for name in ("expectile", "discount", "target_update_rate"):
             if not 0 < getattr(self, name) <= 1:
                 raise BadSetting(name, getattr(self, name), "a number above 0, at most 1")

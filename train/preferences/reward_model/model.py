@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -35,15 +36,32 @@ from nextgpt.train.data.files import whole_file
 from nextgpt.train.data.markers import parts_of
 from nextgpt.train.judge.answers import state_of
 from nextgpt.train.preferences.media_fit import MediaEmbedder
-from nextgpt.train.preferences.pairs import answer_key, prompt_key
+from nextgpt.train.preferences.pairs import answer_key, prompt_key, template_variables
 from nextgpt.train.stages import load_processor
 
 SETTINGS_FILE, WEIGHTS_FILE = "reward.json", "reward.safetensors"
 WIDTH = 64  # of the network that judges media
 BATCH = 8  # answers that go through the LLM at once
 
-T = TypeVar("T")
-Answer = tuple[list[dict], list[dict], str]  # a prompt, a completion, and where they stand
+
+class Answer(NamedTuple):
+    """What is scored.
+
+    Args:
+        prompt, completion: chat messages.
+        where: they stand, file and line.
+        output_modalities: kinds that the answer could hold; None: all.
+    """
+
+    prompt: list[dict]
+    completion: list[dict]
+    where: str = ""
+    output_modalities: list[str] | None = None
+
+    @property
+    def media(self) -> list[dict]:
+        """The media that were made."""
+        return [part for part in parts_of(self.completion[-1]["content"]) if part["type"] in MODALITIES]
 
 
 class RewardHead(nn.Module):
@@ -169,19 +187,38 @@ class RewardModel:
             beside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[list[dict]], completions: Sequence[list[dict]], **columns: Any) -> list[float]:
-        """The score of each completion; only differences between answers to one prompt mean something."""
-        return self.head(self.features(prompts, completions)).tolist()
+    def __call__(
+        self,
+        prompts: Sequence[list[dict]],
+        completions: Sequence[list[dict]],
+        output_modalities: Sequence[list[str] | None] | None = None,
+        **columns: Any,
+    ) -> list[float]:
+        """The score of each completion; only differences between answers to one prompt mean something.
 
-    def features(self, prompts: Sequence[list[dict]], completions: Sequence[list[dict]]) -> AnswerFeatures:
-        """What the frozen parts make of answers.
+        Args:
+            output_modalities: for each completion, the kinds that it could hold; None: all.
+        """
+        return self.head(self.features(prompts, completions, output_modalities)).tolist()
+
+    def features(
+        self,
+        prompts: Sequence[list[dict]],
+        completions: Sequence[list[dict]],
+        output_modalities: Sequence[list[str] | None] | None = None,
+    ) -> AnswerFeatures:
+        """What the frozen parts make of answers; arguments as of a call.
 
         Raises:
             UserInputError: a message or a medium is not what it should be, or a conversation is too long.
         """
-        conversations = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
-        states = [each for some in _pieces(conversations, BATCH) for each in self._states(some)]
-        return self._joined(states, completions)
+        kinds = output_modalities or [None] * len(prompts)
+        rows = zip(prompts, completions, kinds, strict=True)
+        answers = [Answer(prompt, completion, output_modalities=own) for prompt, completion, own in rows]
+        states: dict[int, dict[str, Tensor]] = {}
+        for places in _batches(answers):
+            states |= zip(places, self._states([answers[place] for place in places]), strict=True)
+        return self._joined([states[place] for place in range(len(answers))], answers)
 
     def cached_features(self, answers: Sequence[Answer], folder: Path, description: str) -> AnswerFeatures:
         """As [`features`], under a progress bar; what an earlier run put into the folder is not computed again.
@@ -191,35 +228,43 @@ class RewardModel:
         """
         identity = {"model": state_of(self.name), "dtype": str(self.model.get_base_model().dtype)}
         cache = FeatureCache(folder, "answers", identity, accept_stale=True)
-        keys = [hashlib.sha256(f"{prompt_key(p, True)} {answer_key(c[-1])}".encode()).digest() for p, c, _ in answers]
+        for answer in answers:
+            try:
+                self.embedder.check_kinds([part["type"] for part in answer.media])
+            except UserInputError as error:
+                raise UserInputError(f"{answer.where}: {error}") from None
+        keys = [_key(answer) for answer in answers]
         by_key = dict(zip(keys, answers, strict=True))
         missing = cache.missing(keys)
         with tqdm(desc=description, total=len(by_key), initial=len(by_key) - len(missing), unit=" answers") as bar:
-            for some in _pieces(missing, BATCH):
+            for places in _batches([by_key[key] for key in missing]):
+                some = [missing[place] for place in places]
                 cache.add(dict(zip(some, self._told_apart([by_key[key] for key in some]), strict=True)))
                 bar.update(len(some))
-        return self._joined(cache.rows(keys), [completion for _, completion, _ in answers])
+        return self._joined(cache.rows(keys), answers)
 
     def _told_apart(self, answers: Sequence[Answer]) -> list[dict[str, Tensor]]:
         """The states of answers; where it goes wrong, each by itself, to name the one."""
         try:
-            return self._states([[*prompt, *completion] for prompt, completion, _ in answers])
+            return self._states(answers)
         except UserInputError:
-            for prompt, completion, where in answers:
+            for answer in answers:
                 try:
-                    self._states([[*prompt, *completion]])
+                    self._states([answer])
                 except UserInputError as error:
-                    raise UserInputError(f"{where}: {error}") from None
+                    raise UserInputError(f"{answer.where}: {error}") from None
             raise
 
     @torch.no_grad()
-    def _states(self, conversations: list[list[dict]]) -> list[dict[str, Tensor]]:
-        """The hidden states of answers that go through the LLM together: `last` and `mean`, `[hidden]`."""
+    def _states(self, answers: Sequence[Answer]) -> list[dict[str, Tensor]]:
+        """The hidden states of answers that go through the LLM together, see `_batches`: `last` and `mean`, `[hidden]`."""
         recorded: list[Tensor] = []
+        conversations = [[*answer.prompt, *answer.completion] for answer in answers]
         said = [[{name: message[name] for name in ("role", "content")} for message in each] for each in conversations]
         inputs = self.processor(
             said,
             add_generation_prompt=False,
+            template_kwargs=template_variables(answers[0].output_modalities, self.processor.vocabulary),
             return_labels=True,
             padding_side="right",
             max_length=self.model.config.max_positions,
@@ -235,8 +280,8 @@ class RewardModel:
             found.append({"last": states[mask.nonzero().max()], "mean": states[answer].mean(0)})
         return found
 
-    def _joined(self, states: Sequence[dict[str, Tensor]], completions: Sequence[list[dict]]) -> AnswerFeatures:
-        made = [[part for part in _parts(completion) if part["type"] in MODALITIES] for completion in completions]
+    def _joined(self, states: Sequence[dict[str, Tensor]], answers: Sequence[Answer]) -> AnswerFeatures:
+        made = [answer.media for answer in answers]
         counts = torch.tensor([len(parts) for parts in made], dtype=torch.long)
         return AnswerFeatures(
             torch.stack([each["last"] for each in states]),
@@ -246,9 +291,16 @@ class RewardModel:
         )
 
 
-def _parts(completion: list[dict]) -> list[dict]:
-    return parts_of(completion[-1]["content"])
+def _key(answer: Answer) -> bytes:
+    """Of what the frozen parts make of an answer."""
+    said = f"{prompt_key(answer.prompt, True)} {answer_key(answer.completion[-1])}"
+    kinds = f" {' '.join(sorted(answer.output_modalities))}" if answer.output_modalities else ""
+    return hashlib.sha256(f"{said}{kinds}".encode()).digest()
 
 
-def _pieces(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
+def _batches(answers: Sequence[Answer]) -> Iterator[list[int]]:
+    """The places of answers that go through the LLM at once: those that could hold the same kinds."""
+    places = defaultdict(list)
+    for place, answer in enumerate(answers):
+        places[frozenset(answer.output_modalities or ())].append(place)
+    return (some[start : start + BATCH] for some in places.values() for start in range(0, len(some), BATCH))

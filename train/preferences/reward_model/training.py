@@ -18,10 +18,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
+from transformers.utils import CONFIG_NAME
 
 from nextgpt.errors import NextGPTError, UserInputError, first_line
 from nextgpt.train.preferences.pairs import PreferencePair, prompt_key, read_pairs, split_by_prompt
-from nextgpt.train.preferences.reward_model.model import AnswerFeatures, RewardModel
+from nextgpt.train.preferences.reward_model.model import Answer, AnswerFeatures, RewardModel
 
 RESAMPLES = 2000  # for the interval
 FEATURES = "features"  # folder beside the result
@@ -107,10 +108,12 @@ def train_reward(
         heldout: files of pairs that are measured on; by default a share of the prompts of `files`.
 
     Raises:
-        UserInputError: a pair is not what it should be, or a held-out prompt stands in `files`.
+        UserInputError: a pair is not what it should be, a held-out prompt stands in `files`, or a model in `out`.
         NextGPTError: the folder cannot be written.
     """
     out = Path(out)
+    if (out / CONFIG_NAME).is_file():
+        raise UserInputError(f"{out}: holds a model, which this would change; name another folder with --out")
     if heldout:
         measured = read_pairs(heldout)
         learned = read_pairs(files, heldout=measured)
@@ -136,7 +139,11 @@ def train_reward(
 
 def _features(reward: RewardModel, pairs: Sequence[PreferencePair], folder: Path) -> tuple[AnswerFeatures, AnswerFeatures]:
     """Of the chosen and of the rejected answers."""
-    answers = [(pair.prompt, side, pair.where) for pair in pairs for side in (pair.chosen, pair.rejected)]
+    answers = [
+        Answer(pair.prompt, side, pair.where, pair.output_modalities)
+        for pair in pairs
+        for side in (pair.chosen, pair.rejected)
+    ]
     features = reward.cached_features(answers, folder, f"Reading {len(pairs):,} pairs")
     return features[range(0, len(answers), 2)], features[range(1, len(answers), 2)]
 
