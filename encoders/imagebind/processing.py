@@ -79,11 +79,22 @@ class ImageBindPreprocessor(EncoderPreprocessor):
         if not (fps > 0 and math.isfinite(fps)):
             raise ValueError(f"fps is {fps}, expected a positive number of frames per second.")
         views = []
-        for indices in self._frame_indices(len(frames), float(fps)):
+        for indices in self.frame_indices(len(frames), float(fps)):
             clip = torch.from_numpy(frames[indices]).permute(3, 0, 1, 2).float() / 255  # [3, frames, H, W]
             clip = self._normalize_pixels(_scale_short_side(clip, config.image_size))
             views.extend(_crop(clip, config.image_size, position) for position in _crop_positions(config.video_crops))
         return torch.stack(views)
+
+    def frame_indices(self, num_frames: int, fps: float) -> list[Tensor]:
+        """For each clip of a video, which frames: those between its start and end, thinned out (or repeated) evenly."""
+        config = self.config
+        indices = []
+        for start in _clip_starts(num_frames / fps, config.video_clip_seconds, config.video_clips):
+            first = min(math.ceil(fps * start), num_frames - 1)
+            end = min(math.ceil(fps * (start + Fraction(config.video_clip_seconds))), num_frames)
+            last = max(end - 1, first)  # at less than one frame per clip, its span may hold none
+            indices.append(first + torch.linspace(0, last - first, config.video_frames).long())
+        return indices
 
     def text(self, texts: list[str]) -> Tensor:
         """Texts -> CLIP token ids [N, text_context_length], ended, zero-padded, cut where too long."""
@@ -116,17 +127,6 @@ class ImageBindPreprocessor(EncoderPreprocessor):
         )  # [frames, mel bins]
         energies = energies[: config.audio_target_len].T
         return F.pad(energies, (0, config.audio_target_len - energies.shape[1]))
-
-    def _frame_indices(self, num_frames: int, fps: float) -> list[Tensor]:
-        """For each clip, which frames: those between its start and end, thinned out (or repeated) evenly."""
-        config = self.config
-        indices = []
-        for start in _clip_starts(num_frames / fps, config.video_clip_seconds, config.video_clips):
-            first = min(math.ceil(fps * start), num_frames - 1)
-            end = min(math.ceil(fps * (start + Fraction(config.video_clip_seconds))), num_frames)
-            last = max(end - 1, first)  # at less than one frame per clip, its span may hold none
-            indices.append(first + torch.linspace(0, last - first, config.video_frames).long())
-        return indices
 
 
 def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:

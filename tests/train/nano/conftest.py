@@ -30,7 +30,14 @@ def small_world(tmp_path_factory):
     np.save(folder / "sounds.npy", (waveforms * 20000).astype(np.int16))
     combined = [(register, figure) for register in sounds.REGISTERS for figure in sounds.FIGURES]
     strangers = [[_played(sounds.Sound(name, *each), random) for each in combined] for name in ("flute", "", "flute")]
+    phrases = [sounds.new_phrase(np.random.default_rng(number)) for number in range(sounds.PATTERNS)]
+    practice = [
+        [_played(sounds.Sound(name, register), random, notes) for register in sounds.REGISTERS for notes in phrases]
+        for name in ("flute", "piano", "")
+    ]
+    strangers = [figures + patterns for figures, patterns in zip(strangers, practice, strict=True)]
     np.save(folder / "strangers.npy", (np.array(strangers) * 20000).astype(np.int16))
+    np.save(folder / "practice.npy", (np.array(practice[:2]) * 20000).astype(np.int16))
     studied = [sounds.Sound(name, register) for name in ("flute", "piano", "") for register in sounds.REGISTERS] * 8
     studies = [_played(sound, random, sounds.new_phrase(random)) for sound in studied]
     takes = [sound._replace(take=1) for sound in sounds.combinations(kept) if sound.register]

@@ -122,8 +122,9 @@ def test_strangers_are_told_by_a_code_beside_what_is_said_of_things_in_their_com
     alike = torch.tensor([[True, True, False, False], [False, False, True, True]])
     latents = torch.arange(10.0).view(10, 1, 1, 1)
     media = decoder.Media(latents[:4], torch.arange(4), lambda count: torch.zeros(count, dtype=torch.long), None)
-    media = media._replace(strangers=latents[4:].view(3, 2, 1, 1, 1), alike=alike)
-    given, media = decoder.with_strangers({"pooled_prompt_embeds": states}, media)
+    codes, often = torch.tensor([[1], [1], [2], [2], [3], [3]]), torch.ones(6)
+    others = decoder.Others(latents[4:], alike.repeat(3, 1), codes, often)
+    given, media = decoder.with_others({"pooled_prompt_embeds": states}, media, others)
     told = given["pooled_prompt_embeds"]
     assert torch.equal(told[:4], states[:4]) and torch.equal(told[-1], states[-1]) and len(told) == 5 + 6
     first, second = told[4:10].unflatten(0, (3, 2)).unbind(1)
@@ -132,6 +133,18 @@ def test_strangers_are_told_by_a_code_beside_what_is_said_of_things_in_their_com
     assert media.captions.tolist() == list(range(10))
     chosen = media.choose(2000)
     assert set(chosen.tolist()) == {0, *range(4, 10)} and (chosen == 0).sum() == 1000
+
+
+def test_what_an_instrument_practises_is_told_by_its_captions_and_a_code_of_the_pattern():
+    states = torch.nn.functional.pad(torch.tensor([[1.0, 0], [3, 0], [0, 0]]), (0, decoder.POOLED - 2))
+    media = decoder.Media(torch.zeros(2, 1, 1, 1), torch.arange(2), lambda count: torch.zeros(count, dtype=torch.long), None)
+    alike = torch.tensor([[True, True], [True, True], [True, False]])
+    others = decoder.Others(torch.ones(3, 1, 1, 1), alike, torch.tensor([[1, 0], [2, 0], [0, 0]]), torch.tensor([0.0, 0, 1]))
+    given, media = decoder.with_others({"pooled_prompt_embeds": states}, media, others)
+    first, second, third = given["pooled_prompt_embeds"][2:5]
+    assert torch.equal(third, states[0]), "nothing more is said of it than its caption says"
+    assert (first - second).norm() > 0 and (first - states[:2].mean(0)).norm() > 0
+    assert set(media.choose(100).tolist()) == {0, 4}
 
 
 def test_mixtures_are_two_instruments_playing_the_same():

@@ -40,7 +40,8 @@ from nextgpt.train.nano.evaluation.evaluate import ANSWER_OF, ROWS, Score, ablat
 from nextgpt.train.nano.evaluation.report import write_report
 from nextgpt.train.nano.world.media_files import MAKERS, outside_files, write
 from nextgpt.train.nano.world.pictures import CONCEPTS, World
-from nextgpt.train.nano.world.sounds import SAMPLES, SoundWorld, load_sounds
+from nextgpt.train.nano.world.player import SAMPLES
+from nextgpt.train.nano.world.sounds import SoundWorld, load_sounds
 from nextgpt.train.nano.world.things import MAIN, Picture, Sound, modality_of, path_of
 from tiny_models import save_tiny_any_to_any
 

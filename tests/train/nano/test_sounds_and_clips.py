@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nextgpt.train.nano.models.captions import clip_captions, clip_numbers, sound_captions
-from nextgpt.train.nano.world import sounds
+from nextgpt.train.nano.world import player, sounds
 from nextgpt.train.nano.world.clips import FRAMES, MOTIONS, ClipRenderer, ClipWorld
 from nextgpt.train.nano.world.pictures import CONCEPTS, Renderer, World
 
@@ -52,9 +52,9 @@ def test_the_world_of_sounds_is_as_large_as_promised(folder):
 
 
 def test_figures_stay_within_the_sound_and_within_an_octave():
-    for notes in sounds.FIGURES.values():
-        assert all(0 <= start < end <= sounds.SECONDS and 0 <= step <= 12 for start, end, step in notes)
-    lowest = sorted(sounds.REGISTERS.values())
+    for notes in player.FIGURES.values():
+        assert all(0 <= start < end <= player.SECONDS and 0 <= step <= 12 for start, end, step in notes)
+    lowest = sorted(player.REGISTERS.values())
     assert all(high - low > 12 for low, high in itertools.pairwise(lowest)), "registers must not overlap"
 
 
@@ -88,13 +88,13 @@ def test_clips_move_as_they_say(clip_world):
     assert bounced.argmax() in (0, 4) and bounced.argmin() in (2, 6) and bounced.max() - bounced.min() > 20
 
 
-@pytest.mark.skipif(not sounds.SOUNDFONT.exists(), reason="no FluidR3 soundfont here (Debian: fluid-soundfont-gm)")
+@pytest.mark.skipif(not player.SOUNDFONT.exists(), reason="no FluidR3 soundfont here (Debian: fluid-soundfont-gm)")
 def test_a_rising_scale_rises():
     pytest.importorskip("tinysoundfont", reason="no tinysoundfont here (pip install --no-deps tinysoundfont)")
-    player = sounds.Player()
+    synth = player.Player()
     flute = next(sound for sound in sounds.load_sounds() if sound["name"] == "flute")
-    waveform = torch.from_numpy(player(flute, "middle", "rising scale"))
-    assert waveform.shape == (sounds.SAMPLES,) and waveform.abs().max() == pytest.approx(sounds.PEAK, abs=1e-3)
+    waveform = torch.from_numpy(synth(flute, "middle", "rising scale"))
+    assert waveform.shape == (player.SAMPLES,) and waveform.abs().max() == pytest.approx(player.PEAK, abs=1e-3)
     notes = waveform[: 8 * 3520].view(8, 3520)[:, 800:3200]  # of 0.22 seconds each
     pitches = torch.fft.rfft(notes * torch.hann_window(2400), n=16_000).abs().argmax(1)
     assert (pitches.diff() > 5).all()

@@ -13,7 +13,7 @@ from nextgpt.hub.parts import preset_folder
 from nextgpt.signals import MODALITIES
 from nextgpt.train.nano.dialogues.composer import LINES, combinations, load_composer, make_lines, true_media
 from nextgpt.train.nano.dialogues.turns import Shown
-from nextgpt.train.nano.world import sounds
+from nextgpt.train.nano.world import player, sounds
 from nextgpt.train.nano.world.clips import Clip, ClipRenderer, ClipWorld, KeptClips
 from nextgpt.train.nano.world.media_files import MAKERS
 from nextgpt.train.nano.world.pictures import BACKGROUNDS, CONCEPTS, STYLES, Renderer, World
@@ -129,13 +129,13 @@ def test_a_world_that_says_nothing_of_variety_has_none():
         assert true_media(setting, modality) == combinations(setting, modality)
 
 
-@pytest.mark.skipif(not sounds.SOUNDFONT.exists(), reason="no FluidR3 soundfont here (Debian: fluid-soundfont-gm)")
+@pytest.mark.skipif(not player.SOUNDFONT.exists(), reason="no FluidR3 soundfont here (Debian: fluid-soundfont-gm)")
 def test_takes_differ_and_stay_in_their_register():
     pytest.importorskip("tinysoundfont", reason="no tinysoundfont here (pip install --no-deps tinysoundfont)")
     flute = [sound for sound in sounds.load_sounds() if sound["name"] == "flute"]
-    known, played = zip(*sounds.takes(sounds.Player(), flute), strict=True)
+    known, played = zip(*sounds.takes(player.Player(), flute), strict=True)
     assert len({waveform.tobytes() for waveform in played}) == len(played) == 15 * (sounds.TAKES - 1)
     peaks = [np.abs(waveform).max() for waveform in played]
-    assert max(peaks) <= sounds.PEAK + 1e-3 and min(peaks) < 0.75 * max(peaks), "some are softer"
-    again = dict(zip(*zip(*sounds.takes(sounds.Player(), flute), strict=True), strict=True))
+    assert max(peaks) <= player.PEAK + 1e-3 and min(peaks) < 0.75 * max(peaks), "some are softer"
+    again = dict(zip(*zip(*sounds.takes(player.Player(), flute), strict=True), strict=True))
     assert all(np.allclose(again[sound], waveform, atol=1e-3) for sound, waveform in zip(known, played, strict=True))

@@ -29,7 +29,7 @@ from nextgpt.train.nano.evaluation.scores import Sample, Score
 from nextgpt.train.nano.world.clips import FRAMES
 from nextgpt.train.nano.world.media_files import TrueMedia, outside_files
 from nextgpt.train.nano.world.pictures import SIDE, World
-from nextgpt.train.nano.world.sounds import SAMPLES, SAMPLING_RATE
+from nextgpt.train.nano.world.player import SAMPLES, SAMPLING_RATE
 from nextgpt.train.nano.world.things import (
     MOTIONS,
     PARTS,

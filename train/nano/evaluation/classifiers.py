@@ -24,8 +24,9 @@ from nextgpt.train.nano.models import loop
 from nextgpt.train.nano.world import sampling
 from nextgpt.train.nano.world.clips import FRAMES, ClipRenderer, ClipWorld, KeptClips
 from nextgpt.train.nano.world.pictures import Renderer, World
+from nextgpt.train.nano.world.player import SAMPLES, SAMPLING_RATE
 from nextgpt.train.nano.world.sampling import IGNORED
-from nextgpt.train.nano.world.sounds import SAMPLES, SAMPLING_RATE, SoundWorld
+from nextgpt.train.nano.world.sounds import SoundWorld
 from nextgpt.train.nano.world.spectrograms import BANDS, HOP, PARTS, SoundSet
 from nextgpt.train.nano.world.unknown_pictures import UnknownClips, UnknownPictures, augment, augment_clips, turn_some
 

@@ -17,7 +17,8 @@ from nextgpt.train.nano.models import loop
 from nextgpt.train.nano.models.encoder import EMBED_DIM, WEIGHT_DECAY
 from nextgpt.train.nano.models.targets import TARGETS_WEIGHT, OrthogonalTargets, Probes, away_from
 from nextgpt.train.nano.world import sampling
-from nextgpt.train.nano.world.sounds import SAMPLES, SAMPLING_RATE, SECONDS, SoundWorld
+from nextgpt.train.nano.world.player import SAMPLES, SAMPLING_RATE, SECONDS
+from nextgpt.train.nano.world.sounds import SoundWorld
 from nextgpt.train.nano.world.spectrograms import PARTS, SoundSet
 
 LEARNING_RATE = 1e-3

@@ -28,7 +28,7 @@ from nextgpt.train.nano.world import sampling
 from nextgpt.train.nano.world.pictures import Renderer, World
 from nextgpt.train.nano.world.sounds import SoundWorld
 from nextgpt.train.nano.world.spectrograms import FRAMES, MEL_MEAN, MEL_STD, as_pictures, log_mels
-from nextgpt.train.nano.world.waveforms import as_floats
+from nextgpt.train.nano.world.waveforms import in_parts
 
 FOLDERS = {"image": "autoencoder", "audio": "sound_autoencoder"}
 FACTOR, LATENT_CHANNELS = 8, 24  # how much smaller each side is
@@ -127,7 +127,7 @@ class AnySounds:
 
     def __init__(self, world: SoundWorld, most: int | None, device: torch.device):
         self.sounds = log_mels(world.heard(world.rows("train", most))).to(device)
-        self.studies = log_mels(as_floats(world.studies)).to(device)
+        self.studies = in_parts(log_mels, world.studies).to(device)
 
     def __call__(self, count: int) -> Tensor:
         """Spectrograms `[count, 1, 160, 80]`."""

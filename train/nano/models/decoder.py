@@ -8,9 +8,9 @@ All three are `StableDiffusion3Pipeline`s, a transformer over few large patches,
 of one patch, log-mel spectrograms of two with a vocoder beside them, clips as strips of their frames, one patch each.
 
 Of things whose name the world knows in some combinations only, the others have to be guessed. The more things a denoiser has
-seen in all combinations, the better it guesses, so it also learns from *strangers*, which have no caption: instruments and
-mixtures of them that the world does not know, what is never filmed, and what is filmed in other styles. In the place of a
-caption they have a code of their own.
+seen in all combinations, the better it guesses, so it also learns from what has no caption. That is *strangers*: instruments
+and mixtures of them that the world does not know, what is never filmed, and what is filmed in other styles; and the world's
+instruments, playing other patterns of notes than its figures. In the place of a caption they have codes of their own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from nextgpt.train.nano.models.text_encoders import POOLED
 from nextgpt.train.nano.world import sampling
 from nextgpt.train.nano.world.clips import FPS, FRAMES, ClipRenderer, ClipWorld
 from nextgpt.train.nano.world.pictures import SIDE, Renderer, World
-from nextgpt.train.nano.world.sounds import FIGURES, PEAK, REGISTERS, SAMPLING_RATE, SECONDS, SoundWorld
+from nextgpt.train.nano.world.player import FIGURES, PEAK, REGISTERS, SAMPLING_RATE, SECONDS
+from nextgpt.train.nano.world.sounds import PATTERNS, SoundWorld
 from nextgpt.train.nano.world.spectrograms import BANDS, HOP, log_mels
 from nextgpt.train.nano.world.spectrograms import FRAMES as MEL_FRAMES
 
@@ -48,8 +49,24 @@ LATENT_SIDE = SIDE // FACTOR
 MOST_OFTEN = 3.0
 STEPS = 1  # it predicts the sample, and so narrow a network can only blur what a first step has found
 PHRASES = 8  # one in so many sounds has no figure
-MIXTURES = 12  # for each instrument that the world does not know: of 2 it guessed two thirds of unseen combinations
+MIXTURES = 4  # for each instrument that the world does not know
 VOCODER = GriffinLimVocoderConfig(sampling_rate=SAMPLING_RATE, model_in_dim=BANDS, upsample_rates=(HOP,), rounds=32)
+
+
+class Others(NamedTuple):
+    """Media that have no caption.
+
+    Attributes:
+        latents: `[media, C, h, w]`.
+        alike: of each of them the captions that come near, `[media, captions]`, bool.
+        codes: of each the numbers of what no caption says of it, `[media, codes]`; 0 is nothing.
+        often: how often each is drawn, `[media]`.
+    """
+
+    latents: Tensor
+    alike: Tensor
+    codes: Tensor
+    often: Tensor
 
 
 class Media(NamedTuple):
@@ -60,16 +77,14 @@ class Media(NamedTuple):
         captions: the numbers of their captions `[media]`.
         choose: count → the numbers of as many media, at random.
         pixels: numbers of media → what the autoencoder takes of them.
-        strangers: latents of what has no caption, `[things, combinations, C, h, w]`.
-        alike: of each of these combinations the captions of the world's things in it, `[combinations, captions]`, bool.
+        others: what has no caption.
     """
 
     latents: Tensor
     captions: Tensor
     choose: Callable[[int], Tensor]
     pixels: Callable[[Tensor], Tensor]
-    strangers: Tensor | None = None
-    alike: Tensor | None = None
+    others: Others | None = None
 
 
 def _media(autoencoder: AutoencoderDC, pixels: Callable[[Tensor], Tensor], captions: Tensor) -> Media:
@@ -83,30 +98,29 @@ def _latents(autoencoder: AutoencoderDC, pixels: Callable[[Tensor], Tensor], cou
     return torch.cat([encode(autoencoder, pixels(part)).bfloat16() for part in every.split(64)])
 
 
-def with_strangers(conditioning: Conditioning, media: Media) -> tuple[Conditioning, Media]:
-    """Adds the strangers to the media, and what stands for their captions to the conditioning.
+def with_others(conditioning: Conditioning, media: Media, others: Others) -> tuple[Conditioning, Media]:
+    """Adds media without captions, and what stands for their captions to the conditioning: a half of what is chosen.
 
-    That is the mean of what is said of the world's things in the same combination, and a code for the stranger. A half of
-    what is chosen are strangers.
+    That is the mean of the captions that come near, and a vector for each of their codes.
     """
-    things, combinations = media.strangers.shape[:2]
-    codes = torch.randn(things, POOLED, generator=torch.Generator().manual_seed(0)).to(media.latents.device)
+    random = torch.randn(int(others.codes.max()), POOLED, generator=torch.Generator().manual_seed(0))
+    codes = torch.cat([torch.zeros(1, POOLED), random]).to(others.latents.device)[others.codes].sum(1)
+    shares = others.alike.float() / others.alike.sum(1, keepdim=True)
     extended = {}
     for name, states in conditioning.items():
-        known = [states[:-1][alike].float() for alike in media.alike]
-        means = torch.stack([states.mean(0) for states in known])
-        spread = torch.cat([states - mean for states, mean in zip(known, means, strict=True)]).std()
-        strangers = means + spread * codes.view(things, 1, *means.shape[1:])
-        extended[name] = torch.cat([states[:-1], strangers.flatten(0, 1).to(states), states[-1:]])
-    count, first = len(media.latents), len(media.alike[0])
-    numbers = first + torch.arange(things * combinations, device=media.captions.device)
+        known = states[:-1].flatten(1).float()
+        groups = torch.unique(others.alike, dim=0)
+        spread = torch.cat([known[group] - known[group].mean(0) for group in groups]).std()
+        said = (shares @ known + spread * codes).view(-1, *states.shape[1:])
+        extended[name] = torch.cat([states[:-1], said.to(states), states[-1:]])
+    count, first = len(media.latents), others.alike.shape[1]
+    numbers = first + torch.arange(len(others.latents), device=media.captions.device)
 
     def choose(wanted: int) -> Tensor:
-        strange = torch.randint(len(numbers), (wanted // 2,), device=numbers.device)
+        strange = torch.multinomial(others.often, wanted // 2, replacement=True)
         return torch.cat([media.choose(wanted - wanted // 2), count + strange])
 
-    latents = torch.cat([media.latents, media.strangers.flatten(0, 1)])
-    captions = torch.cat([media.captions, numbers])
+    latents, captions = torch.cat([media.latents, others.latents]), torch.cat([media.captions, numbers])
     return extended, media._replace(latents=latents, captions=captions, choose=choose)
 
 
@@ -186,13 +200,35 @@ def _sounds(args: Namespace, world: World, autoencoder: AutoencoderDC, device: t
         chosen[: count - count // PHRASES] %= plain
         return chosen
 
-    instruments = sounds.strangers(args.concepts)  # [instruments, 15, samples]
-    strange = torch.cat([instruments, mixtures(instruments, MIXTURES * len(instruments))]).flatten(0, 1)
-    latents = _latents(autoencoder, lambda part: log_mels(strange[part.cpu()]).to(device), len(strange), device)
-    said = sounds.targets(torch.arange(len(sounds.captioned)), -1)[:, 1:]
-    alike = [(said == torch.tensor([r, f])).all(1) for r in range(len(REGISTERS)) for f in range(len(FIGURES))]
-    return media._replace(
-        choose=choose, strangers=latents.unflatten(0, (-1, len(alike))), alike=torch.stack(alike).to(device)
+    return media._replace(choose=choose, others=_other_sounds(args, sounds, autoencoder, device))
+
+
+def _other_sounds(args: Namespace, sounds: SoundWorld, autoencoder: AutoencoderDC, device: torch.device) -> Others:
+    """Strangers in all figures and patterns, and the world's instruments in the patterns: either kind as often."""
+    said = sounds.targets(torch.arange(len(sounds.captioned)), -1).to(device)  # instrument, register, figure
+    in_register = [(said[:, 1] == r) & (said[:, 2] >= 0) for r in range(len(REGISTERS))]
+    in_figure = [in_register[r] & (said[:, 2] == f) for r in range(len(REGISTERS)) for f in range(len(FIGURES))]
+    in_pattern = [alike for alike in in_register for _ in range(PATTERNS)]
+    pattern = torch.tensor([0] * len(in_figure) + [1 + p for _ in REGISTERS for p in range(PATTERNS)], device=device)
+    strangers = sounds.strangers(args.concepts)
+    strangers = torch.cat([strangers, mixtures(strangers, MIXTURES * len(strangers))])
+    things = len(strangers)
+    code = 1 + PATTERNS + torch.arange(things, device=device)
+    known, practice = sounds.practice(args.concepts)
+    known = known.to(device)
+    latents = [
+        _latents(autoencoder, lambda part, some=some: log_mels(some[part.cpu()]).to(device), len(some), device)
+        for some in (strangers.flatten(0, 1), practice.flatten(0, 1))
+    ]
+    alike = torch.stack([*in_figure, *in_pattern]).repeat(things, 1)
+    by_known = (said[None, :, 0] == known[:, None])[:, None] & torch.stack(in_pattern)
+    codes = torch.stack([pattern.repeat(things), code.repeat_interleave(len(pattern))], 1)
+    played = pattern[len(in_figure) :].repeat(len(known))
+    return Others(
+        torch.cat(latents),
+        torch.cat([alike, by_known.flatten(0, 1)]),
+        torch.cat([codes, torch.stack([played, torch.zeros_like(played)], 1)]),
+        torch.cat([torch.full((len(some),), 1 / len(some), device=device) for some in latents]),
     )
 
 
@@ -225,13 +261,12 @@ def _clips(args: Namespace, world: World, autoencoder: AutoencoderDC, device: to
     media = _media(autoencoder, lambda chosen: frames(rows[chosen]), clip_numbers(clips, rows))
     every = studies.flatten(0, 1)
     strange = _latents(autoencoder, lambda chosen: frames(every[chosen]), len(every), device)
-    captions = torch.arange(len(clips.names) * len(clips.motions), device=device)
-    alike = torch.stack([captions % len(clips.motions) == motion for motion in range(len(clips.motions))])
-    return media._replace(
-        latents=as_strips(media.latents, FRAMES),
-        strangers=as_strips(strange, FRAMES).unflatten(0, studies.shape[:2]),
-        alike=alike,
+    motions = torch.arange(len(clips.names) * len(clips.motions), device=device) % len(clips.motions)
+    things = torch.arange(len(studies), device=device).repeat_interleave(len(clips.motions))
+    others = Others(
+        as_strips(strange, FRAMES), every[:, 1:2] == motions, 1 + things[:, None], torch.ones(len(every), device=device)
     )
+    return media._replace(latents=as_strips(media.latents, FRAMES), others=others)
 
 
 # -- pipelines --------------------------------------------------------------------------------------------------
@@ -305,8 +340,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(text_encoder)  # the one that the encoder has learned with
     conditioning = text_encoders.encode_all(args.modality, encoder, tokenizer, world, device)
     media = kind.media(args, world, vae, device)
-    if media.strangers is not None:
-        conditioning, media = with_strangers(conditioning, media)
+    if media.others is not None:
+        conditioning, media = with_others(conditioning, media, media.others)
 
     network = Denoising(kind.new(media.latents.shape[1]), call)
     denoiser, run = train(args, network, Cached(conditioning, media.latents, media.captions), media.choose, device)

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nextgpt.encoders import preprocessor_for
 from nextgpt.encoders.imagebind import ImageBind
 from nextgpt.encoders.imagebind.configuration import ImageBindConfig
 from nextgpt.train.nano.models import loop
 from nextgpt.train.nano.models.captions import CONTEXT, CaptionTable, picture_captions, picture_numbers, unknown_caption
 from nextgpt.train.nano.models.targets import SMOOTHING, TARGETS_WEIGHT, OrthogonalTargets, Probes, away_from
 from nextgpt.train.nano.world import sampling
-from nextgpt.train.nano.world.clips import ClipRenderer, ClipWorld, KeptClips
+from nextgpt.train.nano.world.clips import FPS, FRAMES, ClipRenderer, ClipWorld, KeptClips
 from nextgpt.train.nano.world.pictures import SIDE, Renderer, World
 from nextgpt.train.nano.world.sampling import IGNORED
 from nextgpt.train.nano.world.unknown_pictures import UnknownClips, UnknownPictures, augment, augment_clips, turn_some
@@ -31,8 +32,9 @@ UNKNOWN_SHARE = 1 / 10
 ELSEWHERE_SHARE = 1 / 6
 AS_RENDERED = 1 / 2  # of the world's pictures: in their place and not augmented
 SIDES = (20, 62)  # pixels, of artwork elsewhere
-CLIP_SHARE = 1 / 5  # so many clips for a picture
-CLIP_LOOKS = 6  # in which each of them is seen: its style and background
+CLIP_SHARE = 1 / 3  # so many clips for a picture
+CLIP_LOOKS = 10  # in which each of them is seen: its style and background; of 6 it named 60% of unseen clips
+STUDY_LOOKS = 1  # the same of what is never filmed
 EMBED_DIM = 256  # of both towers
 GROUP = 4  # pictures of one concept that stand in a batch together, told apart by style, background and size only
 PARTS = ("concept", "style", "background", "size")
@@ -45,9 +47,10 @@ def new_config(**changes) -> ImageBindConfig:
             "towers": ("vision",),
             "out_embed_dim": EMBED_DIM,
             "image_size": 64,
-            "kernel_size": (8, 16, 16),
-            "video_frames": 8,
-            "video_clips": 1,
+            "kernel_size": (2, 16, 16),
+            "video_frames": 2,
+            "video_clips": 4,
+            "video_clip_seconds": 0.75,  # the first frame and the third: two frames a patch show what moves, and how
             "video_crops": 1,
             "vision_embed_dim": 192,
             "vision_num_blocks": 4,
@@ -80,6 +83,8 @@ class VisionTower(nn.Module):
         for name in ("image_mean", "image_std"):
             values = torch.tensor(getattr(towers.config, name)).view(3, 1, 1)
             self.register_buffer(name, values, persistent=False)
+        views = torch.stack(preprocessor_for(towers.config).frame_indices(FRAMES, FPS))  # [views, frames of each]
+        self.register_buffer("views", views, persistent=False)
 
     def embed_pictures(self, pictures: Tensor) -> Tensor:
         """Pictures `[N, 3, 64, 64]` in 0..1 → embeddings `[N, 256]`."""
@@ -88,7 +93,7 @@ class VisionTower(nn.Module):
     def embed_clips(self, clips: Tensor) -> Tensor:
         """Clips `[N, 3, 8, 64, 64]` in 0..1 → embeddings `[N, 256]`."""
         normal = (clips - self.image_mean[:, None]) / self.image_std[:, None]
-        return self.towers.embed("video", normal[:, None])
+        return self.towers.embed("video", normal[:, :, self.views].transpose(1, 2))
 
 
 class Contrast(VisionTower):
@@ -134,6 +139,15 @@ def clip_losses(
     vectors = sums(F.pad(targets[:, :1], (0, len(PARTS) - 1), value=IGNORED)) + moving(targets[:, 1:])
     parts = {"clip_concept": concept, "clip_sums": TARGETS_WEIGHT * away_from(vectors, watched)}
     return parts | motions.losses(watched, targets[:, 1:])
+
+
+def clips_to_learn(moving: ClipWorld, most: int | None = None) -> Tensor:
+    """The training split's clips in many looks, and as many of what is never filmed, `[N, 4]` as `vary` has them.
+
+    So that a thing is known however it moves, more things have to be seen to move than the world films.
+    """
+    filmed = moving.vary(moving.rows("train", most).repeat(CLIP_LOOKS, 1))
+    return torch.cat([filmed, *(moving.never_filmed(most) for _ in range(STUDY_LOOKS))])
 
 
 def draw_groups(rows: Tensor, count: int) -> Tensor:
@@ -212,8 +226,7 @@ def main() -> None:
     moving = ClipWorld(world)
     clip_renderer = ClipRenderer(world, renderer)
     if not args.pictures_only:
-        every = moving.rows("train", args.concepts).to(device).repeat(CLIP_LOOKS, 1)
-        clips = KeptClips(clip_renderer, moving.vary(every))
+        clips = KeptClips(clip_renderer, clips_to_learn(moving, args.concepts).to(device))
         unknown_clips = UnknownClips(unknown, moving)
 
     towers = new_towers(len(captions.tokenizer))

@@ -145,6 +145,19 @@ class ClipWorld:
             ]
         )
 
+    def never_filmed(self, most: int | None = None) -> Tensor:
+        """Clips of the concepts that are never filmed, in every motion and style, `[N, 4]` as `vary` has them: none of them
+        is of any split.
+
+        Args:
+            most: only of so many concepts, the first.
+        """
+        rows = self.studies(most).flatten(0, 1)
+        filmed = torch.tensor([name in self.names for name in self.world.names])
+        rows = rows[~filmed[rows[:, 0]]]
+        rows[:, 3] = torch.randint(len(self.world.backgrounds), (len(rows),))
+        return rows
+
     def row(self, clip: Clip) -> tuple[int, int, int, int]:
         """A clip as indices: concept, motion, style, background."""
         styles, backgrounds = self.world.styles, self.world.backgrounds

@@ -20,7 +20,8 @@ from nextgpt.events import Media
 from nextgpt.media import save_media
 from nextgpt.train.nano.world.clips import FPS, MOTIONS, Clip, ClipRenderer, ClipWorld
 from nextgpt.train.nano.world.pictures import BACKGROUNDS, SIZES, Renderer, World, render_art
-from nextgpt.train.nano.world.sounds import SAMPLING_RATE, Sound, SoundWorld
+from nextgpt.train.nano.world.player import SAMPLING_RATE
+from nextgpt.train.nano.world.sounds import Sound, SoundWorld
 from nextgpt.train.nano.world.split import split_of_names
 from nextgpt.train.nano.world.things import Medium, Picture, path_of
 from nextgpt.train.nano.world.unknown_sounds import UnknownSounds

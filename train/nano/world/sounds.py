@@ -26,39 +26,31 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nextgpt.train.nano.world.player import (
+    FIGURES,
+    REGISTERS,
+    SAMPLES,
+    SAMPLING_RATE,
+    SECONDS,
+    SOUNDFONT,
+    Player,
+    SilentError,
+)
 from nextgpt.train.nano.world.split import split_of_names
 from nextgpt.train.nano.world.waveforms import as_floats, as_integers, as_opus, from_opus
 
 logger = logging.getLogger(__name__)
 
 SOUNDS = Path(__file__).parent / "sounds.json"
-SOUNDFONT = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
 ATTRIBUTION = "- Sounds: MIT (FluidR3 GM, Frank Wen), rendered from Debian's package fluid-soundfont-gm."
-SAMPLING_RATE = 16_000
-SECONDS = 2.0
-SAMPLES = int(SAMPLING_RATE * SECONDS)
-PEAK = 0.8
-PERCUSSION_BANK = 128
-EFFECT_KEY = 60
-
-REGISTERS = {"low": 41, "middle": 60, "high": 79}  # MIDI key of the lowest note; figures span at most an octave
-MAJOR_SCALE = (0, 2, 4, 5, 7, 9, 11, 12)
-NOTE = 0.22  # seconds from one note to the next
-# Notes as (start, end, semitones above the lowest note); seconds.
-FIGURES: dict[str, list[tuple[float, float, int]]] = {
-    "single note": [(0.0, 1.5, 0)],
-    "rising scale": [(NOTE * n, NOTE * n + 0.21, step) for n, step in enumerate(MAJOR_SCALE)],
-    "falling scale": [(NOTE * n, NOTE * n + 0.21, step) for n, step in enumerate(reversed(MAJOR_SCALE))],
-    "chord": [(0.0, 1.5, step) for step in (0, 4, 7)],
-    "repeated note": [(NOTE * n, NOTE * n + 0.15, 0) for n in range(8)],
-}
 TAKES = 5  # of each sound with a register, the plain one among them
 MOST_KEYS = 2  # up or down
 TEMPO = (0.9, 1.1)
 VELOCITIES = (60, 127)  # how hard notes are struck; the loudest has the peak of a plain take
 # What is learned from apart from the world's combinations, so that these are not learned by heart: `studies`.
 PHRASES = 96  # of loose notes, of each instrument in each register: of 8 the encoder learned to tell half of unseen sounds
-STRANGE_TAKES = 4  # of each figure by each program that the world does not know
+STRANGE_TAKES = 12  # of each figure by each program that the world does not know: low chords are hard to tell from notes
+PATTERNS = 12  # phrases that every instrument plays in every register
 MELODIC = range(112)  # programs of General MIDI; the world does not know most, but they play the same figures
 
 
@@ -184,12 +176,25 @@ class SoundWorld:
         return torch.tensor(list(kept.values()), dtype=torch.long), as_floats(self.studies[list(kept)])
 
     def strangers(self, most: int | None = None) -> Tensor:
-        """Instruments that the world does not know, in every register and figure, float `[instruments, 15, 32000]`.
+        """Instruments that the world does not know, in every register and figure, then in every register and pattern, float
+        `[instruments, 15 + 3 * PATTERNS, 32000]`.
 
         Args:
             most: only so many of them.
         """
         return as_floats(np.load(self.folder / "strangers.npy", mmap_mode="r")[:most])
+
+    def practice(self, most: int | None = None) -> tuple[Tensor, Tensor]:
+        """The world's instruments in every register and pattern: their numbers `[instruments]`, and float `[instruments,
+        3 * PATTERNS, 32000]`.
+
+        Args:
+            most: only of so many of the sounds.
+        """
+        numbers = [
+            number for number, sound in enumerate(self.sounds) if sound["pitched"] and number < (most or len(self.names))
+        ]
+        return torch.tensor(numbers), as_floats(np.load(self.folder / "practice.npy", mmap_mode="r")[: len(numbers)])
 
     def study_targets(self, missing: int) -> Tensor:
         """What the studies are: instrument, register, figure `[N, 3]`; `missing` where there is none."""
@@ -306,14 +311,27 @@ def strange_programs(sounds: list[dict]) -> list[int]:
 
 
 def strangers(player: Player, sounds: list[dict]) -> Iterator[np.ndarray]:
-    """Every combination of register and figure by each program that the world does not know, float32 `[15, 32000]`; not
-    of those that lack a note."""
+    """Every combination of register and figure by each program that the world does not know, then every pattern as
+    `practice` has them, float32 `[15 + patterns, 32000]`; not of those that lack a note."""
     for program in tqdm(strange_programs(sounds), desc="strangers"):
         entry = {"name": f"program {program}", "program": program}
         try:
-            yield np.stack([player(entry, register, figure) for register in REGISTERS for figure in FIGURES])
+            figures = [player(entry, register, figure) for register in REGISTERS for figure in FIGURES]
+            yield np.stack([*figures, *_patterns(player, entry)])
         except SilentError:
             continue
+
+
+def practice(player: Player, sounds: list[dict]) -> Iterator[np.ndarray]:
+    """The same phrases by each instrument of the world, in every register, float32 `[3 * PATTERNS, 32000]`: what is known
+    of an instrument in a register is not only its figures."""
+    for entry in tqdm([sound for sound in sounds if sound["pitched"]], desc="practice"):
+        yield np.stack(_patterns(player, entry))
+
+
+def _patterns(player: Player, entry: dict) -> list[np.ndarray]:
+    phrases = [new_phrase(np.random.default_rng(number)) for number in range(PATTERNS)]
+    return [player.play(entry, lowest, notes) for lowest in REGISTERS.values() for notes in phrases]
 
 
 def studies(player: Player, sounds: list[dict], rng: np.random.Generator) -> Iterator[tuple[Sound, np.ndarray]]:
@@ -336,67 +354,6 @@ def studies(player: Player, sounds: list[dict], rng: np.random.Generator) -> Ite
             continue
 
 
-class SilentError(ValueError):
-    """The soundfont has no such notes."""
-
-
-class Player:
-    """Plays sounds through a soundfont.
-
-    Args:
-        soundfont: an .sf2 file with the General MIDI programs.
-    """
-
-    def __init__(self, soundfont: Path = SOUNDFONT):
-        import tinysoundfont
-
-        if not soundfont.is_file():
-            raise FileNotFoundError(
-                f"No soundfont at {soundfont}: install Debian's package fluid-soundfont-gm, or name another .sf2."
-            )
-        self.synth = tinysoundfont.Synth(samplerate=SAMPLING_RATE)
-        self.font = self.synth.sfload(str(soundfont))
-
-    def __call__(self, sound: dict, register: str = "", figure: str = "", velocity: int = 100) -> np.ndarray:
-        """Float32 `[32000]`, mono, its peak at 0.8.
-
-        Args:
-            sound: an entry of `sounds.json`.
-            velocity: how hard the notes are struck, 1..127.
-        """
-        lowest = REGISTERS[register] if register else sound.get("key", EFFECT_KEY)
-        return self.play(sound, lowest, FIGURES[figure] if figure else [(0.0, SECONDS, 0)], velocity)
-
-    def play(self, sound: dict, lowest: int, notes: list[tuple[float, float, int]], velocity: int = 100) -> np.ndarray:
-        """Float32 `[32000]`, mono, its peak at 0.8: notes as in `FIGURES`, above the MIDI key `lowest`."""
-        bank = sound.get("bank", 0)
-        self.synth.program_select(0, self.font, bank, sound["program"], bank == PERCUSSION_BANK)
-        changes = sorted([(start, 1, step) for start, _, step in notes] + [(end, 0, step) for _, end, step in notes])
-        pieces, done = [], 0
-        for time, strikes, step in changes:
-            now = min(int(time * SAMPLING_RATE), SAMPLES)
-            pieces.append(self._generate(now - done))
-            done = now
-            if strikes:
-                self.synth.noteon(0, lowest + step, velocity)
-            else:
-                self.synth.noteoff(0, lowest + step)
-        pieces.append(self._generate(SAMPLES - done))
-        self.synth.sounds_off()
-        self._generate(SAMPLING_RATE // 10)  # so that nothing rings on into the next sound
-        waveform = np.concatenate(pieces)
-        loudest = np.abs(waveform).max()
-        if loudest < 1e-4:
-            raise SilentError(f"The soundfont is silent for {sound['name']} from key {lowest}: use FluidR3 GM.")
-        return waveform * (PEAK / loudest)
-
-    def _generate(self, samples: int) -> np.ndarray:
-        if samples <= 0:
-            return np.zeros(0, np.float32)
-        stereo = np.frombuffer(self.synth.generate(samples), np.float32).reshape(-1, 2)
-        return stereo.mean(1)
-
-
 def build(out: Path, soundfont: Path) -> None:
     """Renders all; writes `sounds.json` and `.npy`, strangers, takes and studies, the licence into `ATTRIBUTION.md`."""
     player, sounds, rng = Player(soundfont), load_sounds(), np.random.default_rng(0)
@@ -405,6 +362,7 @@ def build(out: Path, soundfont: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     np.save(out / "sounds.npy", as_integers(waveforms))
     np.save(out / "strangers.npy", as_integers(list(strangers(player, sounds))))
+    np.save(out / "practice.npy", as_integers(list(practice(player, sounds))))
     for name, made in (("takes", takes(player, sounds)), ("studies", studies(player, sounds, rng))):
         known, played = zip(*made, strict=True)
         np.save(out / f"{name}.npy", as_integers(played))

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from nextgpt.decoders.audioldm import log_mel_spectrogram
 from nextgpt.train.nano.world import sampling
+from nextgpt.train.nano.world.player import SAMPLING_RATE
 from nextgpt.train.nano.world.sampling import IGNORED
-from nextgpt.train.nano.world.sounds import SAMPLING_RATE, SoundWorld
+from nextgpt.train.nano.world.sounds import SoundWorld
 from nextgpt.train.nano.world.unknown_sounds import UnknownSounds
-from nextgpt.train.nano.world.waveforms import as_floats
+from nextgpt.train.nano.world.waveforms import in_parts
 
 PARTS = ("instrument", "register", "figure")
 LATE = 0.12  # seconds by which a sound may come late
@@ -84,7 +85,7 @@ class SoundSet:
         if split == "train":
             targets = world.study_targets(IGNORED)
             kept = targets[:, 0] < (most or len(world.names))
-            self.studies, self.study_targets = energies(as_floats(world.studies[kept])), targets[kept].to(device)
+            self.studies, self.study_targets = in_parts(energies, world.studies[kept]), targets[kept].to(device)
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Of the training split: sounds and studies `[count, bands, frames]`, and what they are `[count, 3]` (`PARTS`).

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from nextgpt.train.nano.world.clips import MOTIONS, Clip
 from nextgpt.train.nano.world.pictures import BACKGROUNDS, SIZES, STYLES, World
-from nextgpt.train.nano.world.sounds import FIGURES, REGISTERS, Sound
+from nextgpt.train.nano.world.player import FIGURES, REGISTERS
+from nextgpt.train.nano.world.sounds import Sound
 from nextgpt.train.nano.world.split import split_of
 
 SYNONYM_SHARE = 0.3  # of the things are called by another of their names

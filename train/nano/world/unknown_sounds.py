@@ -13,7 +13,8 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
-from nextgpt.train.nano.world.sounds import PEAK, SAMPLES, SAMPLING_RATE, SECONDS, SoundWorld
+from nextgpt.train.nano.world.player import PEAK, SAMPLES, SAMPLING_RATE, SECONDS
+from nextgpt.train.nano.world.sounds import SoundWorld
 from nextgpt.train.nano.world.split import split_of_names
 
 NUMBERS = 240  # sounds of each kind

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,11 @@ OPUS = 0.92  # how much is left out in a package, 0..1: 7 kB a sound remain, and
 def as_floats(waveforms: np.ndarray) -> Tensor:
     """Waveforms int16 → float32 in -1..1."""
     return torch.from_numpy(waveforms.astype(np.float32)) / 32768
+
+
+def in_parts(compute: Callable[[Tensor], Tensor], waveforms: np.ndarray, size: int = 64) -> Tensor:
+    """`compute` of waveforms int16 `[N, samples]` as floats, so many at once: thousands as floats are gigabytes."""
+    return torch.cat([compute(as_floats(waveforms[start : start + size])) for start in range(0, len(waveforms), size)])
 
 
 def as_integers(waveforms: Sequence[np.ndarray]) -> np.ndarray:
