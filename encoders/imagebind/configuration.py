@@ -24,7 +24,8 @@ class ImageBindConfig(PreTrainedConfig):
     - `video_clips`, `video_clip_seconds`, `video_crops`: a video gives `video_clips * video_crops` views of
       `video_frames` frames each; `video_crops` is 1 (centre) or 3 (start, centre, end of the longer side).
     - `audio_clips`, `audio_clip_seconds`: a sound gives `audio_clips` spectrograms of `audio_num_mel_bins` x
-      `audio_target_len` (10 ms a frame) at `audio_sampling_rate` Hz, normalised by `audio_mean` and `audio_std`.
+      `audio_target_len` (10 ms a frame) at `audio_sampling_rate` Hz, normalised by `audio_mean` and `audio_std`. Each frame
+      looks at `audio_window_ms`: the reference's 25 tell no harmonics of low notes apart.
     - `audio_logit_scale`: length of a sound's embedding; the length of a picture's is always 1.
     - `text_vocab_size`: 49408 is what CLIP's byte-pair tokenizer needs.
     """
@@ -61,6 +62,7 @@ class ImageBindConfig(PreTrainedConfig):
     audio_clip_seconds: int | float = 2
     audio_mean: float = -4.268
     audio_std: float = 9.138
+    audio_window_ms: int = 25
     audio_logit_scale: float = 20.0
     audio_embed_dim: int = 768
     audio_num_blocks: int = 12

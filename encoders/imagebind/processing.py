@@ -19,7 +19,6 @@ from nextgpt.encoders.base import EncoderPreprocessor
 from nextgpt.encoders.imagebind.configuration import ImageBindConfig
 
 FRAME_SHIFT_MS = 10
-FRAME_LENGTH_MS = 25
 # Rates are matched by a ratio of small numbers: exact for the common ones, and 44101 does not need a huge filter bank.
 MAX_RATE_DENOMINATOR = 1000
 MAX_ASPECT_RATIO = 64
@@ -111,7 +110,7 @@ class ImageBindPreprocessor(EncoderPreprocessor):
         from torchaudio.compliance import kaldi
 
         config = self.config
-        window = config.audio_sampling_rate * FRAME_LENGTH_MS // 1000
+        window = config.audio_sampling_rate * config.audio_window_ms // 1000
         clip -= clip.mean()  # in place, as the reference does: where clips overlap, the next one sees it
         clip = F.pad(clip, (0, max(0, window - len(clip))))
         energies = kaldi.fbank(
@@ -122,7 +121,7 @@ class ImageBindPreprocessor(EncoderPreprocessor):
             window_type="hanning",
             num_mel_bins=config.audio_num_mel_bins,
             dither=0.0,
-            frame_length=FRAME_LENGTH_MS,
+            frame_length=config.audio_window_ms,
             frame_shift=FRAME_SHIFT_MS,
         )  # [frames, mel bins]
         energies = energies[: config.audio_target_len].T
