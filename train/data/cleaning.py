@@ -8,23 +8,25 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from html.parser import HTMLParser
 from typing import Any
+
+from bs4 import BeautifulSoup, NavigableString, Tag
+from markdownify import MarkdownConverter
 
 from nextgpt.errors import UserInputError
 from nextgpt.train.data.markers import Unusable, texts_of
 
 # What a page's own markup is told by; any other `<word>` is text. `<s>` is left out: it is mostly a control token.
-_BLOCKS = ("p div section article header footer main aside figure figcaption table ul ol dl dt dd details summary").split()
-_MARKS = {"b": "**", "strong": "**", "i": "*", "em": "*", "del": "~~", "strike": "~~"}
-_PLAIN = (
-    "span font u small big center sup sub a thead tbody tfoot tr td th caption li br hr img pre code blockquote html body "
-    "h1 h2 h3 h4 h5 h6"
-).split()
+_BLOCKS = "header footer main aside figure details summary center".split()  # which the library does not know as such
 _DROPPED = "script style head button svg iframe object noscript template form select".split()  # with what is in them
-_TAGS = {*_BLOCKS, *_MARKS, *_PLAIN, *_DROPPED, "input", "meta", "link"}
-_NAMES = "|".join(sorted(_TAGS, key=len, reverse=True))
-_TAG = re.compile(rf"</?(?:{_NAMES})(?:\s[^<>]*)?/?>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+_PLAIN = (
+    "p div section article figcaption table caption thead tbody tfoot tr td th ul ol li dl dt dd b strong i em del strike u "
+    "sub sup span font small big a br hr img pre code blockquote html body h1 h2 h3 h4 h5 h6 input meta link"
+).split()
+_NAMES = "|".join([*_BLOCKS, *_DROPPED, *_PLAIN])
+_MARKUP = rf"/?(?:{_NAMES})(?:\s[^<>]*)?/?>|!--.*?-->"
+_TAG = re.compile(f"<(?:{_MARKUP})", re.IGNORECASE | re.DOTALL)
+_NO_TAG = re.compile(f"<(?!{_MARKUP}|!doctype\\b)", re.IGNORECASE | re.DOTALL)
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _HELD = "\ue000{}\ue001"  # stands for a piece of code; from the private use area
 _CODE_LANGUAGE = re.compile(r"\blanguage-([\w+#.-]+)")
@@ -183,125 +185,67 @@ def has_html(text: str) -> bool:
 
 
 def html_to_markdown(text: str) -> str:
-    """A text whose HTML has become Markdown. Code, and words in angle brackets that are no tags of HTML, stay."""
-    if not has_html(text):
-        return _COPY_CODE.sub(r"\1\n", text)
-    code: list[str] = []
+    """A text whose HTML has become Markdown. Code, and words in angle brackets that are no tags of HTML, stay.
 
-    def hold(found: re.Match) -> str:
-        code.append(found[0])
-        return _HELD.format(len(code) - 1)
+    Raises:
+        Unusable: its tags are nested some hundred deep.
+    """
+    if has_html(text):
+        code: list[str] = []
 
-    parser = _Markdown()
-    parser.feed(_CODE.sub(hold, text))
-    parser.close()
-    markdown = "".join(parser.pieces)
-    for number, piece in enumerate(code):
-        markdown = markdown.replace(_HELD.format(number), piece)
-    markdown = re.sub(r"[ \t]+\n", "\n", _COPY_CODE.sub(r"\1\n", markdown))
-    return re.sub(r"\n{3,}", "\n\n", markdown).strip()
+        def hold(found: re.Match) -> str:
+            code.append(found[0])
+            return _HELD.format(len(code) - 1)
+
+        page = BeautifulSoup(_NO_TAG.sub("&lt;", _CODE.sub(hold, text)), "html.parser")
+        try:
+            text = _TO_MARKDOWN.convert_soup(_tidied(page)).strip()
+        except RecursionError:
+            raise Unusable("its HTML is nested too deep") from None
+        for number, piece in enumerate(code):
+            text = text.replace(_HELD.format(number), piece)
+    return _COPY_CODE.sub(r"\1\n", text)
 
 
-class _Markdown(HTMLParser):
-    """Writes what it is fed as Markdown, to `pieces`."""
+def _tidied(page: BeautifulSoup) -> BeautifulSoup:
+    for element in page(_DROPPED):
+        element.decompose()
+    for element in page(_BLOCKS):
+        element.name = "div"
+    for item in page.select("li > li"):  # the one before was not closed
+        item.parent.insert_after(item)
+    for box in page("pre"):
+        if len(code := box("code")) == 1 and code[0].parent is not box:  # a page's box, with a head beside the code
+            box.clear()
+            box.append(code[0])
+    return page
 
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.pieces: list[str] = []
-        self.skipping: list[str] = []  # open elements whose content is left out
-        self.lists: list[int | None] = []  # open lists: the next number, or None for bullets
-        self.links: list[str] = []
-        self.starts: list[int] = []  # where open quotes begin
-        self.rows = self.cells = 0  # of the table so far, and of its row
-        self.code_from: int | None = None  # where an open block of code begins
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        if tag in _DROPPED:
-            self.skipping.append(tag)
-        elif self.skipping:
-            return
-        elif tag not in _TAGS:
-            self.pieces.append(self.get_starttag_text() or "")
-        elif tag == "pre":
-            self.pieces.append("\n\n```\n")
-            self.code_from = len(self.pieces)
-        elif self.code_from is not None:
-            if tag == "code":  # what stood before it is the head of the page's box
-                named = _CODE_LANGUAGE.search(given.get("class") or "")
-                self.pieces[self.code_from - 1 :] = [f"\n\n```{named[1] if named else ''}\n"]
-            elif tag == "br":
-                self.pieces.append("\n")
-        elif tag in _MARKS or tag == "code":
-            self.pieces.append(_MARKS.get(tag, "`"))
-        elif tag in ("ul", "ol"):
-            self.pieces.append("" if self.lists else "\n\n")
-            self.lists.append(1 if tag == "ol" else None)
-        elif tag == "li":
-            self._item()
-        elif tag == "a":
-            self.links.append(given.get("href") or "")
-            self.pieces.append("[" if self.links[-1] else "")
-        elif tag == "blockquote":
-            self.starts.append(len(self.pieces))
-        elif tag == "img":
-            self.pieces.append(given.get("alt") or "")
-        elif tag in ("td", "th"):
-            self.pieces.append("| ")
-            self.cells += 1
-        elif tag == "tr":
-            self.cells = 0
-        else:
-            self.rows = 0 if tag == "table" else self.rows
-            self.pieces.append({"br": "\n", "hr": "\n\n---\n\n"}.get(tag) or self._block(tag))
+class _ToMarkdown(MarkdownConverter):
+    """What the library does, for texts that are half Markdown already and show no pictures."""
 
-    def _block(self, tag: str) -> str:
-        if re.fullmatch(r"h[1-6]", tag):
-            return f"\n\n{'#' * int(tag[1])} "
-        in_item = self.lists and self.pieces and re.search(r"(?:-|\d\.) $", self.pieces[-1])
-        return "\n\n" if tag in _BLOCKS and not in_item else ""
+    convert_strike = MarkdownConverter.convert_del
 
-    def _item(self) -> None:
-        number = self.lists[-1] if self.lists else None
-        self.pieces.append("\n" + "   " * (len(self.lists) - 1) + ("- " if number is None else f"{number}. "))
-        if number is not None:
-            self.lists[-1] = number + 1
+    def convert_br(self, el: Tag, text: str, parent_tags: set[str]) -> str:
+        return " " if "_inline" in parent_tags else "\n"
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in _DROPPED:
-            self.handle_starttag(tag, attrs)
+    def convert_img(self, el: Tag, text: str, parent_tags: set[str]) -> str:
+        return el.get("alt") or ""
 
-    def handle_endtag(self, tag: str) -> None:
-        if self.skipping:
-            while tag in self.skipping and self.skipping.pop() != tag:  # what is open inside ends with it
-                pass
-        elif tag not in _TAGS:
-            self.pieces.append(f"</{tag}>")
-        elif tag == "pre" and self.code_from is not None:
-            self.pieces[self.code_from :] = ["".join(self.pieces[self.code_from :]).strip("\n"), "\n```\n\n"]
-            self.code_from = None
-        elif self.code_from is not None:
-            return
-        elif tag in _MARKS or tag == "code":
-            self.pieces.append(_MARKS.get(tag, "`"))
-        elif tag in ("ul", "ol") and self.lists:
-            self.lists.pop()
-            self.pieces.append("" if self.lists else "\n\n")
-        elif tag == "a" and self.links:
-            address = self.links.pop()
-            self.pieces.append(f"]({address})" if address else "")
-        elif tag == "blockquote" and self.starts:
-            start = self.starts.pop()
-            quoted = re.sub(r"\n{3,}", "\n\n", "".join(self.pieces[start:])).strip()
-            self.pieces[start:] = ["\n\n", re.sub(r"^", "> ", quoted, flags=re.MULTILINE), "\n\n"]
-        elif tag in ("td", "th"):
-            self.pieces.append(" ")
-        elif tag == "tr":
-            self.pieces.append("|\n" + ("" if self.rows else "| --- " * self.cells + "|\n"))
-            self.rows += 1
-        elif tag in _BLOCKS or re.fullmatch(r"h[1-6]", tag):
-            self.pieces.append("" if self.lists else "\n\n")
+    def process_text(self, el: NavigableString, parent_tags: set[str]) -> str:
+        return super().process_text(el, {*parent_tags, "pre"})  # blank lines and indentation stay as in <pre>
 
-    def handle_data(self, data: str) -> None:
-        if not self.skipping:
-            self.pieces.append(data)
+
+def _code_language(box: Tag) -> str:
+    named = _CODE_LANGUAGE.search(" ".join(box.code.get("class", ()))) if box.code else None
+    return named[1] if named else ""
+
+
+_TO_MARKDOWN = _ToMarkdown(
+    bullets="-",
+    code_language_callback=_code_language,
+    escape_asterisks=False,
+    escape_underscores=False,
+    heading_style="atx",
+    table_infer_header=True,
+)

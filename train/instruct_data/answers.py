@@ -17,7 +17,7 @@ from nextgpt.media.addresses import is_public
 from nextgpt.media.text import broken_character
 from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.cleaning import has_html, html_to_markdown
-from nextgpt.train.data.markers import Turn, message_of
+from nextgpt.train.data.markers import Turn, Unusable, message_of
 from nextgpt.train.data.turns import is_empty
 from nextgpt.train.instruct_data.jobs import Dropped, Job, marker
 
@@ -65,8 +65,8 @@ def clean_text(text: str, cleaned: Counter[str]) -> str:
     """A teacher's text as it may be learned.
 
     HTML becomes Markdown, and control tokens at either end are taken away. Control tokens inside (another turn follows),
-    HTML or a link that loads or runs something, addresses that are not public, pictures by address and half characters
-    drop it.
+    HTML or a link that loads or runs something, HTML nested too deep, addresses that are not public, pictures by address
+    and half characters drop it.
 
     Args:
         cleaned: counts what was taken away.
@@ -76,7 +76,10 @@ def clean_text(text: str, cleaned: Counter[str]) -> str:
     if _LOADS.search(_CODE.sub(" ", text)):
         raise Dropped("HTML that loads or runs something")
     if has_html(text):  # before all else, for entities become characters
-        text = html_to_markdown(text)
+        try:
+            text = html_to_markdown(text)
+        except Unusable as problem:
+            raise Dropped(str(problem)) from None
         cleaned["HTML"] += 1
     control = _control()
     at_an_end = re.compile(rf"\A(?:{control})|(?:{control})\Z")

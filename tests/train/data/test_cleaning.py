@@ -24,10 +24,16 @@ PAGE_CODE = (
     [
         ("<p>One <b>two</b> <em>three</em>.</p><p>Four &amp; five</p>", "One **two** *three*.\n\nFour & five"),
         ("<h2>Head</h2>Text<br>more<hr>", "## Head\n\nText\nmore\n\n---"),
-        ("<ul><li>a</li><li><p>b</p><ol><li>c</li><li>d</li></ol></li></ul>", "- a\n- b\n   1. c\n   2. d"),
+        ("<ul><li>a</li><li><p>b</p><ol><li>c</li><li>d</li></ol></li></ul>", "- a\n- b\n\n  1. c\n  2. d"),
+        ("<ul>\n  <li>a</li>\n  <li>b\n  <li>c</li>\n</ul>", "- a\n- b\n- c"),
+        ("<ol><li>a<pre><code>x\n\n\ny</code></pre></li></ol>", "1. a\n\n   ```\n   x\n\n\n   y\n   ```"),
+        ("<pre><code>one</code>\n<code>two</code></pre>", "```\none\ntwo\n```"),
+        ("<pre>$ run <code>x</code></pre>", "```\n$ run x\n```"),
         ('<a href="https://example.com">here</a> and <a name="x">there</a>', "[here](https://example.com) and there"),
         ("<blockquote><p>one</p><p>two</p></blockquote>", "> one\n>\n> two"),
         ("<table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr></table>", "| a | b |\n| --- | --- |\n| 1 | 2 |"),
+        ("<table>\n<tr>\n<td>1<br>2</td>\n<td><p>3</p></td>\n</tr>\n</table>", "| 1 2 | 3 |\n| --- | --- |"),
+        ("a <img src='a.png' alt='cat'> <header>b</header>c", "a cat\n\nb\n\nc"),
         (PAGE_CODE, "Run:\n\n```python\nfor i in x:\n    print(i < 3)\n```"),
         ("```python\nCopy code\nx = 1\n```", "```python\nx = 1\n```"),
         ("a<script>alert(1)</script><!-- note -->b <div>c</div>", "ab\n\nc"),
@@ -54,6 +60,16 @@ def test_what_is_no_markup_stays(text) -> None:
 def test_code_and_unknown_tags_stay_beside_markup() -> None:
     text = "<p>Write `<b>` for <image> in a Map<K, V>:</p>\n```html\n<p>x</p>\n```"
     assert html_to_markdown(text) == "Write `<b>` for <image> in a Map<K, V>:\n\n```html\n<p>x</p>\n```"
+
+
+def test_markdown_beside_markup_keeps_its_lines_and_marks() -> None:
+    text = "One_two *three*  \nfour.\n\n- a\n    - b\n\n```\nx  \n\n\ny\n```\n\n| a |\n| --- |\n"
+    assert html_to_markdown(text + "<b>So</b> it is.") == text + "**So** it is."
+
+
+def test_html_that_is_nested_too_deep_is_said() -> None:
+    with pytest.raises(Unusable, match="nested too deep"):
+        html_to_markdown("<div>" * 2000 + "x" + "</div>" * 2000)
 
 
 @pytest.mark.parametrize(

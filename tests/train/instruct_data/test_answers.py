@@ -56,6 +56,7 @@ def test_a_text_is_cleaned_of_what_is_no_part_of_it(text, expected, what) -> Non
         ("Get https://anna:pass@example.com/x.", "private address"),
         ("Get https://example.com/x?access_token=abc.", "private address"),
         ("It is \ud83d.", "half a character"),
+        ("<b>" * 2000 + "salt", "nested too deep"),
     ],
 )
 def test_a_text_that_cannot_be_learned_is_dropped(text, reason) -> None:

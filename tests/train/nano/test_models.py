@@ -1,6 +1,7 @@
 """The towers, the classifiers, and how they are put together: on artwork and sounds made up here."""
 
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -76,6 +77,20 @@ def test_a_training_goes_on_from_its_checkpoint_and_another_begins_with_its_tens
     assert torch.equal(like.weight, added.weight)
     with pytest.raises(SystemExit, match="does not fit this version of the maker .*optimizer.*--start-from"):
         loop.Loop(tmp_path / "made", 1, torch.optim.SGD([like.weight], 0.1), {"motions": like})
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_and_nothing_beside_it(tmp_path):
+    kept = nn.Linear(3, 3)
+    for _ in (run := loop.Loop(tmp_path / "made", 0.002, loop.adamw([kept], 0.1), {"network": kept})):
+        pass
+    before = run.checkpoint.read_bytes()
+    run.kept["network"] = nn.Linear(3, 3)
+    run.kept["network"].register_state_dict_post_hook(lambda _, state, *rest: state.update(bad=lambda: None))
+    run.minutes = 1e-9
+    with pytest.raises((AttributeError, pickle.PicklingError), match="pickle"):
+        list(run)
+    assert run.checkpoint.read_bytes() == before
+    assert [file.name for file in run.work.iterdir() if file.name.startswith("checkpoint")] == ["checkpoint.pt"]
 
 
 def test_muon_takes_the_hidden_matrices_and_adamw_all_else(tmp_path):

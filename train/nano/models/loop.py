@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextgpt.hardware import resolve_device, training_attention
+from nextgpt.train.data.files import whole_file
 from nextgpt.train.nano.defaults import DEFAULTS, ROOT
 from nextgpt.train.nano.world.pictures import World
 
@@ -117,9 +118,8 @@ class Loop:
     def _save(self) -> None:
         state = {name: thing.state_dict() for name, thing in self.kept.items()}
         counts = {"step": self.step, "samples": self.samples, "seconds": self.seconds, "curve": self.curve}
-        half_written = self.checkpoint.with_suffix(".tmp")
-        torch.save({"state": state, "counts": counts}, half_written)
-        half_written.replace(self.checkpoint)
+        with whole_file(self.checkpoint) as beside:
+            torch.save({"state": state, "counts": counts}, beside)
         self._saved = time.monotonic()
 
     def _load(self) -> None:

@@ -13,6 +13,7 @@ from nextgpt.train.data.check import check_files
 from nextgpt.train.nano.context.conversations import QUESTIONS, RECALL, LongConversations
 from nextgpt.train.nano.context.evaluate import DEPTHS, ContextReport, Losses, Measured
 from nextgpt.train.nano.dialogues.turns import Made, Shown
+from nextgpt.train.nano.evaluation.answers import AnswerParser
 from nextgpt.train.nano.evaluation.scores import Score
 from nextgpt.train.nano.world.things import Picture
 
@@ -46,6 +47,16 @@ def test_a_needle_is_alone_on_its_background_at_its_depth_and_held_out(heldout, 
         assert needle.picture.concept in question.assistant[0]
         assert needle.others == len({p.concept for turn in turns for p in pictures(turn)})
     assert not set(QUESTIONS["train"]) & set(QUESTIONS["heldout"])
+
+
+def test_the_expected_answer_about_any_thing_is_right_for_that_thing_alone_and_a_doubtful_one_is_not(heldout):
+    parser = AnswerParser.of_world(heldout.concepts, {})
+    for concept in heldout.concepts.values():
+        answer = f"On red there {'were' if concept.is_plural else 'was'} {concept.indefinite}."
+        assert parser.says(answer, [concept.name]) and parser.claims(answer) == [{concept.name}]
+        assert not parser.says(f"Maybe {concept.indefinite}.", [concept.name])
+    needle = heldout.needle(random.Random(0), LENGTH, 0.5)
+    assert parser.says(needle.turns[-1].assistant[0], [needle.picture.concept])
 
 
 def test_what_is_written_to_learn_from_is_long_whole_and_never_held_out(tmp_path, capsys):
