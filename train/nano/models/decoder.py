@@ -49,7 +49,7 @@ LATENT_SIDE = SIDE // FACTOR
 MOST_OFTEN = 3.0
 STEPS = 1  # it predicts the sample, and so narrow a network can only blur what a first step has found
 PHRASES = 8  # one in so many sounds has no figure
-MIXTURES = 4  # for each instrument that the world does not know
+MIXTURES = 1  # for each instrument that the world does not know
 VOCODER = GriffinLimVocoderConfig(sampling_rate=SAMPLING_RATE, model_in_dim=BANDS, upsample_rates=(HOP,), rounds=32)
 
 

@@ -50,7 +50,7 @@ VELOCITIES = (60, 127)  # how hard notes are struck; the loudest has the peak of
 # What is learned from apart from the world's combinations, so that these are not learned by heart: `studies`.
 PHRASES = 96  # of loose notes, of each instrument in each register: of 8 the encoder learned to tell half of unseen sounds
 STRANGE_TAKES = 12  # of each figure by each program that the world does not know: low chords are hard to tell from notes
-PATTERNS = 12  # phrases that every instrument plays in every register
+PATTERNS = 36  # phrases that every instrument plays in every register
 MELODIC = range(112)  # programs of General MIDI; the world does not know most, but they play the same figures
 
 
