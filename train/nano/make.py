@@ -73,7 +73,7 @@ def _stage(stage: str, model: str, needs: tuple[str, ...], data: str) -> Step:
 DATA = "{root}/data"
 STEPS: dict[str, Step] = {
     "pictures": Step("nano.world.pictures --out {root}/world", (), "world/world.json"),
-    "sounds": Step("nano.world.sounds --out {root}/world", (), "world/studies.npy"),
+    "sounds": Step("nano.world.sounds --out {root}/world", (), "world/practice.npy", rehearsal="--fewer 10"),
     "picture_classifier": _part("evaluation.classifiers image", "picture_classifier", ("pictures",)),
     "sound_classifier": _part("evaluation.classifiers audio", "sound_classifier", ("pictures", "sounds")),
     "clip_classifier": _part("evaluation.classifiers video", "clip_classifier", ("pictures",)),

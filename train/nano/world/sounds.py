@@ -334,8 +334,10 @@ def _patterns(player: Player, entry: dict) -> list[np.ndarray]:
     return [player.play(entry, lowest, notes) for lowest in REGISTERS.values() for notes in phrases]
 
 
-def studies(player: Player, sounds: list[dict], rng: np.random.Generator) -> Iterator[tuple[Sound, np.ndarray]]:
-    """What each study is, and how it sounds, float32 `[32000]`.
+def studies(
+    player: Player, sounds: list[dict], rng: np.random.Generator, fewer: int = 1
+) -> Iterator[tuple[Sound, np.ndarray]]:
+    """What each study is, and how it sounds, float32 `[32000]`; only one in `fewer` is played.
 
     Phrases of loose notes have no figure; programs that the world does not know have no name. Where the soundfont has no
     such note there is no study.
@@ -345,7 +347,7 @@ def studies(player: Player, sounds: list[dict], rng: np.random.Generator) -> Ite
     wanted = [(Sound(name, register), entry) for name, entry in entries.items() for register in REGISTERS] * PHRASES
     figures = [(Sound("", register, figure), entry) for entry in strange for register in REGISTERS for figure in FIGURES]
     wanted += figures * STRANGE_TAKES
-    for sound, entry in tqdm(wanted, desc="studies"):
+    for sound, entry in tqdm(wanted[::fewer], desc="studies"):
         keys, notes = new_variation(rng, sound.figure or "single note")
         notes = notes if sound.figure else new_phrase(rng)
         try:
@@ -354,19 +356,22 @@ def studies(player: Player, sounds: list[dict], rng: np.random.Generator) -> Ite
             continue
 
 
-def build(out: Path, soundfont: Path) -> None:
-    """Renders all; writes `sounds.json` and `.npy`, strangers, takes and studies, the licence into `ATTRIBUTION.md`."""
+def build(out: Path, soundfont: Path, fewer: int = 1) -> None:
+    """Renders all, or one in `fewer` of the studies.
+
+    Writes `sounds.json` and `.npy`, strangers, takes, studies and what is practised; the licence into `ATTRIBUTION.md`.
+    """
     player, sounds, rng = Player(soundfont), load_sounds(), np.random.default_rng(0)
     entries = {sound["name"]: sound for sound in sounds}
     waveforms = [player(entries[each.name], each.register, each.figure) for each in combinations(sounds)]
     out.mkdir(parents=True, exist_ok=True)
     np.save(out / "sounds.npy", as_integers(waveforms))
     np.save(out / "strangers.npy", as_integers(list(strangers(player, sounds))))
-    np.save(out / "practice.npy", as_integers(list(practice(player, sounds))))
-    for name, made in (("takes", takes(player, sounds)), ("studies", studies(player, sounds, rng))):
+    for name, made in (("takes", takes(player, sounds)), ("studies", studies(player, sounds, rng, fewer))):
         known, played = zip(*made, strict=True)
         np.save(out / f"{name}.npy", as_integers(played))
         (out / f"{name}.json").write_text(json.dumps(known) + "\n", encoding="utf-8")
+    np.save(out / "practice.npy", as_integers(list(practice(player, sounds))))
     (out / "sounds.json").write_text(json.dumps(sounds, indent=1) + "\n", encoding="utf-8")
     attribution = out / "ATTRIBUTION.md"
     text = attribution.read_text(encoding="utf-8") if attribution.is_file() else "# Where the nano world comes from\n\n"
@@ -380,9 +385,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/nano/world"))
     parser.add_argument("--soundfont", type=Path, default=SOUNDFONT)
+    parser.add_argument("--fewer", type=int, default=1, help="play one in so many of the studies only, to rehearse")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    build(args.out, args.soundfont)
+    build(args.out, args.soundfont, args.fewer)
 
 
 if __name__ == "__main__":
