@@ -53,6 +53,13 @@ def test_the_vision_tower_learns_from_the_frames_that_the_encoder_will_watch(sma
     assert (learned - tower.embed_clips(clip.flip(2))).norm() > 0.01, "backwards is another clip"
 
 
+def test_a_phrase_is_no_figure_and_an_effect_has_none():
+    ignored = sampling.IGNORED
+    figure, phrase, of_stranger, effect = [0, 1, 2], [0, 1, ignored], [ignored, 1, ignored], [3, ignored, ignored]
+    told = audio_encoder.no_figure(torch.tensor([figure, phrase, of_stranger, effect]), 5)
+    assert told.tolist() == [figure, [0, 1, 5], [ignored, 1, 5], effect]
+
+
 @pytest.mark.parametrize("new_optimizer", [loop.adamw, lambda modules, rate: loop.muon(modules, modules[:1], rate)])
 def test_a_training_goes_on_from_its_checkpoint_and_another_begins_with_its_tensors(tmp_path, new_optimizer):
     kept, head = torch.nn.Linear(3, 3), torch.nn.Linear(3, 2)

@@ -18,6 +18,7 @@ from nextgpt.train.nano.models.encoder import EMBED_DIM, WEIGHT_DECAY
 from nextgpt.train.nano.models.targets import TARGETS_WEIGHT, OrthogonalTargets, Probes, away_from
 from nextgpt.train.nano.world import sampling
 from nextgpt.train.nano.world.player import SAMPLES, SAMPLING_RATE, SECONDS
+from nextgpt.train.nano.world.sampling import IGNORED
 from nextgpt.train.nano.world.sounds import SoundWorld
 from nextgpt.train.nano.world.spectrograms import PARTS, SoundSet
 
@@ -27,6 +28,7 @@ HOP = SAMPLING_RATE * FRAME_SHIFT_MS // 1000
 FRAMES = 192  # 1.94 seconds; every figure has ended by then
 SHORT_SHARE = 0.1  # of the sounds end early,
 SHORTEST = 120  # but not before so many frames
+FIGURE = PARTS.index("figure")
 AUGMENTED = 8  # readings of each development sound, every time augmented in another way
 
 
@@ -72,6 +74,16 @@ def end_early(energies: Tensor) -> Tensor:
     return energies.where(torch.arange(FRAMES, device=energies.device) < ends, 0.0)
 
 
+def no_figure(targets: Tensor, value: int) -> Tensor:
+    """Targets `[N, 3]` (`PARTS`) where what has a register and no figure, a phrase of loose notes, has `value` for it.
+
+    Otherwise an instrument whose one held sound is a note would be heard as a note when it plays a chord.
+    """
+    figures = targets[:, FIGURE]
+    phrases = (targets[:, PARTS.index("register")] != IGNORED) & (figures == IGNORED)
+    return torch.cat([targets[:, :FIGURE], figures.masked_fill(phrases, value)[:, None]], dim=1)
+
+
 class AudioTower(nn.Module):
     """Tower and probes as one network, with the training loss."""
 
@@ -101,7 +113,10 @@ def measure(network: AudioTower, energies: Tensor, targets: Tensor, unknown: Ten
 
     def read(some: Tensor) -> dict[str, Tensor]:
         logits = [network.probes(network.embed_energies(part)) for part in some.split(64)]
-        return {part: torch.cat([each[part] for each in logits]).argmax(1) for part in PARTS}
+        return {part: torch.cat([each[part][:, : asked[part]] for each in logits]).argmax(1) for part in PARTS}
+
+    # What is measured has a figure: that it has none is no answer.
+    asked = {part: head.out_features - (part == "figure") for part, head in network.probes.heads.items()}
 
     said = read(energies)
     figures = {part: (said[part] == target).float().mean().item() for part, target in zip(PARTS, targets.T, strict=True)}
@@ -121,7 +136,8 @@ def main() -> None:
 
     taught = sounds_of("train")
     sizes = {"instrument": len(world.names) + 1, "register": len(world.registers), "figure": len(world.figures)}
-    network = AudioTower(ImageBind(new_config()), Probes(sizes, EMBED_DIM, scale=EMBED_DIM**0.5)).to(device)
+    probes = Probes(sizes | {"figure": len(world.figures) + 1}, EMBED_DIM, scale=EMBED_DIM**0.5)
+    network = AudioTower(ImageBind(new_config()), probes).to(device)
     first = EMBED_DIM - sum(sizes.values())  # the vision tower takes the first ones
     loop.PatchProjection.replace_in(network)
     sums = OrthogonalTargets(sizes, EMBED_DIM, first).to(device)
@@ -131,7 +147,7 @@ def main() -> None:
     for _ in run:
         energies, targets = sampling.draw_mixed(taught, args.batch, UNKNOWN_SHARE, unknown=len(world.names))
         with loop.autocast(device):
-            parts, heard = compute(end_early(energies), targets)
+            parts, heard = compute(end_early(energies), no_figure(targets, len(world.figures)))
             parts["sums"] = TARGETS_WEIGHT * away_from(sums(targets), heard)
         loop.update(optimizer, sum(parts.values()))
         run.record(args.batch, **parts)
