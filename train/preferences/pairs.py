@@ -19,6 +19,7 @@ import json
 import math
 import os
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -149,6 +150,14 @@ def read_kinds(record: dict, key: str = KINDS) -> list[str] | None:
     if kinds is None or (isinstance(kinds, list) and "text" in kinds and all(kind in known for kind in kinds)):
         return kinds
     raise UserInputError(f"{key} is {kinds!r}, expected a list of kinds, text among them, of {', '.join(known)}")
+
+
+def places_by_kinds(kinds: Iterable[list[str] | None]) -> list[list[int]]:
+    """The places of answers, those together that could hold the same kinds."""
+    found = defaultdict(list)
+    for place, own in enumerate(kinds):
+        found[frozenset(own or ())].append(place)
+    return list(found.values())
 
 
 def template_variables(kinds: Sequence[str] | None, vocabulary: SignalVocabulary) -> dict[str, str] | None:

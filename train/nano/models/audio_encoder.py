@@ -79,9 +79,9 @@ def no_figure(targets: Tensor, value: int) -> Tensor:
 
     Otherwise an instrument whose one held sound is a note would be heard as a note when it plays a chord.
     """
-    figures = targets[:, FIGURE]
-    phrases = (targets[:, PARTS.index("register")] != IGNORED) & (figures == IGNORED)
-    return torch.cat([targets[:, :FIGURE], figures.masked_fill(phrases, value)[:, None]], dim=1)
+    told = targets.clone()
+    told[(targets[:, PARTS.index("register")] != IGNORED) & (targets[:, FIGURE] == IGNORED), FIGURE] = value
+    return told
 
 
 class AudioTower(nn.Module):
@@ -112,11 +112,10 @@ def measure(network: AudioTower, energies: Tensor, targets: Tensor, unknown: Ten
     """Shares of right readings of sounds, and of sounds from outside the world."""
 
     def read(some: Tensor) -> dict[str, Tensor]:
-        logits = [network.probes(network.embed_energies(part)) for part in some.split(64)]
-        return {part: torch.cat([each[part][:, : asked[part]] for each in logits]).argmax(1) for part in PARTS}
-
-    # What is measured has a figure: that it has none is no answer.
-    asked = {part: head.out_features - (part == "figure") for part, head in network.probes.heads.items()}
+        read = [network.probes(network.embed_energies(part)) for part in some.split(64)]
+        logits = {part: torch.cat([each[part] for each in read]) for part in PARTS}
+        logits["figure"] = logits["figure"][:, :-1]  # what is measured has one
+        return {part: each.argmax(1) for part, each in logits.items()}
 
     said = read(energies)
     figures = {part: (said[part] == target).float().mean().item() for part, target in zip(PARTS, targets.T, strict=True)}

@@ -43,6 +43,7 @@ from nextgpt.train.nano.world.player import FIGURES, PEAK, REGISTERS, SAMPLING_R
 from nextgpt.train.nano.world.sounds import PATTERNS, SoundWorld
 from nextgpt.train.nano.world.spectrograms import BANDS, HOP, log_mels
 from nextgpt.train.nano.world.spectrograms import FRAMES as MEL_FRAMES
+from nextgpt.train.nano.world.waveforms import in_parts
 
 FOLDERS = {"image": "image_decoder", "audio": "sound_decoder", "video": "clip_decoder"}
 LATENT_SIDE = SIDE // FACTOR
@@ -77,14 +78,14 @@ class Media(NamedTuple):
         captions: the numbers of their captions `[media]`.
         choose: count → the numbers of as many media, at random.
         pixels: numbers of media → what the autoencoder takes of them.
-        others: what has no caption.
+        others: computes what has no caption; only the training of a denoiser needs it.
     """
 
     latents: Tensor
     captions: Tensor
     choose: Callable[[int], Tensor]
     pixels: Callable[[Tensor], Tensor]
-    others: Others | None = None
+    others: Callable[[], Others] | None = None
 
 
 def _media(autoencoder: AutoencoderDC, pixels: Callable[[Tensor], Tensor], captions: Tensor) -> Media:
@@ -105,11 +106,10 @@ def with_others(conditioning: Conditioning, media: Media, others: Others) -> tup
     """
     random = torch.randn(int(others.codes.max()), POOLED, generator=torch.Generator().manual_seed(0))
     codes = torch.cat([torch.zeros(1, POOLED), random]).to(others.latents.device)[others.codes].sum(1)
-    shares = others.alike.float() / others.alike.sum(1, keepdim=True)
+    shares, groups = others.alike.float() / others.alike.sum(1, keepdim=True), others.alike.unique(dim=0)
     extended = {}
     for name, states in conditioning.items():
         known = states[:-1].flatten(1).float()
-        groups = torch.unique(others.alike, dim=0)
         spread = torch.cat([known[group] - known[group].mean(0) for group in groups]).std()
         said = (shares @ known + spread * codes).view(-1, *states.shape[1:])
         extended[name] = torch.cat([states[:-1], said.to(states), states[-1:]])
@@ -189,9 +189,9 @@ def new_sound_denoiser(channels: int) -> SD3Transformer2DModel:
 def _sounds(args: Namespace, world: World, autoencoder: AutoencoderDC, device: torch.device) -> Media:
     sounds = SoundWorld(args.world)
     rows = sounds.rows("train", args.concepts)
-    varied, waveforms = sounds.variations(args.concepts)
+    varied, waveforms = sounds.variations(args.concepts)  # most of them are phrases
     phrases = varied >= len(sounds.combinations)  # the others are of a caption that has its plain sound
-    mels = torch.cat([log_mels(sounds.heard(rows)), log_mels(waveforms[phrases])]).to(device)
+    mels = torch.cat([log_mels(sounds.heard(rows)), in_parts(log_mels, waveforms[phrases.numpy()])]).to(device)
     numbers, plain = torch.cat([rows, varied[phrases]]).to(device), len(rows)
     media = _media(autoencoder, mels.__getitem__, numbers)
 
@@ -200,7 +200,7 @@ def _sounds(args: Namespace, world: World, autoencoder: AutoencoderDC, device: t
         chosen[: count - count // PHRASES] %= plain
         return chosen
 
-    return media._replace(choose=choose, others=_other_sounds(args, sounds, autoencoder, device))
+    return media._replace(choose=choose, others=lambda: _other_sounds(args, sounds, autoencoder, device))
 
 
 def _other_sounds(args: Namespace, sounds: SoundWorld, autoencoder: AutoencoderDC, device: torch.device) -> Others:
@@ -259,13 +259,14 @@ def _clips(args: Namespace, world: World, autoencoder: AutoencoderDC, device: to
         return renderer(rows).transpose(1, 2).flatten(0, 1) * 2 - 1  # [N * 8, 3, 64, 64]
 
     media = _media(autoencoder, lambda chosen: frames(rows[chosen]), clip_numbers(clips, rows))
-    every = studies.flatten(0, 1)
-    strange = _latents(autoencoder, lambda chosen: frames(every[chosen]), len(every), device)
-    motions = torch.arange(len(clips.names) * len(clips.motions), device=device) % len(clips.motions)
-    things = torch.arange(len(studies), device=device).repeat_interleave(len(clips.motions))
-    others = Others(
-        as_strips(strange, FRAMES), every[:, 1:2] == motions, 1 + things[:, None], torch.ones(len(every), device=device)
-    )
+
+    def others() -> Others:
+        every = studies.flatten(0, 1)
+        strange = _latents(autoencoder, lambda chosen: frames(every[chosen]), len(every), device)
+        alike = every[:, 1:2] == torch.arange(len(clips.names) * len(clips.motions), device=device) % len(clips.motions)
+        things = torch.arange(len(studies), device=device).repeat_interleave(len(clips.motions))
+        return Others(as_strips(strange, FRAMES), alike, 1 + things[:, None], torch.ones(len(every), device=device))
+
     return media._replace(latents=as_strips(media.latents, FRAMES), others=others)
 
 
@@ -341,7 +342,7 @@ def main() -> None:
     conditioning = text_encoders.encode_all(args.modality, encoder, tokenizer, world, device)
     media = kind.media(args, world, vae, device)
     if media.others is not None:
-        conditioning, media = with_others(conditioning, media, media.others)
+        conditioning, media = with_others(conditioning, media, media.others())
 
     network = Denoising(kind.new(media.latents.shape[1]), call)
     denoiser, run = train(args, network, Cached(conditioning, media.latents, media.captions), media.choose, device)

@@ -34,7 +34,6 @@ AS_RENDERED = 1 / 2  # of the world's pictures: in their place and not augmented
 SIDES = (20, 62)  # pixels, of artwork elsewhere
 CLIP_SHARE = 1 / 3  # so many clips for a picture
 CLIP_LOOKS = 10  # in which each of them is seen: its style and background; of 6 it named 60% of unseen clips
-STUDY_LOOKS = 1  # the same of what is never filmed
 EMBED_DIM = 256  # of both towers
 GROUP = 4  # pictures of one concept that stand in a batch together, told apart by style, background and size only
 PARTS = ("concept", "style", "background", "size")
@@ -142,12 +141,12 @@ def clip_losses(
 
 
 def clips_to_learn(moving: ClipWorld, most: int | None = None) -> Tensor:
-    """The training split's clips in many looks, and as many of what is never filmed, `[N, 4]` as `vary` has them.
+    """The training split's clips in many looks, and clips of what is never filmed, `[N, 4]` as `vary` has them.
 
     So that a thing is known however it moves, more things have to be seen to move than the world films.
     """
     filmed = moving.vary(moving.rows("train", most).repeat(CLIP_LOOKS, 1))
-    return torch.cat([filmed, *(moving.never_filmed(most) for _ in range(STUDY_LOOKS))])
+    return torch.cat([filmed, moving.never_filmed(most)])
 
 
 def draw_groups(rows: Tensor, count: int) -> Tensor:

@@ -163,9 +163,9 @@ class SoundWorld:
         file = self.folder / f"{what}.json"
         return [Sound(*row) for row in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
 
-    def variations(self, most: int | None = None) -> tuple[Tensor, Tensor]:
+    def variations(self, most: int | None = None) -> tuple[Tensor, np.ndarray]:
         """The studies with a caption, varied combinations and phrases: what they are, as indices into `captioned` `[N]`,
-        and how they sound, float `[N, 32000]`.
+        and how they sound, int16 `[N, 32000]`.
 
         Args:
             most: only of so many of the sounds.
@@ -173,7 +173,7 @@ class SoundWorld:
         numbers = {sound: number for number, sound in enumerate(self.captioned) if sound.name in self.names[:most]}
         plain = [sound._replace(take=0) for sound in self.studied]
         kept = {study: numbers[sound] for study, sound in enumerate(plain) if sound in numbers}
-        return torch.tensor(list(kept.values()), dtype=torch.long), as_floats(self.studies[list(kept)])
+        return torch.tensor(list(kept.values()), dtype=torch.long), self.studies[list(kept)]
 
     def strangers(self, most: int | None = None) -> Tensor:
         """Instruments that the world does not know, in every register and figure, then in every register and pattern, float
@@ -282,7 +282,12 @@ def new_variation(rng: np.random.Generator, figure: str) -> tuple[int, list[tupl
     """Keys up or down, and a figure's notes at another tempo."""
     tempo = rng.uniform(*TEMPO)
     notes = [(start * tempo, end * tempo, step) for start, end, step in FIGURES[figure]]
-    return int(rng.integers(-MOST_KEYS, MOST_KEYS + 1)), notes
+    return new_keys(rng), notes
+
+
+def new_keys(rng: np.random.Generator) -> int:
+    """Keys up or down, within the register."""
+    return int(rng.integers(-MOST_KEYS, MOST_KEYS + 1))
 
 
 def takes(player: Player, sounds: list[dict]) -> Iterator[tuple[Sound, np.ndarray]]:
@@ -348,8 +353,7 @@ def studies(
     figures = [(Sound("", register, figure), entry) for entry in strange for register in REGISTERS for figure in FIGURES]
     wanted += figures * STRANGE_TAKES
     for sound, entry in tqdm(wanted[::fewer], desc="studies"):
-        keys, notes = new_variation(rng, sound.figure or "single note")
-        notes = notes if sound.figure else new_phrase(rng)
+        keys, notes = new_variation(rng, sound.figure) if sound.figure else (new_keys(rng), new_phrase(rng))
         try:
             yield sound, player.play(entry, REGISTERS[sound.register] + keys, notes, int(rng.integers(60, 128)))
         except SilentError:

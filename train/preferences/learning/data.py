@@ -31,8 +31,15 @@ from nextgpt.train.preferences.learning.policy import chosen_tokens, run_starts
 from nextgpt.train.preferences.pairs import KINDS, SIDES, PreferencePair, read_kinds, template_variables
 
 
+class KindsReader(Reader):
+    """Tells the model, as the pipeline does, where answers could not hold every kind (`output_modalities` of a line)."""
+
+    def template_variables(self, line: Line) -> dict[str, str] | None:
+        return template_variables(read_kinds(line.record()), self.processor.vocabulary)
+
+
 @dataclass
-class AnswerReader(Reader):
+class AnswerReader(KindsReader):
     """Learns the tokens of the last answer that the model chose itself, and its media, as far as there are files."""
 
     def _read(self, line: Line) -> Example:
@@ -43,9 +50,6 @@ class AnswerReader(Reader):
         chosen = example.loss_mask.copy()
         chosen[np.flatnonzero(chosen)[-1:]] = False
         return example._replace(loss_mask=chosen)
-
-    def template_variables(self, line: Line) -> dict[str, str] | None:
-        return template_variables(read_kinds(line.record()), self.processor.vocabulary)
 
     def learned(self, ids: np.ndarray, spoken: np.ndarray) -> np.ndarray:
         return chosen_tokens(ids, spoken, self.processor.vocabulary)
@@ -165,12 +169,12 @@ def _differ(chosen: dict[str, Any], rejected: dict[str, Any]) -> bool:
 
 
 @dataclass
-class PromptReader(Reader):
+class PromptReader(KindsReader):
     """Reads what is to be answered; nothing of it is learned."""
 
     def _read(self, line: Line) -> Example:
         messages = line.messages()
-        told = template_variables(read_kinds(line.record()), self.processor.vocabulary)
+        told = self.template_variables(line)
         encoded = self.processor(messages, template_kwargs=told, load_media=False, max_length=self.max_length)
         ids = encoded["input_ids"][0].numpy()
         inputs = [input_media(part) for part in media_parts(messages, "user")]

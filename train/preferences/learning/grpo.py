@@ -30,7 +30,7 @@ from nextgpt.train.preferences.learning.policy import Reference, chosen_tokens, 
 from nextgpt.train.preferences.learning.settings import GRPOConfig
 from nextgpt.train.preferences.learning.trainer import PolicyTrainer, check_one_process, check_policy
 from nextgpt.train.preferences.media_fit import MediaEmbedder
-from nextgpt.train.preferences.pairs import KINDS
+from nextgpt.train.preferences.pairs import KINDS, places_by_kinds
 from nextgpt.train.preferences.rewards import Reward, load_reward
 from nextgpt.train.stages import STAGES, Stage, make_sampler, workers_for
 
@@ -102,9 +102,8 @@ class GRPOTrainer(PolicyTrainer):
         settings = self.settings
         options = {"max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature, **settings.media}
         replies: dict[int, Reply] = {}
-        for kinds in dict.fromkeys(tuple(row.output_modalities or ()) for row in rows):
-            places = [place for place, row in enumerate(rows) if tuple(row.output_modalities or ()) == kinds]
-            prompts, told = [rows[place].prompt for place in places], {KINDS: kinds or None}
+        for places in places_by_kinds([row.output_modalities for row in rows]):
+            prompts, told = [rows[place].prompt for place in places], {KINDS: rows[places[0]].output_modalities}
             answered = self.pipeline(prompts, do_sample=True, seed=seed, **options | told)
             replies |= zip(places, answered, strict=True)
         return [replies[place] for place in range(len(rows))]

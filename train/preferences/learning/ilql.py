@@ -27,13 +27,14 @@ from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import UserInputError
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.processing_nextgpt import IGNORED_LABEL, NextGPTProcessor
-from nextgpt.train.data.dataset import ChatCollator, ChatDataset, OutputMedia, Reader, TrainingFeatures
+from nextgpt.train.data.dataset import ChatCollator, ChatDataset, OutputMedia, TrainingFeatures
 from nextgpt.train.data.lines import Line
 from nextgpt.train.data.store import Example
+from nextgpt.train.preferences.learning.data import KindsReader
 from nextgpt.train.preferences.learning.policy import read_answers
 from nextgpt.train.preferences.learning.settings import ILQLConfig
 from nextgpt.train.preferences.learning.trainer import check_one_process
-from nextgpt.train.preferences.pairs import KINDS, read_kinds, template_variables
+from nextgpt.train.preferences.pairs import KINDS
 from nextgpt.train.stages import Stage, make_sampler, workers_for
 from nextgpt.train.trainer import StageTrainer
 
@@ -46,7 +47,7 @@ def expectile_loss(errors: Tensor, expectile: float) -> Tensor:
 
 
 @dataclass
-class TrajectoryReader(Reader):
+class TrajectoryReader(KindsReader):
     """Learns all tokens that the assistant chose; the reward of an answer stands at its last one."""
 
     def _read(self, line: Line) -> Example:
@@ -62,9 +63,6 @@ class TrajectoryReader(Reader):
         places = [int(np.flatnonzero(learned[: end + 1])[-1]) for end in ends]
         record = example.record | {"rewards": list(zip(places, map(float, rewards), strict=True))}
         return example._replace(loss_mask=learned, record=record)
-
-    def template_variables(self, line: Line) -> dict[str, str] | None:
-        return template_variables(read_kinds(line.record()), self.processor.vocabulary)
 
     def outputs(self, messages: list[dict]) -> list[OutputMedia]:
         return []  # what media show has no reward of its own

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from nextgpt.train.data.files import whole_file
 from nextgpt.train.data.markers import parts_of
 from nextgpt.train.judge.answers import state_of
 from nextgpt.train.preferences.media_fit import MediaEmbedder
-from nextgpt.train.preferences.pairs import answer_key, prompt_key, template_variables
+from nextgpt.train.preferences.pairs import answer_key, places_by_kinds, prompt_key, template_variables
 from nextgpt.train.stages import load_processor
 
 SETTINGS_FILE, WEIGHTS_FILE = "reward.json", "reward.safetensors"
@@ -300,7 +299,5 @@ def _key(answer: Answer) -> bytes:
 
 def _batches(answers: Sequence[Answer]) -> Iterator[list[int]]:
     """The places of answers that go through the LLM at once: those that could hold the same kinds."""
-    places = defaultdict(list)
-    for place, answer in enumerate(answers):
-        places[frozenset(answer.output_modalities or ())].append(place)
-    return (some[start : start + BATCH] for some in places.values() for start in range(0, len(some), BATCH))
+    grouped = places_by_kinds([answer.output_modalities for answer in answers])
+    return (places[start : start + BATCH] for places in grouped for start in range(0, len(places), BATCH))
