@@ -101,7 +101,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_and_nothing_b
 
 
 def test_muon_takes_the_hidden_matrices_and_adamw_all_else(tmp_path):
-    torch.manual_seed(0)  # of some draws a direction has next to no gradient
+    torch.manual_seed(2)  # of some draws a direction has next to no gradient
     hidden, head = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4)), nn.Linear(4, 3)
     optimizer = loop.muon([hidden, head], [hidden], 0.1, weight_decay=0.5, hidden_rate=0.2)
     others, matrices = optimizer.optimizers
