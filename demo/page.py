@@ -139,18 +139,20 @@ class Page:
         private = quiet | {"js": scripts.WITH_TAB}
         following = []  # an answer that is shown here until the page goes to another conversation
 
+        def followed(answering: gr.events.Dependency) -> None:
+            """Gives the box its button back when the event is over: until then Gradio drops what is sent, without a word."""
+            following.extend((answering, answering.then(self.settle, self.tab, self.box, **quiet)))
+
         def enter(trigger: Callable, handler: Callable, inputs: list, js: str, **more) -> None:
             """Leads the page to another conversation."""
             arrived = trigger(handler, inputs, entered, js=js, **quiet, **more)
             written = arrived.then(None, self.tab, None, js=scripts.WRITE_TAB, **quiet)
-            following.append(written.then(self.follow, self.tab, answered, **quiet))
+            followed(written.then(self.follow, self.tab, answered, **quiet))
 
-        following += [
-            self.box.submit(self.ask, [self.tab, self.box, *options], answered, **private),
-            self.chatbot.example_select(self.ask_example, given, answered, **private),
-            self.chatbot.retry(self.retry, given, answered, **private),
-            self.chatbot.edit(self.edit, given, answered, **private),
-        ]
+        followed(self.box.submit(self.ask, [self.tab, self.box, *options], answered, **private))
+        followed(self.chatbot.example_select(self.ask_example, given, answered, **private))
+        followed(self.chatbot.retry(self.retry, given, answered, **private))
+        followed(self.chatbot.edit(self.edit, given, answered, **private))
         enter(self.blocks.load, self.open, [self.tab, self.visitor], scripts.READ_TAB)
         self.blocks.load(self.restore_options, self.kept_options, options, **quiet)
         self.blocks.load(None, js=scripts.DROP_ANYWHERE)
@@ -207,6 +209,13 @@ class Page:
         """Keeps the page like the conversation that it has just entered until no answer is under way."""
         async for update in self._follow(self.store.get(tab)):
             yield update
+
+    def settle(self, tab: str) -> gr.MultimodalTextbox:
+        """The box as it is while no answer is under way; it stays as it is while one is."""
+        with suppress(UserInputError):
+            if self.store.get(tab).busy:
+                return gr.skip()
+        return gr.MultimodalTextbox(submit_btn=True, stop_btn=False)
 
     def _empty(self, tab: str, visitor: str) -> Conversation:
         """The tab's conversation if nothing stands in it yet, or a new one."""
@@ -315,7 +324,7 @@ class Page:
                 yield {self.box: box, self.chatbot: as_gradio(now)}
                 box, seen = gr.skip(), now
             await asyncio.sleep(POLL)
-        yield {self.box: gr.MultimodalTextbox(submit_btn=True, stop_btn=False)} | self._drawn(conversation)
+        yield self._drawn(conversation)
 
     def _shown(self, conversation: Conversation) -> list[Shown]:
         return shown(conversation, self.answers.place(conversation))

@@ -1,9 +1,11 @@
 """What the page refuses, in a real browser: it is told beside the box, and the conversation stays as it is."""
 
+import asyncio
 import re
 
 import pytest
 
+from nextgpt.demo.page import Page
 from nextgpt.events import Finished, Reply, TextDelta
 from tiny_visits import (
     FIXTURES,
@@ -70,6 +72,19 @@ def test_an_empty_message_is_refused_beside_the_box(page):
     page.wait_for_timeout(500)  # a person is slower, too: the refusal empties the box as it comes
     ask(page, "hello again")
     expect(refusal(page)).to_have_count(0)
+
+
+def test_what_is_sent_as_soon_as_the_page_is_ready_is_not_lost(page, monkeypatch):
+    follow = Page._follow
+
+    async def lingering(self, *given):
+        async for update in follow(self, *given):
+            yield update
+        await asyncio.sleep(1)  # as on a busy machine: the answer stands there, its event is not over
+
+    monkeypatch.setattr(Page, "_follow", lingering)
+    ask(page, "hello")
+    ask(page, "hello again")
 
 
 def test_what_is_no_number_is_refused_beside_the_box(page):
