@@ -58,6 +58,15 @@ def training_attention(device: torch.device) -> AbstractContextManager:
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
+def multiplies_faster_in_half(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32; of CPUs only those with AMX are.
+
+    Measured with torch 2.14, one thread, `[8192, 320] @ [320, 864]`: 149 GFLOP/s in float32 and 88 in bfloat16 on a Xeon
+    with AVX512-BF16 and without AMX; with AMX bfloat16 is 4 to 8 times as fast as float32.
+    """
+    return device.type != "cpu" or torch.cpu._is_amx_tile_supported()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on an accelerator or on the CPU."""
     if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
