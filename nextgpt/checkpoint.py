@@ -81,18 +81,29 @@ class CheckpointMixin:
             for name, tensor in module.state_dict().items()
         }
 
-    def load_trained(self, folder: str | os.PathLike, *, adapter: bool = True, widened: bool = False) -> None:
+    def load_trained(
+        self,
+        folder: str | os.PathLike,
+        *,
+        adapter: bool = True,
+        widened: bool = False,
+        without: Iterable[str] = (),
+    ) -> None:
         """Loads what a checkpoint holds, the trained tensors and the adapter, into a model that has its frozen parts.
 
         Args:
             adapter: whether to load the adapter; else it stays as it is.
+            without: modalities whose output projection stays as it is, too.
             widened: this model's adapter may have layers that the checkpoint lacks; they stay as they are, without effect.
 
         Raises:
             ModelLoadError: a file is missing, damaged or does not fit.
         """
         file = Path(folder) / TRAINED_FILE
-        self.load_trained_state(_load_tensors(file), source=str(file))
+        left = tuple(f"output_projections.{modality}." for modality in without)
+        kept = {name: tensor for name, tensor in self.trained_state().items() if name.startswith(left)} if left else {}
+        found = {name: tensor for name, tensor in _load_tensors(file).items() if not left or not name.startswith(left)}
+        self.load_trained_state(found | kept, source=str(file))
         if self.adapter and adapter:
             self._load_adapter(Path(folder) / folder_name(self.config.adapter), widened=widened)
 

@@ -18,6 +18,7 @@ from nextgpt.checkpoint import TRAINED_GROUPS, group_name
 from nextgpt.configuration_nextgpt import loss_parts, without_tensor
 from nextgpt.context.settings import read_rope, read_window
 from nextgpt.errors import UserInputError, did_you_mean
+from nextgpt.hub.parts import FrozenPart
 from nextgpt.train.data.dataset import ON_BAD_ITEM
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,9 @@ class TrainingConfig:
             (`conditioning/audio`), or of one tensor's (`conditioning/image/pooled_prompt_embeds`).
         trains: only these of what the stage trains: `adapter`, `input_projection`, `output_projections`, `signal_rows`,
             `value_heads` (of ILQL alone).
+        decoders: other decoders than the model's, as `{image: {kind: stable-diffusion-xl, source: FOLDER}}`, with the fields
+            of [`FrozenPart`]. Their output projections start afresh, all else goes on as it was; `kind` is the old one's
+            where it is not given.
         input_bridge: how media come into the LLM, as `{kind: prefix}`, of a model that has no trained weights yet.
         adapter: fields of peft's configuration that replace those of the model's adapter, such as more `target_modules`:
             layers that are new to it start without effect. With another `peft_type`, or another rank, a model whose adapter
@@ -104,6 +108,7 @@ class TrainingConfig:
     dtype: str = "float32"
     loss_weights: dict[str, float] = field(default_factory=dict)
     trains: list[str] | None = None
+    decoders: dict[str, dict[str, Any]] = field(default_factory=dict)
     input_bridge: dict[str, Any] | None = None
     adapter: dict[str, Any] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
@@ -136,6 +141,7 @@ class TrainingConfig:
         if self.data_weights is not None:
             self._check_weights()
         self._check_adapter()
+        self._check_decoders()
         read_bridge(self.input_bridge)
         self.rope_parameters, self.rope_scaling = read_rope(self.rope_parameters, self.rope_scaling) or {}, {}
         read_window(self.sliding_window)
@@ -157,6 +163,14 @@ class TrainingConfig:
             raise BadSetting("lora", self.lora, "nothing beside adapter, whose old spelling it is")
         if "peft_type" in self.adapter_changes:  # else it is the model's
             check_settings(self.adapter_changes)
+
+    def _check_decoders(self) -> None:
+        known = {each.name for each in dataclasses.fields(FrozenPart)}
+        given = self.decoders.values() if isinstance(self.decoders, dict) else [None]
+        if not all(isinstance(each, dict) and isinstance(each.get("source"), str) for each in given):
+            raise BadSetting("decoders", self.decoders, "{image: {kind: stable-diffusion-xl, source: FOLDER}}, say")
+        for modality, fields in self.decoders.items():
+            _refuse_unknown(fields, known, f"decoders: {modality}: ")
 
     def _numbers(self, name: str, known: Iterable[str], known_as: Callable[[str], str] = str) -> dict[str, float]:
         """A setting that gives a number for each of some parts; `known_as` gives a part's name among the known ones."""

@@ -30,7 +30,7 @@ OF_THE_OPTIMIZER = (
     *("adam_epsilon", "max_grad_norm", "bf16", "fp16"),
 )
 # Left out of an identity where nothing was chosen.
-CHOICES = ("trains", "input_bridge", "adapter", "lora", "rope_parameters", "sliding_window", "learning_rates")
+CHOICES = ("trains", "decoders", "input_bridge", "adapter", "lora", "rope_parameters", "sliding_window", "learning_rates")
 WEIGHT_FILES = ("*.json", "*.model", "*.safetensors", "*.bin", "*.pth", "*/*.json", "*/*.safetensors")
 
 

@@ -17,14 +17,13 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from nextgpt.adapters import check_settings, read_bridge, read_settings, title, weights_file
-from nextgpt.checkpoint import TRAINED_FILE, group_name
+from nextgpt.adapters import title
+from nextgpt.checkpoint import group_name
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import NextGPTError, UserInputError
 from nextgpt.hardware import is_out_of_memory, training_attention
-from nextgpt.hub.parts import fetch_model
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
-from nextgpt.processing_nextgpt import PROCESSOR_FILE, NextGPTProcessor
+from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.callbacks import SampleAnswers
 from nextgpt.train.card import write_card
 from nextgpt.train.checkpoints import check_identity, checkpoints, set_aside, written_whole
@@ -34,6 +33,7 @@ from nextgpt.train.data.features import gather_features
 from nextgpt.train.data.sampler import EpochSampler
 from nextgpt.train.data.store import SKIPPED_FILE
 from nextgpt.train.run_metadata import fingerprint_model, finished_metadata, run_identity, write_metadata, write_start
+from nextgpt.train.start import load_for_training
 from nextgpt.train.trainer import StageTrainer, TrainingStopped
 
 logger = logging.getLogger(__name__)
@@ -87,6 +87,8 @@ def run_stage(stage: str, config: TrainingConfig, plan: Stage | None = None) -> 
     if arguments.n_gpu > 1:
         raise UserInputError(f"{arguments.n_gpu} accelerators are visible to one process: use `accelerate launch -m`")
     trains = trained_groups(stage, config, plan)
+    if config.decoders and "output_projections" not in trains:
+        raise UserInputError(f"decoders gives other decoders, whose output projections {stage} would leave untrained")
     if Path(config.output_dir).is_file():
         raise UserInputError(f"output_dir is {config.output_dir}, which is a file: name a folder")
     _check_order(config, arguments.train_sampling_strategy)
@@ -292,74 +294,6 @@ def frozen_features(
     if not plan.keeps_encoder:
         model.encoder = nn.Module()
     return features
-
-
-def load_for_training(config: TrainingConfig) -> tuple[NextGPTForConditionalGeneration, NextGPTProcessor]:
-    """The model that training starts from, its trained parts in fp32 whatever the dtype of the frozen ones."""
-    location, model_config = read_model_config(config)
-    model_config.loss_weights = model_config.loss_weights | config.loss_weights
-    try:
-        model_config.check_loss_weights()
-    except ValueError as error:
-        raise UserInputError(str(error)) from None
-    keeps_adapter = _change_adapter(model_config, config.adapter_changes, location)
-    model = NextGPTForConditionalGeneration.from_parts(model_config, dtype=getattr(torch, config.dtype))
-    if (location / TRAINED_FILE).is_file():
-        model.load_trained(location, adapter=keeps_adapter, widened=bool(config.adapter_changes))
-    else:
-        logger.info("%s holds no %s: the trained parts start afresh", location, TRAINED_FILE)
-    model.get_base_model().config.use_cache = False  # nothing is generated here
-    return model, load_processor(location, model_config)
-
-
-def read_model_config(config: TrainingConfig) -> tuple[Path, NextGPTConfig]:
-    """Where the model is that training starts from, and its configuration with the bridge and the context of the run.
-
-    Raises:
-        UserInputError: another bridge would drop what the model's has learned, or the context cannot be as long.
-    """
-    location = fetch_model(config.model)
-    model_config = NextGPTConfig.from_pretrained(location)
-    bridge = model_config.input_bridge if config.input_bridge is None else read_bridge(config.input_bridge)
-    if bridge != model_config.input_bridge and (location / TRAINED_FILE).is_file():
-        raise UserInputError(
-            f"input_bridge is {bridge}, and {location} has trained weights of {model_config.input_bridge}, which would be "
-            "lost: start from a folder that holds its config.json alone"
-        )
-    model_config.input_bridge = bridge
-    if config.rope_parameters or config.sliding_window:
-        model_config.lengthen(config.rope_parameters, config.sliding_window)
-    return location, model_config
-
-
-def _change_adapter(model_config: NextGPTConfig, changes: dict[str, Any], location: Path) -> bool:
-    """Changes a model's adapter as a run asks; whether what the model in `location` has of it is to be loaded.
-
-    Raises:
-        UserInputError: a setting is not peft's, or another type would drop what the model's adapter has learned.
-    """
-    old = model_config.adapter
-    if not changes:
-        return True
-    is_trained = model_config.trained_groups is None or "adapter" in model_config.trained_groups
-    if old and changes.get("peft_type", old["peft_type"]) == old["peft_type"]:
-        check_settings(old | changes)
-        model_config.adapter = old | changes
-        return is_trained  # else it starts afresh, of another rank if asked for
-    if old and is_trained and (location / weights_file(old)).is_file():
-        raise UserInputError(
-            f"adapter has peft_type {changes['peft_type']}, and {location} a trained {title(old)} adapter, which would be "
-            "lost: start from a model whose adapter is not trained yet"
-        )
-    model_config.adapter = read_settings(changes)
-    return False
-
-
-def load_processor(location: Path, model_config: NextGPTConfig) -> NextGPTProcessor:
-    """The processor that was saved with a model, or a new one for a model that was never trained."""
-    if (location / PROCESSOR_FILE).is_file():
-        return NextGPTProcessor.from_pretrained(location)
-    return NextGPTProcessor.from_config(model_config)
 
 
 def _checkpoint(config: TrainingConfig, identity: dict[str, Any], *, is_main: bool) -> str | None:

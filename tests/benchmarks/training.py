@@ -31,7 +31,7 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from nextgpt.hardware import peak_memory, training_attention  # noqa: E402
-from nextgpt.train import stages  # noqa: E402
+from nextgpt.train import stages, start  # noqa: E402
 from nextgpt.train.config import TrainingConfig  # noqa: E402
 from nextgpt.train.trainer import StageTrainer  # noqa: E402
 
@@ -120,7 +120,7 @@ def measure_plain(folder: Path, stage: str, options: argparse.Namespace) -> dict
 
     config = settings(folder, stage, options)
     device = config.training_arguments().device
-    model, processor = stages.load_for_training(config)
+    model, processor = start.load_for_training(config)
     model.train_only(stages.STAGES[stage].trains)
     model.to(device).train()
     model._shared_columns = model._columns_without_gradient = lambda *columns: 0  # all in one pass, with a graph

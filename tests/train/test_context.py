@@ -8,7 +8,8 @@ from nextgpt import NextGPTConfig, NextGPTPipeline
 from nextgpt.errors import UserInputError
 from nextgpt.train.config import TrainingConfig
 from nextgpt.train.data.check import check_files
-from nextgpt.train.stages import load_for_training, run_stage
+from nextgpt.train.stages import run_stage
+from nextgpt.train.start import load_for_training
 from tiny_training import config_for, naming, write_lines
 
 YARN = {"rope_type": "yarn", "factor": 2}

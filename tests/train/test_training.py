@@ -21,7 +21,8 @@ from nextgpt.train.config import TrainingConfig
 from nextgpt.train.data.dataset import ChatCollator, ChatDataset, OutputMedia, Reader, TrainingFeatures
 from nextgpt.train.data.features import FeatureCache, FeatureSource, FeatureTable, fill
 from nextgpt.train.preferences.learning.settings import GRPOConfig, ILQLConfig, PreferenceConfig
-from nextgpt.train.stages import STAGES, load_for_training, run_stage
+from nextgpt.train.stages import STAGES, run_stage
+from nextgpt.train.start import load_for_training
 from nextgpt.train.trainer import StageTrainer
 from tiny_training import REPOSITORY, checkpoint_tensors, config_for, drawing, log_of, naming, write_lines
 

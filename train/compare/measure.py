@@ -18,7 +18,8 @@ from nextgpt.errors import NextGPTError
 from nextgpt.processing_nextgpt import IGNORED_LABEL
 from nextgpt.train.config import TrainingConfig
 from nextgpt.train.data.dataset import ChatCollator
-from nextgpt.train.stages import frozen_features, load_for_training, open_dataset, trained_groups
+from nextgpt.train.stages import frozen_features, open_dataset, trained_groups
+from nextgpt.train.start import load_for_training
 
 STATE = "trainer_state.json"
 FLOAT = 4  # bytes; trained parts are in fp32

@@ -33,7 +33,8 @@ from nextgpt.train.data.features import (
     on_cpu,
     run_here,
 )
-from nextgpt.train.stages import load_processor, open_dataset, read_config, read_model_config
+from nextgpt.train.stages import open_dataset, read_config
+from nextgpt.train.start import load_processor, read_model_config
 
 BLOCKS = 1000  # of Ray's data set, at most; each is some batches, which are cut before
 Opened = tuple[ChatDataset, NextGPTConfig, NextGPTProcessor]

@@ -23,7 +23,7 @@ from nextgpt.train.data.lines import Line, as_problem, count_lines, read_lines, 
 from nextgpt.train.data.lines import check_files as check_existence
 from nextgpt.train.data.store import Example
 from nextgpt.train.data.turns import turn_problems
-from nextgpt.train.stages import load_processor
+from nextgpt.train.start import load_processor
 
 KINDS = ("missing", "broken", "bad turns", "too short", "too long", "duplicate")
 BAR_WIDTH = 40

@@ -114,7 +114,7 @@ class Cleaning:
     def _processor(self) -> Any:
         from nextgpt.configuration_nextgpt import NextGPTConfig
         from nextgpt.hub.parts import fetch_model
-        from nextgpt.train.stages import load_processor
+        from nextgpt.train.start import load_processor
 
         location = fetch_model(self.model)
         return load_processor(location, NextGPTConfig.from_pretrained(location))

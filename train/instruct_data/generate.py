@@ -307,7 +307,7 @@ class _Fit:
         from nextgpt.configuration_nextgpt import NextGPTConfig
         from nextgpt.hub.parts import fetch_model
         from nextgpt.train.data.dataset import Reader
-        from nextgpt.train.stages import load_processor
+        from nextgpt.train.start import load_processor
 
         location = fetch_model(model)
         config = NextGPTConfig.from_pretrained(location)

@@ -26,7 +26,7 @@ from nextgpt.hub.parts import fetch_model
 from nextgpt.modalities import MODALITIES, check_known
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.data.markers import words_of
-from nextgpt.train.stages import load_processor
+from nextgpt.train.start import load_processor
 
 TEXT = "text"  # the name of a text tower's kind
 WORST = -1.0  # of a medium that is not there: the least that a cosine can be

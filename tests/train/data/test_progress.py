@@ -11,7 +11,7 @@ import pytest
 from nextgpt.train.data.check import check_files
 from nextgpt.train.data.dataset import ChatDataset, Reader
 from nextgpt.train.data.lines import with_progress
-from nextgpt.train.stages import load_processor
+from nextgpt.train.start import load_processor
 from tiny_training import naming, write_lines
 
 

@@ -11,7 +11,7 @@ import pytest
 from nextgpt.__main__ import main
 from nextgpt.errors import UserInputError
 from nextgpt.signals import answer_only
-from nextgpt.train import stages
+from nextgpt.train import stages, start
 from nextgpt.train.data import dataset
 from nextgpt.train.data.dataset import ChatDataset
 from nextgpt.train.preferences.collect.answers import read_answers
@@ -48,8 +48,8 @@ def opened(world: Path, folder: Path, run: str, *changes: dict, **given: int) ->
     data = write_lines(folder / f"{run}.jsonl", [record | each for each in changes])
     values = settings(world, run, folder / "run", data=[data], features=str(folder / "features"))
     made = config.from_dict(values | own | given)
-    location, model_config = stages.read_model_config(made)
-    processor = stages.load_processor(location, model_config)
+    location, model_config = start.read_model_config(made)
+    processor = start.load_processor(location, model_config)
     return plan.open_dataset(run, made, model_config, processor), processor
 
 

@@ -16,7 +16,8 @@ from nextgpt.errors import UserInputError
 from nextgpt.media import save_media
 from nextgpt.train.preferences.learning.prefer import PLAN
 from nextgpt.train.preferences.learning.settings import PreferenceConfig
-from nextgpt.train.stages import load_processor, read_model_config, run_stage
+from nextgpt.train.stages import run_stage
+from nextgpt.train.start import load_processor, read_model_config
 from tiny_models import save_tiny_any_to_any
 from tiny_training import checkpoint_tensors, log_of, settings, write_lines
 

@@ -36,7 +36,7 @@ from nextgpt.train.data.markers import parts_of
 from nextgpt.train.judge.answers import state_of
 from nextgpt.train.preferences.media_fit import MediaEmbedder
 from nextgpt.train.preferences.pairs import answer_key, places_by_kinds, prompt_key, template_variables
-from nextgpt.train.stages import load_processor
+from nextgpt.train.start import load_processor
 
 SETTINGS_FILE, WEIGHTS_FILE = "reward.json", "reward.safetensors"
 WIDTH = 64  # of the network that judges media
