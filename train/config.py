@@ -18,6 +18,7 @@ from nextgpt.checkpoint import TRAINED_GROUPS, group_name
 from nextgpt.configuration_nextgpt import loss_parts, without_tensor
 from nextgpt.context.settings import read_rope, read_window
 from nextgpt.errors import UserInputError, did_you_mean
+from nextgpt.hardware import multiplies_faster_in_half, resolve_device
 from nextgpt.hub.parts import FrozenPart
 from nextgpt.train.data.dataset import ON_BAD_ITEM
 
@@ -27,6 +28,7 @@ COMMAND_LINE = "command line"
 # Set by this package, not by the user: what they would mean is said by `TrainingConfig`'s own fields.
 _RESERVED = {"output_dir", "remove_unused_columns", "resume_from_checkpoint"}
 ARGUMENT_TYPES = {each.name: type(each.default) for each in dataclasses.fields(TrainingArguments) if each.init}
+AUTO = "auto"
 DTYPES = ("float32", "bfloat16", "float16")
 # Own settings that are whole numbers, with the least each may be; `max_length` may be left out.
 WHOLE_NUMBERS = {"feature_batch_size": 1, "max_length": 1, "tokenizing_workers": 0, "sample_steps": 0, "sample_count": 1}
@@ -93,7 +95,7 @@ class TrainingConfig:
         sample_steps: after so many steps each time, and after the last one, answers to a few conversations of the data go
             to the log and to `samples` in `output_dir`; 0: never.
         sample_count: how many.
-        arguments: fields of `TrainingArguments`.
+        arguments: fields of `TrainingArguments`; `bf16` may also be `auto`, mixed precision where that is faster.
     """
 
     model: str
@@ -235,6 +237,9 @@ class TrainingConfig:
             UserInputError: `TrainingArguments` refuses a value.
         """
         arguments = DEFAULT_ARGUMENTS | self.arguments
+        if arguments.get("bf16") == AUTO:
+            device = torch.device("cpu") if arguments["use_cpu"] else resolve_device()
+            arguments["bf16"] = multiplies_faster_in_half(device)
         try:
             return TrainingArguments(output_dir=self.output_dir, remove_unused_columns=False, **arguments)
         except (TypeError, ValueError) as error:
@@ -289,7 +294,7 @@ def _outlived(values: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[t
         "rope_scaling": ("rope_parameters" in given, "rope_parameters is given anew"),
         "max_steps": ("num_train_epochs" in given, "it would win over num_train_epochs"),
         "warmup_steps": (too_long, f"the whole run has {steps} steps"),
-        "fp16": (given.get("bf16") is True, "bf16 is chosen instead"),
+        "fp16": (given.get("bf16") in (True, AUTO), "bf16 is chosen instead"),
         "bf16": (given.get("fp16") is True, "fp16 is chosen instead"),
         "optim_args": ("optim" in given, "they are another optimizer's"),
         "optim_target_modules": ("optim" in given, "they are another optimizer's"),
@@ -312,6 +317,9 @@ def _convert(key: str, value: Any, source: str) -> Any:
     """YAML reads `4e-4` as a string (it wants `4.0e-4`), and the word `no` as false; here they become what they say."""
     if value is False and key.endswith("_strategy"):
         return "no"
+    if key in ("bf16", "fp16") and type(value) is not bool and (key, value) != ("bf16", AUTO):
+        expected = "true, false or auto" if key == "bf16" else "true or false"
+        raise UserInputError(f"{source}: {key} is {value!r}, expected {expected}")
     if ARGUMENT_TYPES[key] is not float or value is None:
         return value
     try:

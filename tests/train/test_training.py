@@ -329,6 +329,17 @@ def test_the_packaged_configurations_are_valid_and_overrides_win() -> None:
         assert (arguments.learning_rate, arguments.adam_beta2) == (3e-5, beta)
 
 
+@pytest.mark.parametrize("has_amx", [True, False])
+def test_half_precision_is_chosen_where_it_is_faster(has_amx, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    own = REPOSITORY / "train" / "configs" / "own" / "instruct.yaml"
+    assert TrainingConfig.from_file(own, ["use_cpu=true"]).training_arguments().bf16 is has_amx
+    assert TrainingConfig.from_file(own, ["use_cpu=true", "bf16=true"]).training_arguments().bf16
+    for wrong in ("bf16=maybe", "bf16=1", "fp16=auto"):
+        with pytest.raises(UserInputError, match="command line: .*16 is .*, expected true(, false)? or (auto|false)"):
+            TrainingConfig.from_file(own, [wrong])
+
+
 def test_an_adapter_that_is_given_anew_replaces_the_files_whichever_way_it_is_spelled() -> None:
     file = REPOSITORY / "train" / "configs" / "own" / "instruct.yaml"
     assert "up_proj" in TrainingConfig.from_file(file).adapter_changes["target_modules"]
