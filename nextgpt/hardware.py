@@ -66,7 +66,8 @@ def multiplies_faster_in_half(device: torch.device) -> bool:
     """
     if device.type == "cpu":
         return torch.cpu._is_amx_tile_supported()
-    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    knows = getattr(torch.get_device_module(device), "is_bf16_supported", None)
+    return knows is None or knows(including_emulation=False)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -38,6 +38,7 @@ from nextgpt.hub.parts import fetch_model
 from nextgpt.modalities import MODALITIES, take_values
 from nextgpt.multimodal.features import MediaFeaturesMixin, check_finite
 from nextgpt.multimodal.generation_modes import GenerationModesMixin
+from nextgpt.multimodal.media_losses import MediaLossesMixin, States
 from nextgpt.projections import OutputProjection, SignalRows
 from nextgpt.signals import SignalVocabulary
 from nextgpt.values import ValueHeads
@@ -62,7 +63,13 @@ class NextGPTOutput(ModelOutput):
 
 
 class NextGPTForConditionalGeneration(
-    CheckpointMixin, MediaFeaturesMixin, GenerationModesMixin, InterleavedGenerationMixin, PreTrainedModel, GenerationMixin
+    CheckpointMixin,
+    MediaFeaturesMixin,
+    MediaLossesMixin,
+    GenerationModesMixin,
+    InterleavedGenerationMixin,
+    PreTrainedModel,
+    GenerationMixin,
 ):
     """Any mix of text and media in, text and signal states out (NExT-GPT, https://arxiv.org/abs/2309.05519).
 
@@ -300,6 +307,7 @@ class NextGPTForConditionalGeneration(
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         signal_recorder: Callable[[Tensor, Tensor], None] | None = None,
+        signal_states: dict[str, States] | None = None,
         **more,
     ) -> NextGPTOutput:
         """One pass through the LLM, with the losses of all three stages.
@@ -315,7 +323,14 @@ class NextGPTForConditionalGeneration(
             media_latents: output modality → `[runs, …]`, true latents for the decoders' own denoising loss.
             logits_to_keep: logits of the last so many positions only (0: all).
             signal_recorder: called with the signal states of this pass (see `nextgpt.generation`).
+            signal_states: output modality → what an earlier pass made of the runs (see `MediaLossesMixin.signal_states`);
+                the losses on media are computed of these, without another pass, and nothing else is.
         """
+        weight = self.config.loss_weight
+        if signal_states is not None:
+            losses = self.media_losses(signal_states, conditioning_targets or {}, media_latents or {})
+            loss = sum(weight(name) * value for name, value in losses.items()) if losses else None
+            return NextGPTOutput(loss=loss, losses=losses)
         if media_features is None:
             media_features = self.encode_media(input_ids, **take_values(more))
         embeddings = self.embed(input_ids, media_features)
@@ -336,16 +351,9 @@ class NextGPTForConditionalGeneration(
         losses = {}
         if labels is not None:
             losses["text"] = self._text_loss(hidden_states, labels)
-        for modality, targets in (conditioning_targets or {}).items():
-            conditioning = self._conditioning(modality, input_ids, hidden_states, embeddings)
-            self._check_targets(modality, conditioning, targets)
-            for name, tensor in conditioning.items():
-                losses[f"conditioning/{modality}/{name}"] = F.mse_loss(tensor.float(), targets[name].float())
-            if media_latents and modality in media_latents:
-                losses[f"denoising/{modality}"] = self.decoders[modality].denoising_loss(
-                    conditioning, media_latents[modality]
-                )
-        weight = self.config.loss_weight
+        targets = conditioning_targets or {}
+        states = {modality: self.signal_states(modality, input_ids, hidden_states, embeddings) for modality in targets}
+        losses |= self.media_losses(states, targets, media_latents or {})
         return NextGPTOutput(
             loss=sum(weight(name) * value for name, value in losses.items()) if losses else None,
             losses=losses or None,
@@ -415,25 +423,6 @@ class NextGPTForConditionalGeneration(
         if not learned.any():
             return hidden_states.sum() * 0.0
         return F.cross_entropy(self.compute_logits(hidden_states[learned]).float(), targets[learned])
-
-    def _conditioning(
-        self, modality: str, input_ids: Tensor, hidden_states: Tensor, embeddings: Tensor
-    ) -> dict[str, Tensor]:
-        """Projects every complete run of one modality in the batch: tensor's name → `[runs, *shape]`."""
-        mask, size = self.signal_mask(input_ids, modality), len(self.vocabulary.runs[modality])
-        shape = (-1, size, hidden_states.shape[-1])
-        return self.project(modality, hidden_states[mask].view(shape), embeddings[mask].view(shape))
-
-    def _check_targets(self, modality: str, conditioning: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
-        spec = {name: decoder_room.TensorSpec(tuple(tensor.shape[1:])) for name, tensor in conditioning.items()}
-        advice = "Give as conditioning_targets what the decoder of this model encodes, one row for each signal run."
-        try:
-            decoder_room.check_conditioning(spec, targets, f"The {modality} output projection", advice)
-        except ValueError as error:
-            raise UserInputError(str(error)) from None
-        runs, rows = (len(next(iter(each.values()))) for each in (conditioning, targets))
-        if runs != rows:
-            raise UserInputError(f"the batch has {runs} {modality} signal runs, conditioning_targets {rows} rows. {advice}")
 
 
 def _first_column(mask: Tensor) -> int:

@@ -32,6 +32,7 @@ from nextgpt.train.data.dataset import ChatCollator, ChatDataset, Reader, Traini
 from nextgpt.train.data.features import gather_features
 from nextgpt.train.data.sampler import EpochSampler
 from nextgpt.train.data.store import SKIPPED_FILE
+from nextgpt.train.projection_trainer import PROJECTIONS_ALONE, ProjectionTrainer
 from nextgpt.train.run_metadata import fingerprint_model, finished_metadata, run_identity, write_metadata, write_start
 from nextgpt.train.start import load_for_training
 from nextgpt.train.trainer import StageTrainer, TrainingStopped
@@ -189,7 +190,8 @@ def _trainer(
 ) -> StageTrainer:
     sampler = make_sampler(config, arguments, dataset.sources, dataset.lengths)
     collator = ChatCollator(processor.tokenizer.pad_token_id, features)
-    trainer = StageTrainer(
+    alone = trained_groups(stage, config) == PROJECTIONS_ALONE
+    trainer = (ProjectionTrainer if alone else StageTrainer)(
         processor,
         sampler,
         identity,

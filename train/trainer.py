@@ -135,6 +135,8 @@ class StageTrainer(Trainer):
                 share = mean * (counts[name] * self.args.world_size / max(num_items_in_batch.get(name, 0), 1))
                 self._meter.parts[name] = self._meter.parts[name] + share.detach()
             loss = loss + self.weight_of(name) * share
+        if not loss.requires_grad:  # a batch without anything of what is trained
+            loss = loss + sum(each.sum() for each in model.parameters() if each.requires_grad) * 0.0
         if not torch.isfinite(loss):
             raise TrainingStopped(self._not_finite("loss", loss.item(), ids))
         return (loss, losses) if return_outputs else loss
