@@ -396,9 +396,9 @@ def _scenarios_of(split: str) -> list[Scenario]:
 # -- files ------------------------------------------------------------------------------------------------------
 
 
-def _make_chunk(world: Path, media: tuple[str, ...], kind: str, split: str, seed: int, span: tuple[int, int]) -> str:
+def _make_chunk(world: Path, media: tuple, natural: bool, kind: str, split: str, seed: int, span: tuple[int, int]) -> str:
     outside = [] if kind == "text" else outside_files(world, split, media)
-    composer = load_composer(world, split, outside, media=media)
+    composer = load_composer(world, split, outside, media=media, natural=natural)
     return "".join(line + "\n" for line in make_lines(composer, kind, *span, seed=seed))
 
 
@@ -409,13 +409,14 @@ def write_dialogues(
     seed: int = 0,
     workers: int = 1,
     media: Collection[str] = MODALITIES,
+    natural: bool = True,
 ) -> None:
     """Writes ``<kind>.jsonl`` and ``<kind>_dev.jsonl`` for each kind; the number of workers changes nothing."""
     out.mkdir(parents=True, exist_ok=True)
     for (kind, count), split in itertools.product(counts.items(), ("train", "dev")):
         count, name = (count, kind) if split == "train" else (min(count, DEV_COUNT), f"{kind}_dev")
         spans = [(start, min(start + 4_000, count)) for start in range(0, count, 4_000)]
-        make = partial(_make_chunk, world, tuple(media), kind, split, seed)
+        make = partial(_make_chunk, world, tuple(media), natural, kind, split, seed)
         with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file, ProcessPoolExecutor(workers) as pool:
             file.writelines(pool.map(make, spans))
         logger.info("%s: %d conversations", file.name, count)
@@ -431,6 +432,7 @@ def main() -> None:
     parser.add_argument(
         "--count", type=int, help=f"of each kind (default: {COUNTS}, not of pictures alone {MORE} times as many)"
     )
+    parser.add_argument("--captions", action="store_true", help="answers are captions, as the first nano model said them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes; the files do not depend on it")
     parser.add_argument("--files", action="store_true", help="also write the pictures, sounds and clips of both splits")
@@ -441,7 +443,7 @@ def main() -> None:
     if args.files:
         write_files(args.world, args.out, args.media)
     counts = {kind: args.count or COUNTS[kind] * (MORE if len(args.media) > 1 else 1) for kind in args.kinds}
-    write_dialogues(args.world, args.out, counts, args.seed, args.workers, args.media)
+    write_dialogues(args.world, args.out, counts, args.seed, args.workers, args.media, natural=not args.captions)
 
 
 if __name__ == "__main__":
