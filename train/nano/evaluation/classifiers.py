@@ -327,7 +327,7 @@ def measure(classifier: Classifier, media: Tensor, targets: Tensor, unknown: Ten
 
 def train(classifier: Classifier, taught: MediaSet, args: argparse.Namespace, device: torch.device) -> loop.Loop:
     """Trains for `args.minutes`, going on from the last checkpoint."""
-    optimizer = loop.adamw([classifier], LEARNING_RATE, weight_decay=0.05)
+    optimizer = loop.adamw([classifier], args.learning_rate, weight_decay=0.05)
     compute = torch.compile(classifier) if args.compile else classifier
     first = next(iter(taught.labels.values()))
 
@@ -356,7 +356,7 @@ MEDIA_SETS: dict[str, type[MediaSet]] = {"image": Pictures, "audio": Sounds, "vi
 
 def main() -> None:
     """Trains one and measures it on the development split, or with `--final` only measures it on the held-out one."""
-    parser = loop.arguments(__doc__.split("\n")[0], FOLDERS)
+    parser = loop.arguments(__doc__.split("\n")[0], FOLDERS, LEARNING_RATE)
     parser.add_argument("--final", action="store_true", help="only measure the saved one on the held-out split")
     args = parser.parse_args()
     kind, media_set = CLASSIFIERS[args.modality], MEDIA_SETS[args.modality]

@@ -126,7 +126,8 @@ def measure(network: AudioTower, energies: Tensor, targets: Tensor, unknown: Ten
 
 def main() -> None:
     """Trains, measures and saves the audio tower."""
-    args = loop.arguments(__doc__.split("\n")[0], "audio_encoder").parse_args()
+    parser = loop.arguments(__doc__.split("\n")[0], "audio_encoder", LEARNING_RATE, loop.HIDDEN_RATE)
+    args = parser.parse_args()
     _, device = loop.start(args)
     world = SoundWorld(args.world)
 
@@ -140,7 +141,7 @@ def main() -> None:
     first = EMBED_DIM - sum(sizes.values())  # the vision tower takes the first ones
     loop.PatchProjection.replace_in(network)
     sums = OrthogonalTargets(sizes, EMBED_DIM, first).to(device)
-    optimizer = loop.muon([network], [network.tower.modality_trunks], LEARNING_RATE, WEIGHT_DECAY)
+    optimizer = loop.muon([network], [network.tower.modality_trunks], args.learning_rate, WEIGHT_DECAY, args.hidden_rate)
     compute = torch.compile(network) if args.compile else network
     run = loop.Loop(args.out, args.minutes, optimizer, {"network": network}, args.start_from)
     for _ in run:

@@ -243,7 +243,7 @@ def measure(out: Path, modality: str, dev: Tensor, sheet: Path) -> dict[str, flo
 
 def main() -> None:
     """Makes the encoder, trains the decoder, saves and measures."""
-    args = loop.arguments(__doc__.split("\n")[0], FOLDERS).parse_args()
+    args = loop.arguments(__doc__.split("\n")[0], FOLDERS, LEARNING_RATE).parse_args()
     world, device = loop.start(args)
     draw, dev = material(args, world, device)
     sample = torch.cat([draw(args.batch) for _ in range(SAMPLE // args.batch + 1)])
@@ -252,7 +252,7 @@ def main() -> None:
         scale_to_mels(autoencoder)
     autoencoder = autoencoder.to(device, memory_format=torch.channels_last)
     compute = torch.compile(losses) if args.compile else losses
-    run = train(autoencoder, lambda count: compute(autoencoder, draw(count)), args, LEARNING_RATE, device)
+    run = train(autoencoder, lambda count: compute(autoencoder, draw(count)), args, args.learning_rate, device)
     run.write_figures(args.out, **measure(args.out, args.modality, dev, run.work / "sheet.png"))
 
 

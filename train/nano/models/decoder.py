@@ -329,9 +329,8 @@ def save_pipeline(
 
 def main() -> None:
     """Caches, trains and saves the pipeline."""
-    parser = loop.arguments(__doc__.split("\n")[0], FOLDERS)
+    parser = loop.arguments(__doc__.split("\n")[0], FOLDERS, LEARNING_RATE)
     parser.add_argument("--root", type=Path, default=ROOT, help="where the autoencoder and text encoder are")
-    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
     args = parser.parse_args()
     world, device = loop.start(args)
     kind = KINDS[args.modality]

@@ -214,7 +214,7 @@ def measure_clips(network: Contrast, motions: Probes, renderer: ClipRenderer, ro
 
 def main() -> None:
     """Trains, measures and saves the vision tower."""
-    parser = loop.arguments(__doc__.split("\n")[0], "encoder")
+    parser = loop.arguments(__doc__.split("\n")[0], "encoder", LEARNING_RATE, loop.HIDDEN_RATE)
     parser.add_argument("--pictures-only", action="store_true", help="learn no clips")
     args = parser.parse_args()
     world, device = loop.start(args)
@@ -236,7 +236,8 @@ def main() -> None:
     sums = OrthogonalTargets(sizes, towers.embed_dim).to(device)
     motions = Probes({"motion": len(moving.motions)}, EMBED_DIM, scale=EMBED_DIM**0.5).to(device)
     motion_sums = OrthogonalTargets({"motion": len(moving.motions)}, towers.embed_dim, first=sum(counts)).to(device)
-    optimizer = loop.muon([network, motions], [towers.modality_trunks], LEARNING_RATE, WEIGHT_DECAY)
+    trained, hidden = [network, motions], [towers.modality_trunks]
+    optimizer = loop.muon(trained, hidden, args.learning_rate, WEIGHT_DECAY, args.hidden_rate)
     compute = torch.compile(network) if args.compile else network
     unknowns, elsewhere = int(args.batch * UNKNOWN_SHARE), int(args.batch * ELSEWHERE_SHARE)
     clip_count = 0 if args.pictures_only else int(args.batch * CLIP_SHARE)

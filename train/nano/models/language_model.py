@@ -40,6 +40,7 @@ from nextgpt.train.nano.world.things import WORDS
 
 logger = logging.getLogger(__name__)
 
+LEARNING_RATE = 2e-3
 SOFT_NOISE = 1.5  # at most, in units of the embedding table's own standard deviation
 MASK_NOISE = 0.2  # likewise, on the positions of a run
 INTERFERING, INTERFERENCE = 6, 0.35  # other words mixed into a soft position; how much of each at most
@@ -378,9 +379,8 @@ def prepare_tokenizer(data: Path, world: Path, out: Path) -> PreTrainedTokenizer
 
 def main() -> None:
     """Tokenizer, training, figures, files."""
-    parser = loop.arguments(__doc__.split("\n")[0], "language_model")
+    parser = loop.arguments(__doc__.split("\n")[0], "language_model", LEARNING_RATE, loop.HIDDEN_RATE)
     parser.add_argument("--data", type=Path, default=Path("runs/nano/data"))
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--limit", type=int, help="conversations to learn from (default: all)")
     parser.add_argument("--measure", type=int, default=600, help="development conversations to answer at the end")
     parser.add_argument("--workers", type=int, default=2)
@@ -397,7 +397,7 @@ def main() -> None:
         "%d conversations, %.1f M tokens; %.2f M parameters",
         *(len(corpus.lengths), len(corpus.tokens) / 1e6, loop.parameter_count(training.model) / 1e6),
     )
-    optimizer = loop.muon([training], [training.model.model.layers], args.learning_rate, weight_decay=0.05)
+    optimizer = loop.muon([training], [training.model.model.layers], args.learning_rate, 0.05, args.hidden_rate)
     training_loop = loop.Loop(args.out, args.minutes, optimizer, {"training": training}, args.start_from)
     generator = torch.Generator().manual_seed(args.seed + training_loop.step)
     lose = torch.compile(training, dynamic=True) if args.compile else training

@@ -25,6 +25,7 @@ from nextgpt.train.nano.world.pictures import World
 logger = logging.getLogger(__name__)
 
 WARM_UP = 0.03  # of the time
+HIDDEN_RATE = 1e-2  # of Muon, from nothing
 LOG_SECONDS = 5
 SAVE_SECONDS = 60
 WORK_SUFFIX = ".work"  # `<out>.work` keeps what does not ship: the log, the checkpoint, contact sheets
@@ -58,7 +59,7 @@ class Loop:
     ):
         self.work = _work(out)
         self.checkpoint = self.work / "checkpoint.pt"
-        self.minutes, self.optimizer = minutes, optimizer
+        self.minutes, self.optimizer, self.start_from = minutes, optimizer, start_from
         device = _device_of(optimizer)
         self.clock = _processor_time if device.type == "cpu" else time.monotonic
         self.kept = {"optimizer": optimizer, **kept}
@@ -154,6 +155,7 @@ class Loop:
         """Writes `training_log.json`: the figures, and at most 100 rows of the curve."""
         curve = self.curve[:: max(1, len(self.curve) // 100)]
         log = {"figures": figures, "minutes": round(self.minutes, 2), "steps": self.step, "samples": self.samples}
+        log |= {"started_from": str(self.start_from)} if self.start_from else {}
         log |= {"finished": time.strftime("%Y-%m-%d %H:%M:%S"), "torch": torch.__version__, "curve": curve}
         (out / LOG_FILE).write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
         logger.info("%s", figures)
@@ -168,11 +170,15 @@ def _processor_time() -> float:
     return time.process_time() / torch.get_num_threads()
 
 
-def arguments(description: str, part: str | dict[str, str]) -> argparse.ArgumentParser:
+def arguments(
+    description: str, part: str | dict[str, str], learning_rate: float, hidden_rate: float | None = None
+) -> argparse.ArgumentParser:
     """The arguments that every maker has.
 
     Args:
         part: the folder under the root that it makes; modality → folder where the first argument is the modality.
+        learning_rate: the highest, by default.
+        hidden_rate: Muon's highest, of a maker that uses it.
     """
     parser = argparse.ArgumentParser(description=description)
     if isinstance(part, dict):
@@ -184,6 +190,10 @@ def arguments(description: str, part: str | dict[str, str]) -> argparse.Argument
     parser.add_argument("--batch", type=int)
     parser.add_argument("--compile", action="store_true", help="compile the network first (worth it on a GPU)")
     parser.add_argument("--concepts", type=int, help="learn so many concepts only, to try the script out")
+    parser.add_argument("--learning-rate", type=float, default=learning_rate, help="the highest (default: %(default)g)")
+    if hidden_rate is not None:
+        more = "of the hidden matrices; what is trained already wants a fifth of it"
+        parser.add_argument("--hidden-rate", type=float, default=hidden_rate, help=f"{more} (default: %(default)g)")
     parser.add_argument("--start-from", type=Path, help="a checkpoint of a smaller world: what fits is taken over")
     parser.set_defaults(part=part)
     return parser
@@ -223,7 +233,7 @@ def muon(
     hidden: Iterable[nn.Module],
     learning_rate: float,
     weight_decay: float = 0.01,
-    hidden_rate: float = 1e-2,
+    hidden_rate: float = HIDDEN_RATE,
 ) -> Together:
     """Muon over the matrices of the hidden layers, AdamW over all else: transformers learn from a third of the samples.
 

@@ -55,7 +55,7 @@ def losses(vae: AutoencoderDC, media: Media, made: Tensor, count: int) -> dict[s
 
 def main() -> None:
     """Refines, saves and measures."""
-    parser = loop.arguments(__doc__.split("\n")[0], FOLDERS)
+    parser = loop.arguments(__doc__.split("\n")[0], FOLDERS, LEARNING_RATE)
     parser.add_argument("--root", type=Path, default=ROOT, help="where the autoencoder and the decoder are")
     args = parser.parse_args()
     world, device = loop.start(args)
@@ -69,7 +69,7 @@ def main() -> None:
     def step(count: int) -> dict[str, Tensor]:
         return losses(vae, media, made, count // 2) | autoencoder.losses(vae, draw(count - count // 2))
 
-    run = autoencoder.train(vae, step, args, LEARNING_RATE, device)
+    run = autoencoder.train(vae, step, args, args.learning_rate, device)
     run.write_figures(args.out, **autoencoder.measure(args.out, args.modality, dev, run.work / "sheet.png"))
 
 

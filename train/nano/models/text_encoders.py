@@ -93,7 +93,7 @@ def encode_all(
 
 def main() -> None:
     """Trains the encoder of one modality and saves it with its tokenizer."""
-    args = loop.arguments(__doc__.split("\n")[0], FOLDERS).parse_args()
+    args = loop.arguments(__doc__.split("\n")[0], FOLDERS, LEARNING_RATE).parse_args()
     world, device = loop.start(args)
     kind = KINDS[args.modality]
     captions, values = kind.captions(world)
@@ -105,7 +105,7 @@ def main() -> None:
     codes = OrthogonalTargets(sizes, POOLED).to(device) if kind.codes else None
     rows = captions.learned.to(device)
 
-    optimizer = loop.adamw([encoder, probes], LEARNING_RATE)
+    optimizer = loop.adamw([encoder, probes], args.learning_rate)
     run = loop.Loop(args.out, args.minutes, optimizer, {"encoder": encoder, "probes": probes}, args.start_from)
     for _ in run:
         chosen = sampling.draw(rows, args.batch)
