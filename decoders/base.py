@@ -351,9 +351,11 @@ class Decoder:
         options = {"use_safetensors": True, "local_files_only": True}
         try:
             # Two pipelines are frozen upstream and say so at each start; the pinned version is our answer to that.
-            # And an autoencoder may name what its pipeline reads and its own class does not take.
+            # And an autoencoder may be of another class than its pipeline names, and name what that reads and its own
+            # class does not take.
             with (
                 holding_back("diffusers.pipelines.pipeline_utils", "has been deprecated and will not receive"),
+                holding_back("diffusers.pipelines.pipeline_utils", "Expected types for vae"),
                 holding_back("diffusers.configuration_utils", "were passed to AutoencoderDC"),
             ):
                 parts = {name: self._read_part(name, path) for name, path in shared.items()}

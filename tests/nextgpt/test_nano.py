@@ -6,6 +6,8 @@ or once with a fixed seed in the sixteen directions. The measured figures stand 
 
 import json
 import re
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -158,6 +160,13 @@ def test_the_text_encoders_see_only_the_empty_prompt(bench, monkeypatch):
         monkeypatch.setattr(text_encoder, "forward", None)  # cached already: another call would fail
         reply = bench.pipeline([{"role": "user", "content": request}], **{modality: FEW_STEPS})
         assert kinds(reply.message["content"]) == f"text + {modality}"
+
+
+def test_no_warning_reaches_a_program_that_draws():
+    program = """import nextgpt
+nextgpt.NextGPTPipeline.from_pretrained("nano")([{"role": "user", "content": "Draw a cat."}], require={"image": 1})"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and not re.search("Expected types|Warning|deprecated", done.stderr), done.stderr
 
 
 def test_a_saved_adapter_names_its_base_as_the_configuration_does(bench, tmp_path):
