@@ -156,17 +156,17 @@ class NextGPTPipeline:
 
     # ------------------------------------------------------------------ answering
 
-    def check(self, messages: list[dict]) -> None:
+    def check(self, messages: str | list[dict]) -> None:
         """Reads messages and their media as a call does, without answering.
 
         Raises:
             UserInputError: whatever a call would find wrong with them.
         """
-        read_conversations(self.model, self.processor, messages)
+        read_conversations(self.model, self.processor, _as_messages(messages))
 
     def __call__(
         self,
-        messages: list[dict] | list[list[dict]],
+        messages: str | list[dict] | list[list[dict]],
         *,
         session: Session | None = None,
         cancel: threading.Event | None = None,
@@ -175,7 +175,7 @@ class NextGPTPipeline:
         """Answers one conversation, or each of a list of conversations.
 
         Args:
-            messages: in Hugging Face's chat format; see the README.
+            messages: in Hugging Face's chat format, see the README; or the words of one message of the user's.
             session: keeps the KV cache between the turns of one conversation.
             cancel: set it, from another thread, to stop within one token or one diffusion step; the reply holds what
                 was finished by then.
@@ -193,7 +193,7 @@ class NextGPTPipeline:
         if batched and session is not None:
             raise UserInputError("a session belongs to one conversation, not to a list of them: leave it out")
         answer = Answer(self.engine, self.processor, self.decoders, asked, cancel)
-        conversations = messages if batched else [messages]
+        conversations = messages if batched else [_as_messages(messages)]
         for _ in answer.run(conversations, session):
             pass
         replies = [answer.reply(row) for row in range(len(conversations))]
@@ -201,7 +201,7 @@ class NextGPTPipeline:
 
     def stream(
         self,
-        messages: list[dict],
+        messages: str | list[dict],
         *,
         session: Session | None = None,
         cancel: threading.Event | None = None,
@@ -214,9 +214,13 @@ class NextGPTPipeline:
         """
         asked = GenerationOptions.from_keywords(options)
         answer = Answer(self.engine, self.processor, self.decoders, asked, cancel, streams=True)
-        yield from answer.run([messages], session)
+        yield from answer.run([_as_messages(messages)], session)
         yield Finished(answer.reply(0))
 
     def close(self) -> None:
         """Ends the threads that answer; answers under way fail with an `EngineError`. A later call starts them again."""
         self.engine.close()
+
+
+def _as_messages(messages: str | list[dict]) -> list[dict]:
+    return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages

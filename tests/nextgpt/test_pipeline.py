@@ -51,6 +51,13 @@ def test_a_reply_can_be_appended_and_answered(pipe):
     assert second.timings.prompt_tokens > reply.timings.prompt_tokens
 
 
+def test_a_string_is_one_message_of_the_users(pipe):
+    asked = [{"role": "user", "content": "hello"}]
+    assert pipe("hello", max_new_tokens=4).text == pipe(asked, max_new_tokens=4).text
+    assert [*pipe.stream("hello", max_new_tokens=4)][-1].reply.text == pipe(asked, max_new_tokens=4).text
+    pipe.check("hello")
+
+
 def test_check_refuses_what_a_call_would_refuse_and_answers_nothing(pipe, tmp_path):
     (tmp_path / "broken.png").write_text("no picture")
     assert pipe.check(ASK) is None
