@@ -3,10 +3,13 @@
 The numbers are those of NExT-GPT (https://arxiv.org/abs/2309.05519) and of its published parts; no weights are needed.
 """
 
+import shutil
+
 import pytest
 
+from nextgpt.decoders.sources import SHARED_FILE
 from nextgpt.report.params import PartCount, count_parameters
-from tiny_decoders import save_tiny_stable_audio
+from tiny_decoders import save_tiny_stable_audio, save_tiny_stable_diffusion, save_tiny_text_to_video
 from tiny_models import tiny_config
 
 
@@ -65,9 +68,23 @@ def test_a_licence_is_read_for_what_it_forbids(license, restricted):
     assert PartCount("encoder", "somewhere", 1, trained=False, license=license).is_non_commercial is restricted
 
 
-def test_nano_is_counted_and_what_two_decoders_share_is_counted_once():
-    """nano's clips and pictures have one autoencoder."""
+def test_nano_is_counted_and_nothing_is_said_of_it(caplog):
     parts = {part.name: part for part in count_parameters("nano").parts}
+    assert all(part.parameters > 0 for part in parts.values()) and "vae" in parts["image decoder"].breakdown
+    assert not caplog.records, "an autoencoder names what its class does not take"
+
+
+def test_what_two_decoders_share_is_counted_once(tmp_path):
+    save_tiny_stable_diffusion(tmp_path / "image_decoder")
+    clips = save_tiny_text_to_video(tmp_path / "clip_decoder")
+    shutil.rmtree(clips / "vae")
+    (clips / SHARED_FILE).write_text('{"vae": "../image_decoder/vae"}')
+    decoders = {
+        "image": {"kind": "stable-diffusion", "source": str(tmp_path / "image_decoder")},
+        "video": {"kind": "text-to-video", "source": str(clips)},
+    }
+    tiny_config(tmp_path, decoders=decoders).save_pretrained(tmp_path / "model")
+    parts = {part.name: part for part in count_parameters(tmp_path / "model").parts}
     assert "vae" in parts["image decoder"].breakdown and "vae" not in parts["video decoder"].breakdown
     assert parts["video decoder"].parameters == sum(parts["video decoder"].breakdown.values()) > 0
 
