@@ -93,16 +93,16 @@ class CheckpointMixin:
 
         Args:
             adapter: whether to load the adapter; else it stays as it is.
-            without: modalities whose output projection stays as it is, too.
             widened: this model's adapter may have layers that the checkpoint lacks; they stay as they are, without effect.
+            without: modalities whose output projection stays as it is, too.
 
         Raises:
             ModelLoadError: a file is missing, damaged or does not fit.
         """
         file = Path(folder) / TRAINED_FILE
         left = tuple(f"output_projections.{modality}." for modality in without)
-        kept = {name: tensor for name, tensor in self.trained_state().items() if name.startswith(left)} if left else {}
-        found = {name: tensor for name, tensor in _load_tensors(file).items() if not left or not name.startswith(left)}
+        kept = {name: tensor for name, tensor in self.trained_state().items() if name.startswith(left)}
+        found = {name: tensor for name, tensor in _load_tensors(file).items() if not name.startswith(left)}
         self.load_trained_state(found | kept, source=str(file))
         if self.adapter and adapter:
             self._load_adapter(Path(folder) / folder_name(self.config.adapter), widened=widened)

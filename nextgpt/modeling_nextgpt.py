@@ -326,11 +326,9 @@ class NextGPTForConditionalGeneration(
             signal_states: output modality → what an earlier pass made of the runs (see `MediaLossesMixin.signal_states`);
                 the losses on media are computed of these, without another pass, and nothing else is.
         """
-        weight = self.config.loss_weight
         if signal_states is not None:
             losses = self.media_losses(signal_states, conditioning_targets or {}, media_latents or {})
-            loss = sum(weight(name) * value for name, value in losses.items()) if losses else None
-            return NextGPTOutput(loss=loss, losses=losses)
+            return NextGPTOutput(loss=self._weighted(losses), losses=losses)
         if media_features is None:
             media_features = self.encode_media(input_ids, **take_values(more))
         embeddings = self.embed(input_ids, media_features)
@@ -355,11 +353,15 @@ class NextGPTForConditionalGeneration(
         states = {modality: self.signal_states(modality, input_ids, hidden_states, embeddings) for modality in targets}
         losses |= self.media_losses(states, targets, media_latents or {})
         return NextGPTOutput(
-            loss=sum(weight(name) * value for name, value in losses.items()) if losses else None,
+            loss=self._weighted(losses),
             losses=losses or None,
             logits=self._decoding_logits(hidden_states[:, -logits_to_keep:]) if labels is None else None,
             past_key_values=past_key_values,
         )
+
+    def _weighted(self, losses: dict[str, Tensor]) -> Tensor | None:
+        """The parts of the loss, each by its weight, as one; None where there is none."""
+        return sum(self.config.loss_weight(name) * value for name, value in losses.items()) if losses else None
 
     def _decoding_logits(self, hidden_states: Tensor) -> Tensor:
         """The logits; with value heads, the policy's log-probabilities and each token's advantage (Snell et al. 2022)."""

@@ -87,13 +87,13 @@ def _change_decoders(model_config: NextGPTConfig, changes: dict[str, dict[str, A
 
 def replaced_decoders(location: Path, model_config: NextGPTConfig) -> list[str]:
     """The modalities whose decoder is not that of the saved model: its output projection would not fit."""
+
+    def decoder(config: NextGPTConfig, modality: str) -> tuple[str | None, ...]:
+        part = config.part(modality)
+        return part.kind, config.location(modality), part.revision
+
     saved = NextGPTConfig.from_pretrained(location)
-    return [
-        modality
-        for modality in model_config.decoders
-        if (model_config.part(modality).kind, model_config.location(modality), model_config.part(modality).revision)
-        != (saved.part(modality).kind, saved.location(modality), saved.part(modality).revision)
-    ]
+    return [modality for modality in saved.decoders if decoder(model_config, modality) != decoder(saved, modality)]
 
 
 def _change_adapter(model_config: NextGPTConfig, changes: dict[str, Any], location: Path) -> bool:
