@@ -26,6 +26,7 @@ from nextgpt.train.nano.dialogues.phrasings import (
     parse_phrasing,
     roughen,
 )
+from nextgpt.train.nano.dialogues.replies import parts_of, remarkable
 from nextgpt.train.nano.dialogues.scenarios import ABOUT, Scenario, load_scenarios, parts_of_user
 from nextgpt.train.nano.dialogues.turns import DERIVED, Made, NoSuchMedium, Shown
 from nextgpt.train.nano.evaluation.answers import AnswerParser
@@ -124,6 +125,33 @@ def test_what_is_announced_is_made_and_nothing_else_is_promised(composer):
             ("ies", "jeans", "socks")
         )
     assert count == 400 and misread <= 8  # "cake" in "a piece of cake"
+
+
+def test_what_is_made_is_named_with_all_that_is_remarkable(composer):
+    """A person sees what was understood, and the model has it in words before it makes it."""
+    words = {"size": r"\b(?:small|smaller|little|tiny|size)", "style": r"\b(?:flat|cartoon)\b", "background": r"\b{}\b"}
+    rng, named = random.Random(0), Counter()
+    for _ in range(300):
+        for turn in composer.conversation(rng):
+            for said, made in itertools.pairwise(turn.assistant):
+                if not isinstance(made, Made):
+                    continue
+                parts = parts_of(made.medium)
+                assert re.search(rf"\b{made.medium[0]}\b", said, re.IGNORECASE), (said, made)
+                for part in remarkable(made.medium) & words.keys():
+                    assert re.search(words[part].format(parts[part]), said, re.IGNORECASE), (said, made)
+                    named[part] += 1
+    assert min(named[part] for part in words) > 10
+
+
+def test_a_thing_and_its_parts_are_a_phrase(composer):
+    phrase = composer.setting.replies.phrase
+    owl = Picture("owl", style="flat", background="blue", size="small")
+    assert phrase(owl, {"concept", "style", "background", "size"}) == "a small flat owl on blue"
+    assert phrase(owl, {"concept"}) == phrase(owl, ()) == "an owl"
+    assert phrase(Picture("cherries", style="cartoon"), {"style"}) == "cartoon cherries"
+    assert phrase(Clip("owl", "sliding left"), {"motion"}) == "an owl sliding left"
+    assert phrase(Sound("violin", "low", "chord"), {"register", "figure"}) == "a chord on a low violin"
 
 
 def test_every_answer_of_a_scenario_holds_what_it_must(composer):

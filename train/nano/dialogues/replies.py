@@ -36,6 +36,7 @@ ANSWERS = Path(__file__).parent / "data" / "answers" / "answers.jsonl"
 # What is said of a second medium only after the same thing, or after one of its kind.
 _OF_THE_SAME = r"how it |what it |look of it|\bit's\b|(?:see|hear|listen to) (?:it|\{it\})"
 _OF_ITS_KIND = r"second (?:picture|clip|sound)"
+_STANDS_ALONE = re.compile(r":|\b(?:let me know|just say|hope)\b", re.IGNORECASE)  # not to be followed by ": an owl"
 NO = ("No.", "No, not quite.", "Nope.", "No, sorry.", "Not really, no.", "No, it isn't.")
 YES = ("Yes.", "Yes, it is.", "Yes, exactly.", "That's right.", "Yes, you're right.", "Correct.")
 TWO = ("{}. And then {}.", "First {}, then {}.", "{} and {}.", "{}, then {}.", "One is {}, the other is {}.")
@@ -138,25 +139,49 @@ class Replies:
         changed: Collection[str] = (),
         after: Medium | None = None,
     ) -> str:
-        """What is said before a medium is made.
+        """What is said before a medium is made; the thing and all that is remarkable of it are named.
+
+        So a person sees what was understood, and the model has it in words before it makes it.
 
         Args:
             how: empty for a new one, `change`, `correction` or `again`.
             changed: the parts that a change or correction changed; at least one of them is told, or none at all.
             after: what was made before it in the same answer.
         """
-        modality = modality_of(medium)
+        modality, all_told = modality_of(medium), remarkable(medium)
+        what, told, some, unfit = f"announce_{modality}", all_told, frozenset(), ""
         if how in ("change", "correction") and changed:
-            told = frozenset(changed) | {MAIN[modality]}
-            return self._say(f"announce_{how}", medium, rng, told, some=frozenset(changed))
-        if how == "again":
-            return self._say("announce_again", medium, rng, remarkable(medium))
-        if after is None:
-            return self._say(f"announce_{modality}", medium, rng, remarkable(medium))
-        unfit = "" if self._same(after, medium) else _OF_THE_SAME
-        if modality_of(after) != modality:
-            unfit = "|".join(filter(None, (unfit, _OF_ITS_KIND)))
-        return self._say(f"announce_next_{modality}", medium, rng, remarkable(medium), unfit=unfit)
+            what, some = f"announce_{how}", frozenset(changed)
+            told = some | {MAIN[modality]}
+        elif how == "again":
+            what = "announce_again"
+        elif after is not None:
+            what = f"announce_next_{modality}"
+            unfit = "" if self._same(after, medium) else _OF_THE_SAME
+            if modality_of(after) != modality:
+                unfit = "|".join(filter(None, (unfit, _OF_ITS_KIND)))
+        answer = self._choose(what, medium, rng, told, some, unfit=unfit, whole=all_told)
+        text = _sentences(fill(answer.text, self.words(medium)))
+        if answer.told >= all_told:
+            return text
+        named = f"{self.phrase(medium, all_told - answer.told)}."
+        if text.endswith(".") and not _STANDS_ALONE.search(text) and rng.random() < 0.5:
+            return f"{text[:-1]}: {named}"
+        return _sentences(f"{text} {named}")
+
+    def phrase(self, medium: Medium, parts: Collection[str]) -> str:
+        """A thing with some of its parts: "a small flat owl on blue", "a chord on a low violin", "an owl spinning"."""
+        thing = self._thing(medium).indefinite
+        fields = {part: value for part, value in parts_of(medium).items() if part in parts}
+        adjectives = [fields[part] for part in ("size", "style", "register") if part in fields]
+        if adjectives:
+            article = re.match(r"an? ", thing)
+            thing = " ".join([*(["a"] if article else []), *adjectives, thing.removeprefix(article[0] if article else "")])
+        if "figure" in fields:
+            return f"a {fields['figure']} on {thing}"
+        if "motion" in fields:
+            return f"{thing} {MOTIONS_SAID[fields['motion']][0][0]}"
+        return f"{thing} on {fields['background']}" if "background" in fields else thing
 
     def _same(self, first: Medium, second: Medium) -> bool:
         """Whether both are of one thing."""
@@ -219,10 +244,30 @@ class Replies:
         other: str = "",
         unfit: str = "",
     ) -> str:
-        """One of the ways, without the words `unfit`: tells nothing but `told`, all of `all_of`, one of `some` or none."""
-        parts, words = parts_of(medium), self.words(medium, other)
+        """One of the ways in words, see `_choose`."""
+        answer = self._choose(what, medium, rng, told, some, all_of, other, unfit)
+        return _sentences(fill(answer.text, self.words(medium, other)))
+
+    def _choose(
+        self,
+        what: str,
+        medium: Medium,
+        rng: random.Random,
+        told: Collection[str],
+        some: frozenset[str] = frozenset(),
+        all_of: frozenset[str] = frozenset(),
+        other: str = "",
+        unfit: str = "",
+        whole: frozenset[str] | None = None,
+    ) -> Answer:
+        """One of the ways, without the words `unfit`: tells nothing but `told`, all of `all_of`, one of `some` or none.
+
+        Args:
+            whole: the main thing is told with all of these, or not at all.
+        """
+        parts, words, main = parts_of(medium), self.words(medium, other), MAIN[modality_of(medium)]
         facts = self._facts(medium, parts)
-        key = (what, tuple(sorted(told)), some, all_of, bool(other), unfit, *facts.items())
+        key = (what, tuple(sorted(told)), some, all_of, bool(other), unfit, whole, *facts.items())
         if key not in self._fitting:
             self._fitting[key] = [
                 answer
@@ -230,13 +275,14 @@ class Replies:
                 if answer.told <= frozenset(told)
                 and (not some or not answer.told or answer.told & some)
                 and answer.told >= all_of
+                and (whole is None or main not in answer.told or answer.told >= whole)
                 and answer.slots <= words.keys()
                 and not (unfit and re.search(unfit, answer.text))
                 and all(value in facts.get(fact, ()) for fact, value in answer.when.items())
             ]
         if not self._fitting[key]:
             raise LookupError(f"no answer {what!r} fits {medium} with {sorted(told)} told")
-        return _sentences(fill(rng.choice(self._fitting[key]).text, words))
+        return rng.choice(self._fitting[key])
 
     def _thing(self, medium: Medium) -> Concept | Instrument:
         return self.instruments[medium.name] if isinstance(medium, Sound) else self.concepts[medium.concept]
