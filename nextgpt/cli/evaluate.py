@@ -76,15 +76,16 @@ def run(options: argparse.Namespace) -> None:
     if options.ladder or options.rung or options.root:
         return climb(options)
     with status("loading the evaluation …"):
-        from nextgpt.train.nano.evaluation.evaluate import ROWS, Bench, ablations, as_json, table
+        from nextgpt.train.nano.evaluation.evaluate import ROWS, Bench, ablations, table
     from nextgpt.train.nano.evaluation.report import write_report
 
     if unknown := set(options.part or ()) - set(ROWS):
         raise UserInputError(f"--part {unknown.pop()}: there is no such row; the rows are {', '.join(ROWS)}")
     bench = Bench(load_pipeline(options), 40 if options.quick else 200, options.split or "heldout")
     rows = ablations(bench) if options.ablate else [ROWS[part] for part in options.part or ROWS]
-    scores = _told(len(rows), (row(bench) for row in rows))
-    print(as_json(scores) if options.json else table(scores))
+    scores = _told(len(rows), (row(bench) for row in rows), options.json)
+    if not options.json:
+        print(table(scores))
     if options.report:
         print(f"\n{write_report(options.report, scores, bench.samples)}", file=sys.stderr)
 
@@ -94,7 +95,7 @@ def climb(options: argparse.Namespace) -> None:
     with status("loading the ladder …"):
         from nextgpt.hub.parts import preset_folder
         from nextgpt.train.nano.evaluation.ladder import RUNGS, Ladder, check_rungs, climb, paths
-        from nextgpt.train.nano.evaluation.scores import as_json, table
+        from nextgpt.train.nano.evaluation.scores import table
 
     rungs = check_rungs(options.rung)
     root = options.root or (preset_folder(options.model) if options.model == "nano" else Path(options.model))
@@ -106,19 +107,28 @@ def climb(options: argparse.Namespace) -> None:
         quiet_libraries(pipelines=True)
     pipeline = load_pipeline(options) if whole else None
     ladder = Ladder(root, 40 if options.quick else 120, options.split or "dev", pipeline=pipeline)
-    scores = _told(len(rungs), (found for _, found in climb(ladder, rungs)))
-    print(as_json(scores) if options.json else table(scores))
-    if not options.json and set(rungs) == set(RUNGS):
-        print(f"\n{paths(ladder)}")
+    scores = _told(len(rungs), (found for _, found in climb(ladder, rungs)), options.json)
+    if not options.json:
+        print(table(scores))
+        if set(rungs) == set(RUNGS):
+            print(f"\n{paths(ladder)}")
 
 
-def _told(count: int, rows: Iterable[list]) -> list:
-    """All scores; every row is told as soon as it is there, for there may be twenty minutes of them."""
-    from nextgpt.train.nano.evaluation.scores import summary
+def _told(count: int, rows: Iterable[list], prints_json: bool) -> list:
+    """All scores; every row is told as soon as it is there, for there may be forty minutes of them.
+
+    Args:
+        prints_json: they are printed too, as parts of one JSON list.
+    """
+    from nextgpt.train.nano.evaluation.scores import as_json, summary
 
     scores, began = [], time.monotonic()
     for number, found in enumerate(rows, start=1):
         seconds, began = time.monotonic() - began, time.monotonic()
+        if prints_json:
+            print("," if scores else "[", as_json(found)[1:-2], sep="", end="", flush=True)
         scores += found
         print(f"{number} of {count}: {summary(found)} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+    if prints_json:
+        print("\n]")
     return scores

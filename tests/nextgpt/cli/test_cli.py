@@ -205,3 +205,19 @@ def test_version(capsys):
 def test_evaluate_refuses_a_row_that_it_does_not_have(capsys):
     assert main(["evaluate", "nano", "--part", "smell"]) == 2
     assert "--part smell" in (error := capsys.readouterr().err) and "text-to-image" in error
+
+
+def test_evaluate_prints_each_row_of_its_json_list_as_soon_as_it_is_there(saved, monkeypatch, capsys):
+    from nextgpt.train.nano.evaluation import evaluate
+
+    first, second = evaluate.Score("smell", "rose", 3, 4), evaluate.Score("taste", note="left out: no tongue")
+    printed = []
+
+    def taste(bench) -> list:
+        printed.append(capsys.readouterr().out)
+        return [second]
+
+    monkeypatch.setattr(evaluate, "ROWS", {"smell": lambda bench: [first, first], "taste": taste})
+    assert main(["evaluate", str(saved), "--device", "cpu", "--json"]) == 0
+    assert printed[0].count('"row": "smell"') == 2
+    assert evaluate.Score.from_json(printed[0] + capsys.readouterr().out) == [first, first, second]
