@@ -49,6 +49,29 @@ def test_what_the_shipped_model_says_is_read_too(parser, answer, names):
     assert not parser.says(answer, ["banana"])
 
 
+CAT = {"concept": "cat", "style": "flat", "background": "red"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "wrong"),
+    [
+        ("This is a small cat, flat style, red background.", CAT, {}),
+        ("On red, in flat style: a little cat.", CAT, {}),
+        ("That's a flat cat on red, or on blue.", CAT, {"background": "says blue, red"}),
+        ("That's a cartoon dog on red.", CAT, {"concept": "says dog", "style": "says cartoon"}),
+        ("That might be a flat cat on red.", CAT, dict.fromkeys(CAT)),
+        ("I can't tell what this is.", CAT, dict.fromkeys(CAT, "says nothing")),
+        ("That's the seashore.", {"instrument": "seashore", "register": "", "figure": ""}, {}),
+        ("The seashore, quite low.", {"instrument": "seashore", "register": "", "figure": ""}, {"register": "says low"}),
+        ("The cherries slide left, that's all.", {"concept": "cherries", "motion": "sliding left"}, {}),
+    ],
+)
+def test_a_description_is_read_part_by_part(parser, answer, expected, wrong):
+    found = parser.description(answer, expected, main=next(iter(expected)))
+    assert {part for part, value in found.items() if value != expected[part]} == set(wrong)
+    assert all(value is None or found[part] == value for part, value in wrong.items())
+
+
 def test_a_contradiction_claims_nothing_that_counts(parser):
     assert not parser.says("It's a cat. No wait, it's a dog.", ["cat"])
     assert not parser.tells("On blue. The background is red.", "background", "blue")

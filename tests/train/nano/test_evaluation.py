@@ -28,7 +28,6 @@ from nextgpt.train.nano.evaluation import people, rows
 from nextgpt.train.nano.evaluation.bench import (
     AS_TENSOR,
     Bench,
-    described,
     expected_content,
     expected_media,
     expected_parts,
@@ -42,7 +41,7 @@ from nextgpt.train.nano.world.media_files import MAKERS, outside_files, write
 from nextgpt.train.nano.world.pictures import CONCEPTS, World
 from nextgpt.train.nano.world.player import SAMPLES
 from nextgpt.train.nano.world.sounds import SoundWorld, load_sounds
-from nextgpt.train.nano.world.things import MAIN, Picture, Sound, modality_of, path_of
+from nextgpt.train.nano.world.things import MAIN, Picture, modality_of, path_of
 from tiny_models import save_tiny_any_to_any
 
 
@@ -306,16 +305,6 @@ def test_an_answer_is_known_by_its_parts():
     text, image, audio = {"type": "text", "text": "Here."}, {"type": "image"}, {"type": "audio"}
     assert kinds([text]) == "text"
     assert kinds([text, image, text, audio]) == "text + image + audio"
-
-
-def test_descriptions_are_read_off_the_words():
-    assert described("image", "This is a small cat, flat style, red background.")["concept"] == "cat"
-    sound = described("audio", "This is a low church organ, rising scale.")
-    assert sound == {"register": "low", "instrument": "church organ", "figure": "rising scale"}
-    assert described("audio", "This is the sound of the seashore.") == expected_parts(Sound("seashore"))
-    for clip in ("This is an apple, sliding left.", "These are grapes, growing."):
-        assert set(described("video", clip).values()) & {"apple", "grapes"}
-    assert described("video", "I can't tell what this is.") == {}
 
 
 @pytest.mark.parametrize(

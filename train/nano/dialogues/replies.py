@@ -206,9 +206,10 @@ class Replies:
         return _sentences(rng.choice(TWO).format(*names) if len(names) == 2 else f"{listed(names)}.")
 
     def describe(self, medium: Medium, rng: random.Random, tells: Collection[str] = ()) -> str:
-        """All that there is to say; at least these parts."""
+        """All that there is to say, save perhaps a picture's size; `tells`: parts that are told in any case."""
         parts = frozenset(parts_of(medium))
-        return self._say(f"describe_{modality_of(medium)}", medium, rng, parts, all_of=frozenset(tells) & parts)
+        all_of = parts - {"size"} | (frozenset(tells) & parts)
+        return self._say(f"describe_{modality_of(medium)}", medium, rng, parts, all_of=all_of)
 
     def tell(self, part: str, medium: Medium, rng: random.Random) -> str:
         """One detail."""

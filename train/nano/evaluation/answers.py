@@ -101,7 +101,8 @@ _SEEMING = re.compile(r"\b(?:look|sound|seem)(?:s|ing|ed)?\b", re.IGNORECASE)
 _OTHER_THINGS = re.compile(r"\b(?:hot dogs?|letter [A-Z]\b|palm of|star of (?:this|the|my)|sea horses?|guinea pigs?)")
 # What may follow a name that is claimed; another noun behind it makes another thing of it ("bell pepper").
 _FOLLOWS = frozenset(
-    """a an the on in at with and or of to for from by is are was were that which who this these it its here there you
+    """slide spin bounce grow shrink
+    a an the on in at with and or of to for from by is are was were that which who this these it its here there you
     your please
     played plays made drawn shown under behind before against over while as like but so then now again too also not no
     yes i we
@@ -200,6 +201,23 @@ class AnswerParser:
         return ""
 
     # -- what is read -------------------------------------------------------------------------------------------
+
+    def description(self, text: str, expected: dict[str, str], main: str) -> dict[str, str]:
+        """What a description tells, part by part: the expected value where it and nothing else is told, without doubt.
+
+        Args:
+            expected: part → value; empty where nothing is to be told, as of an effect's register.
+            main: the part that is a thing's name; the others are details.
+        """
+        found = {}
+        for part, value in expected.items():
+            claims = ["/".join(sorted(claim)) for claim in self.claims(text)] if part == main else self.told(text, part)
+            if part == main:
+                right = self.says(text, [value])
+            else:
+                right = self.tells(text, part, value) if value else not claims
+            found[part] = value if right else f"says {', '.join(sorted(claims)) or 'nothing'}"
+        return found
 
     def claims(self, text: str) -> list[frozenset[str]]:
         """What is said to be there, in order; each as all the names that the word may stand for."""

@@ -6,7 +6,6 @@ It asks and looks; what is counted stands in ``rows.py``.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ from nextgpt.signals import MODALITIES
 from nextgpt.train.nano.dialogues.composer import DATA, Composer, load_composer
 from nextgpt.train.nano.dialogues.replies import parts_of
 from nextgpt.train.nano.dialogues.turns import Made, Shown, Turn
+from nextgpt.train.nano.evaluation.answers import AnswerParser
 from nextgpt.train.nano.evaluation.classifiers import CLASSIFIERS, CONFIG, FOLDERS, NONE, Classifier
 from nextgpt.train.nano.evaluation.scores import Sample, Score
 from nextgpt.train.nano.world.clips import FRAMES
@@ -31,10 +31,7 @@ from nextgpt.train.nano.world.media_files import TrueMedia, outside_files
 from nextgpt.train.nano.world.pictures import SIDE, World
 from nextgpt.train.nano.world.player import SAMPLES, SAMPLING_RATE
 from nextgpt.train.nano.world.things import (
-    MOTIONS,
     PARTS,
-    PICTURE_VALUES,
-    SOUND_VALUES,
     Medium,
     modality_of,
 )
@@ -46,15 +43,6 @@ CHANGES = {
     "audio": ("change_sound", "change_register", "change_figure"),
     "video": ("change_filmed", "change_motion"),
 }
-
-_DESCRIBED = {
-    "image": rf"an? (?P<size>\w+) (?P<concept>[^,.]+), (?P<style>{'|'.join(PICTURE_VALUES['style'])}) style,"
-    r" (?P<background>\w+) background",
-    "audio": rf"an? (?P<register>{'|'.join(SOUND_VALUES['register'])}) (?P<instrument>[^,.]+),"
-    rf" (?P<figure>{'|'.join(SOUND_VALUES['figure'])})",
-    "video": rf"\b(?:is|are) (?:an? )?(?P<concept>[^,.]+), (?P<motion>{'|'.join(MOTIONS)})",
-}
-_EFFECT = re.compile(r"the sound of (?:an? |the )?(?P<instrument>[^,.]+)")
 
 
 class Bench:
@@ -89,6 +77,11 @@ class Bench:
         folders = {modality: self.folder / name for modality, name in FOLDERS.items()}
         there = {modality: folder for modality, folder in folders.items() if (folder / CONFIG).is_file()}  # not just begun
         return {modality: CLASSIFIERS[modality].from_pretrained(folder) for modality, folder in there.items()}
+
+    @cached_property
+    def parser(self) -> AnswerParser:
+        """Reads answers about this world."""
+        return AnswerParser.of_world(self.composer.setting.concepts, self.composer.setting.instruments)
 
     @cached_property
     def media(self) -> tuple[str, ...]:
@@ -231,15 +224,6 @@ def expected_parts(medium: Medium) -> dict[str, str]:
     """What a classifier should find in a medium: what its caption tells; of what an effect has not, `NONE`."""
     told = parts_of(medium)
     return {part: told.get(part, NONE) for part in PARTS[modality_of(medium)]}
-
-
-def described(modality: str, text: str) -> dict[str, str]:
-    """What a description in words says of a medium."""
-    if match := re.search(_DESCRIBED[modality], text):
-        return match.groupdict()
-    if modality == "audio" and (match := _EFFECT.search(text)):
-        return match.groupdict() | {"register": NONE, "figure": NONE}
-    return {}
 
 
 def told(turn: Turn) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -27,14 +28,14 @@ from nextgpt.errors import UserInputError
 from nextgpt.events import Media
 from nextgpt.train.nano import assemble
 from nextgpt.train.nano.dialogues.composer import DATA, Composer, combinations, load_composer, text_line, true_media
-from nextgpt.train.nano.evaluation.bench import Bench, described, expected_parts
+from nextgpt.train.nano.evaluation.bench import Bench, expected_parts
 from nextgpt.train.nano.evaluation.classifiers import FOLDERS
 from nextgpt.train.nano.evaluation.reconstruct import reconstruct, vocoder_of
 from nextgpt.train.nano.evaluation.rows import CROSSING_BAR, MADE_BARS, NAMED_BARS, media_to_text, text_to_media
 from nextgpt.train.nano.evaluation.scores import Score
 from nextgpt.train.nano.models.autoencoder import load as load_autoencoder
 from nextgpt.train.nano.models.decoder import KINDS, VOCODER
-from nextgpt.train.nano.world.things import CAPTION, MAIN, PARTS, Medium, Sound
+from nextgpt.train.nano.world.things import CAPTION, MAIN, PARTS, PICTURE_CAPTION, SOUND_CAPTION, Medium, Sound
 
 CLASSIFIER_BARS = {"image": 0.985, "audio": 0.97, "video": 0.985}
 THERE_AND_BACK, SMALL_THERE_AND_BACK, DRAWN, PROJECTED = 0.01, 0.02, 0.01, 0.02  # how much a rung may lose
@@ -315,13 +316,14 @@ def announced(text: str) -> list[str]:
     kinds = []
     for sentence in text.split(". "):
         if "ere is " in sentence or "ere are " in sentence:
-            kinds += [_kind_of_caption(sentence, match.group()) for match in CAPTION.finditer(sentence)]
+            kinds += [_kind_of_caption(match.group()) for match in CAPTION.finditer(sentence)]
     return kinds
 
 
-def _kind_of_caption(sentence: str, caption: str) -> str:
-    said = {modality for modality in PARTS if described(modality, f"is {caption}")}
-    return next(iter(said & {"image", "audio"}), "video")
+def _kind_of_caption(caption: str) -> str:
+    if re.fullmatch(PICTURE_CAPTION, caption):
+        return "image"
+    return "audio" if re.fullmatch(SOUND_CAPTION, caption) else "video"
 
 
 def projections(ladder: Ladder, modality: str) -> list[Score]:

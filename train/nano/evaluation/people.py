@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from nextgpt.events import Media, Reply
 from nextgpt.train.nano.dialogues.scenarios import Asked, Filler, Scenario, load_scenarios, vary
-from nextgpt.train.nano.evaluation.answers import AnswerParser
 from nextgpt.train.nano.evaluation.bench import AS_TENSOR, Bench
 from nextgpt.train.nano.evaluation.scores import Sample, Score
 from nextgpt.train.nano.world.things import PARTS
@@ -56,9 +55,8 @@ class People:
 
     def __init__(self, bench: Bench):
         self.bench = bench
-        setting = bench.composer.setting
         self.fill = Filler(bench.composer, bench.holds)
-        self.parser = AnswerParser.of_world(setting.concepts, setting.instruments)
+        self.parser = bench.parser
         self.scenarios: dict[str, list[Scenario]] = defaultdict(list)
         for scenario in load_scenarios(TEST_SCENARIOS):
             self.scenarios[scenario.about].append(scenario)

@@ -10,14 +10,13 @@ from nextgpt.train.nano.dialogues.composer import true_media
 from nextgpt.train.nano.dialogues.turns import Shown, Turn
 from nextgpt.train.nano.evaluation.bench import (
     Bench,
-    described,
     expected_content,
     expected_media,
     expected_parts,
     made,
     told,
 )
-from nextgpt.train.nano.evaluation.classifiers import UNKNOWN
+from nextgpt.train.nano.evaluation.classifiers import NONE, UNKNOWN
 from nextgpt.train.nano.evaluation.reconstruct import reconstruct, vocoder_of
 from nextgpt.train.nano.evaluation.scores import Sample, Score
 from nextgpt.train.nano.world.things import CAPTION, MAIN, PLURALS, Medium, modality_of
@@ -109,16 +108,15 @@ def made_sample(bench: Bench, row: str, turn: Turn, reply: Reply) -> Sample:
 
 def media_to_text(bench: Bench, modality: str) -> list[Score]:
     """Describes held-out media."""
-    row = f"{modality} → text"
+    row, main = f"{modality} → text", MAIN[modality]
     turns = [bench.turn(f"{modality} describe", rng) for rng in bench.questions(row)]
     replies = bench.ask(row, [[{"role": "user", "content": bench.content(turn)}] for turn in turns])
-    samples = [
-        Sample(
-            *(row, told(turn), expected_parts(turn.medium), described(modality, reply.text), reply.text),
-            [bench.render(part.medium) for part in turn.user if isinstance(part, Shown)],
-        )
-        for turn, reply in zip(turns, replies, strict=True)
-    ]
+    samples = []
+    for turn, reply in zip(turns, replies, strict=True):
+        expected = {part: value if value != NONE else "" for part, value in expected_parts(turn.medium).items()}
+        found = bench.parser.description(reply.text, expected, main)
+        shown = [bench.render(part.medium) for part in turn.user if isinstance(part, Shown)]
+        samples.append(Sample(row, told(turn), expected, found, reply.text, shown))
     return bench.score(row, samples, NAMED_BARS[modality])
 
 
