@@ -52,6 +52,7 @@ SHIPPED = (
 )
 INSIDE = ("autoencoder", "text_encoder", "clip_text_encoder", "sound_autoencoder", "sound_text_encoder")
 SHARED = {"clip_decoder": {"vae": "../image_decoder/vae"}}
+STAGES = ("align_encoders", "align_decoders", "instruct", "output_projections")  # in turn; the last one's result is shipped
 MOST_BYTES, MOST_FILE_BYTES = 100_000_000, 20_000_000
 LEFT_OUT = ("checkpoint*", "*.work", LOG_FILE, "*.png", "README.md", "runs")
 OF_THE_RUN = ("trainer_state.json", "training_args.bin", "run.json", "README.md", "skipped.jsonl")  # not of the preset
@@ -239,16 +240,17 @@ def copy_signals(root: Path) -> None:
 def assemble_trained(root: Path, preset: Path) -> None:
     """Copies what the last stage saved, and adds the stages' curves to the log."""
     log = json.loads((preset / LOG_FILE).read_text(encoding="utf-8"))
-    for stage in ("align_encoders", "align_decoders", "instruct"):
+    for stage in STAGES:
         state = json.loads((root / stage / "trainer_state.json").read_text(encoding="utf-8"))
         curve = [row for row in state["log_history"] if "loss" in row]
         log[stage] = {"steps": state["global_step"], "curve": curve[:: max(1, len(curve) // 40)]}
     (preset / LOG_FILE).write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
-    for path in (root / "instruct").iterdir():
+    last = root / STAGES[-1]
+    for path in last.iterdir():
         if path.is_file() and path.name not in OF_THE_RUN:
             shutil.copy(path, preset / path.name)
     to_bfloat16(preset / TRAINED_FILE)
-    copy_folder(root / "instruct" / "lora", preset / "lora")
+    copy_folder(last / "lora", preset / "lora")
     check_sizes(preset)
 
 
