@@ -77,3 +77,20 @@ def test_a_contradiction_claims_nothing_that_counts(parser):
     assert not parser.tells("On blue. The background is red.", "background", "blue")
     assert parser.affirms("Yes and no.") is None
     assert not parser.refuses("I can't tell what this is. It's definitely a cat.")
+
+
+@pytest.mark.parametrize(
+    ("answer", "refuses"),
+    [
+        ("I do not know geography, sorry. I know some places as pictures, such as a house.", True),
+        ("I can't draw a submarine: it is not in my little world. Shall I draw a boat instead?", True),
+        ("Sorry, I don't know the sound of a bee. If you like, I can draw a bee instead.", True),
+        ("I'm not sure what I'm hearing. It isn't a sound I know.", True),
+        ("Sums are beyond me. I know pictures of everyday things.", True),
+        ("This is a cat.", False),
+        ("A violin is a stringed instrument.", False),
+        ("Sorry, here is a large cat, 3d style, white background.", False),
+    ],
+)
+def test_who_admits_that_it_cannot_and_names_nothing_refuses(parser, answer, refuses):
+    assert parser.refuses(answer) is refuses

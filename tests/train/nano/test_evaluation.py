@@ -24,7 +24,7 @@ from nextgpt.train.nano.dialogues.composer import load_composer
 from nextgpt.train.nano.dialogues.phrasings import INTENT_SLOTS, load_phrasings
 from nextgpt.train.nano.dialogues.scenarios import Filler
 from nextgpt.train.nano.dialogues.turns import Shown
-from nextgpt.train.nano.evaluation import people, rows
+from nextgpt.train.nano.evaluation import people
 from nextgpt.train.nano.evaluation.bench import (
     AS_TENSOR,
     Bench,
@@ -305,19 +305,3 @@ def test_an_answer_is_known_by_its_parts():
     text, image, audio = {"type": "text", "text": "Here."}, {"type": "image"}, {"type": "audio"}
     assert kinds([text]) == "text"
     assert kinds([text, image, text, audio]) == "text + image + audio"
-
-
-@pytest.mark.parametrize(
-    ("text", "is_humble"),
-    [
-        ("I do not know geography, sorry. I know some places as pictures, such as a house.", True),
-        ("I can't draw a submarine: it is not in my little world. Shall I draw a boat instead?", True),
-        ("Sums are beyond me. I know pictures of everyday things.", True),
-        ("This is a cat.", False),
-        ("A violin is a stringed instrument.", False),
-        ("Sorry, here is a large cat, 3d style, white background.", False),
-    ],
-)
-def test_an_answer_is_humble_when_it_admits_and_names_nothing(text, is_humble):
-    reply = Reply({"role": "assistant", "content": [{"type": "text", "text": text}]})
-    assert rows.humble(reply) == is_humble

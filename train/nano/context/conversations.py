@@ -26,7 +26,6 @@ from nextgpt.train.nano.world.pictures import World
 from nextgpt.train.nano.world.things import PICTURE_VALUES, Picture
 
 MEDIA = ("image", "video")
-NATURAL = False  # answers are captions, as the model inside the package says them
 BACKGROUNDS = tuple(colour for colour in PICTURE_VALUES["background"] if colour != "white")  # what nobody asks for is white
 SHOWING = ("Here is a picture.", "Look at this.", "Keep this picture in mind.", "I have a picture for you.", "See this one?")
 SEEN = ("Thank you.", "I see it.", "I will keep it in mind.", "A nice picture.")
@@ -74,7 +73,7 @@ class LongConversations:
         world = Path(world or preset_folder("nano") / "world")
         self.processor, self.questions = processor, QUESTIONS[split]
         outside = outside_files(world, "dev" if split == "train" else split, MEDIA)
-        self.composer = load_composer(world, split, outside, media=MEDIA, natural=NATURAL)
+        self.composer = load_composer(world, split, outside, media=MEDIA)
         self.true = TrueMedia(World(world), "dev" if split == "train" else split)
         self.concepts = self.composer.setting.concepts
 

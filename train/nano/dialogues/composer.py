@@ -349,17 +349,17 @@ def load_composer(
     outside_paths: list[str] | None = None,
     phrasings: Path = PHRASINGS,
     media: Collection[str] = MODALITIES,
-    natural: bool | None = None,
+    natural: bool = True,
 ) -> Composer:
     """A composer over a built world and the data beside this file. What lies outside the world is split by its name too.
 
     Args:
         outside_paths: files from outside the world, relative to the data folder.
         media: the modalities that are talked about.
-        natural: answers are said in natural English and scenarios are played; by default where phrasings are those that
-            are learned from. Otherwise answers are captions, as the first nano model said them.
+        natural: answers are said in natural English, and where phrasings are those that are learned from, scenarios are
+            played. Otherwise answers are captions, as the first nano model said them.
     """
-    natural = phrasings == PHRASINGS if natural is None else natural
+    learned = phrasings == PHRASINGS
     concepts, clips = load_concepts(world), ClipWorld(World(world)) if "video" in media else None
     instruments = load_instruments(world, concepts) if "audio" in media else {}
     concepts = {name: without_names_of_other_sounds(concept, instruments) for name, concept in concepts.items()}
@@ -380,7 +380,7 @@ def load_composer(
             looks=clips.looks if clips else [],
             replies=Replies(concepts, instruments) if natural else None,
         ),
-        _scenarios_of(split) if natural and set(media) == set(MODALITIES) else (),
+        _scenarios_of(split) if natural and learned and set(media) == set(MODALITIES) else (),
     )
 
 

@@ -88,8 +88,7 @@ class _Rehearsal:
 
     def __init__(self, world: Path):
         outside = outside_files(world, OUTSIDE, MODALITIES)
-        # Answers are captions, as the model inside the package learned them: in other words it would forget its own.
-        self.composers = {split: load_composer(world, split, outside, natural=False) for split in ("train", "dev")}
+        self.composers = {split: load_composer(world, split, outside) for split in ("train", "dev")}
         self.true, self.outside = TrueMedia(World(world), OUTSIDE), set(outside)
         self.combinations = {
             split: {modality: combinations(composer.setting, modality) for modality in MODALITIES}

@@ -88,8 +88,8 @@ class Ladder:
 
     @cached_property
     def composer(self) -> Composer:
-        """Asks about this split in the test phrasings."""
-        return load_composer(self.part("world"), self.split, [], DATA)
+        """Asks about this split in the test phrasings; answers are captions, as the language model was taught in words."""
+        return load_composer(self.part("world"), self.split, [], DATA, natural=False)
 
     @cached_property
     def bench(self) -> Bench:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 
 from nextgpt.events import Reply
 from nextgpt.train.nano.dialogues.composer import true_media
@@ -13,13 +12,14 @@ from nextgpt.train.nano.evaluation.bench import (
     expected_content,
     expected_media,
     expected_parts,
+    kinds,
     made,
     told,
 )
 from nextgpt.train.nano.evaluation.classifiers import NONE, UNKNOWN
 from nextgpt.train.nano.evaluation.reconstruct import reconstruct, vocoder_of
 from nextgpt.train.nano.evaluation.scores import Sample, Score
-from nextgpt.train.nano.world.things import CAPTION, MAIN, PLURALS, Medium, modality_of
+from nextgpt.train.nano.world.things import MAIN, PLURALS, Medium, modality_of
 
 FIT_CLASSIFIER = 0.97
 MADE_BARS = {
@@ -33,12 +33,6 @@ NAMED_BARS = {
     "video": {"concept": 0.92, "motion": 0.95},
 }
 CROSSING_BAR, CHANGE_BAR, HUMBLE_BAR, VOCODER_BAR = 0.85, 0.90, 0.95, 0.95
-# How the answers that were learned from admit that something lies outside the world.
-ADMITTING = re.compile(
-    r"can(?:'t|not)|(?:do|did)(?:n't| not)|know (?:no|nothing)|knew|only know|have (?:no|never)|(?:beyond|outside) m[ey]"
-    r"|not in my|isn't in my|for me\b|sorry|afraid|not something|nobody",
-    re.IGNORECASE,
-)
 OUTSIDE_TURNS = {
     "image": ("image show_outside", "outside_draw", "outside_question"),
     "audio": ("audio show_outside", "outside_play", "unplayable"),
@@ -164,15 +158,9 @@ def outside_the_world(bench: Bench) -> list[Score]:
     asking = [kind for modality in bench.media for kind in OUTSIDE_TURNS[modality]]
     turns = [bench.composer.turn(asking[n % len(asking)], rng) for n, rng in enumerate(bench.questions(row))]
     replies = bench.ask(row, [[{"role": "user", "content": bench.content(turn)}] for turn in turns])
-    samples = []
+    refuses, samples = bench.parser.refuses, []
     for turn, reply in zip(turns, replies, strict=True):
-        says_so = {"says so": "yes" if humble(reply) else "no"}
+        says_so = {"says so": "yes" if kinds(reply.message["content"]) == "text" and refuses(reply.text) else "no"}
         shown = [bench.outside(part) for part in turn.user if isinstance(part, Shown)]
         samples.append(Sample(row, told(turn), {"says so": "yes"}, says_so, reply.text, shown))
     return bench.score(row, samples, {"says so": HUMBLE_BAR})
-
-
-def humble(reply: Reply) -> bool:
-    """Whether an answer makes nothing, names nothing, and admits it."""
-    makes = any(part["type"] != "text" for part in reply.message["content"])
-    return not makes and not CAPTION.search(reply.text) and bool(ADMITTING.search(reply.text))
