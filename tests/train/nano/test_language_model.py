@@ -220,6 +220,19 @@ def test_faults_in_kinds_and_contents_are_told_apart():
     )
 
 
+def test_a_model_of_before_goes_on_with_its_own_words_and_learns_runs(tmp_path):
+    before = preset_folder("nano") / "language_model"
+    tokenizer = language_model.prepare_tokenizer(tmp_path, WORLD, tmp_path / "new", before)
+    old = language_model.AutoTokenizer.from_pretrained(before)
+    assert {*corpus.KINDS.values(), *corpus.MASKS} == set(tokenizer.get_vocab()) - set(old.get_vocab())
+    text = "USER: Draw a cat. ASSISTANT: Here's a cat.</s>"
+    assert tokenizer(text)["input_ids"] == old(text)["input_ids"] and corpus.Encoder(tokenizer).has_runs
+    model, was = language_model.model_before(before, tokenizer), language_model.LlamaForCausalLM.from_pretrained(before)
+    training = language_model.Pretraining(model, tokenizer, torch.arange(300, 320), new=False)
+    ids = torch.tensor([old(text)["input_ids"]])
+    torch.testing.assert_close(training.finish()(ids).logits[..., : len(old)], was.float()(ids).logits)
+
+
 @pytest.mark.slow
 def test_the_command_trains_goes_on_measures_and_saves(data, tmp_path, monkeypatch):
     out = tmp_path / "language_model"

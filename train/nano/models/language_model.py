@@ -70,6 +70,13 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+def model_before(folder: Path, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A saved model in float32, with rows at random for the tokens that are new in its tokenizer."""
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return model
+
+
 def hidden_states(network: LlamaModel, hidden: Tensor) -> Tensor:
     """What `network` makes of embeddings [batch, length, hidden], padded on the right: its own pass with less copying.
 
@@ -169,9 +176,10 @@ class Pretraining(nn.Module):
         model: is trained; its embedding table holds what sets a token apart from the others of its word until `finish`.
         tokenizer: says which tokens are one word.
         bag_words: tokens [words] that may be mixed into what is read.
+        new: the model knows no word yet.
     """
 
-    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, bag_words: Tensor):
+    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, bag_words: Tensor, new: bool = True):
         super().__init__()
         self.model = model
         self.register_buffer("word", same_words(tokenizer), persistent=False)
@@ -182,8 +190,11 @@ class Pretraining(nn.Module):
         size = model.config.hidden_size
         self.words = nn.Embedding(int(self.word.max()) + 1, size)
         self.readings = nn.Linear(size, READINGS * size, bias=False)
-        nn.init.normal_(self.words.weight, std=0.02)
-        nn.init.normal_(model.get_input_embeddings().weight, std=0.005)
+        if new:
+            nn.init.normal_(self.words.weight, std=0.02)
+            nn.init.normal_(model.get_input_embeddings().weight, std=0.005)
+        else:
+            nn.init.zeros_(self.words.weight)
 
     @property
     def table(self) -> Tensor:
@@ -366,8 +377,12 @@ class _Writer:
 # -- command ----------------------------------------------------------------------------------------------------
 
 
-def prepare_tokenizer(data: Path, world: Path, out: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer in `out`, made from the conversations where there is none."""
+def prepare_tokenizer(data: Path, world: Path, out: Path, before: Path | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer in `out`; where there is none, that of the model `before`, or one made from the conversations."""
+    if not (out / "tokenizer.json").exists() and before is not None:
+        tokenizer = AutoTokenizer.from_pretrained(before)
+        tokenizer.add_tokens([*KINDS.values(), *MASKS], special_tokens=True)
+        tokenizer.save_pretrained(out)
     if not (out / "tokenizer.json").exists():
         rows = json.loads((world / "world.json").read_text(encoding="utf-8"))["concepts"]
         if (world / "sounds.json").exists():
@@ -385,14 +400,16 @@ def main() -> None:
     parser.add_argument("--measure", type=int, default=600, help="development conversations to answer at the end")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--go-on-from", type=Path, help="a language model's folder, whose shape, words and weights it takes")
     args = parser.parse_args()
     _, device = loop.start(args)
     torch.manual_seed(args.seed)
-    tokenizer = prepare_tokenizer(args.data, args.world, args.out)
+    tokenizer = prepare_tokenizer(args.data, args.world, args.out, args.go_on_from)
     corpus = encode_corpus(args.out, args.data / TEXT_FILE, args.limit, args.workers, args.seed).to(device)
     dev = encode_corpus(args.out, args.data / DEV_FILE, 512, 1, args.seed).to(device)
     bag_words = corpus.bags[corpus.bags >= 0].long().unique()
-    training = Pretraining(new_model(tokenizer), tokenizer, bag_words).to(device)
+    model = new_model(tokenizer) if args.go_on_from is None else model_before(args.go_on_from, tokenizer)
+    training = Pretraining(model, tokenizer, bag_words, new=args.go_on_from is None).to(device)
     logger.info(
         "%d conversations, %.1f M tokens; %.2f M parameters",
         *(len(corpus.lengths), len(corpus.tokens) / 1e6, loop.parameter_count(training.model) / 1e6),
