@@ -320,7 +320,11 @@ def test_a_number_that_cannot_be_is_refused_by_its_name(given) -> None:
 def test_the_packaged_configurations_are_valid_and_overrides_win() -> None:
     files = sorted((REPOSITORY / "train" / "configs").glob("*/*.yaml"))
     files = [file for file in files if file.stem != "adapters"]  # see tests/train/compare
-    settings = dict.fromkeys(STAGES, TrainingConfig) | {"prefer": PreferenceConfig, "rl": GRPOConfig, "ilql": ILQLConfig}
+    settings = dict.fromkeys([*STAGES, "output_projections"], TrainingConfig) | {
+        "prefer": PreferenceConfig,
+        "rl": GRPOConfig,
+        "ilql": ILQLConfig,
+    }
     assert {file.stem for file in files} == set(settings)
     for file in files:
         config = settings[file.stem].from_file(file, ["learning_rate=3e-5", "bf16=false"])
