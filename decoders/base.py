@@ -312,6 +312,14 @@ class Decoder:
                     self._pipeline = self._load()
         return self._pipeline
 
+    @property
+    def parameter_count(self) -> int | None:
+        """Of all networks of the pipeline; None before it is loaded."""
+        if self._pipeline is None:
+            return None
+        networks = [each for each in self._pipeline.components.values() if isinstance(each, torch.nn.Module)]
+        return sum(parameter.numel() for network in networks for parameter in network.parameters())
+
     @cached_property
     def _objective(self) -> Callable:
         return self._objective_kind()(self.pipeline.scheduler)

@@ -99,6 +99,10 @@ class LanguageWorker(Worker):
         """Whether any row waits or is under way."""
         return bool(self.waiting or self.apart or self.batches)
 
+    def parameters(self) -> int:
+        """The whole model's."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
     def work(self) -> None:
         """One segment, and what comes before and after it."""
         if not self.lock.acquire(timeout=LOCK_WAIT):

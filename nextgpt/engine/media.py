@@ -134,6 +134,10 @@ class MediaWorker(Worker):
         """Whether any medium waits."""
         return bool(self.jobs)
 
+    def parameters(self) -> int | None:
+        """The decoder's; it is loaded by the first batch."""
+        return self.decoder.parameter_count
+
     def work(self) -> None:
         """One batch: the oldest medium, and others with the same options."""
         with self.condition:

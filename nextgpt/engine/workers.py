@@ -9,6 +9,7 @@ import threading
 import torch
 
 from nextgpt.errors import first_line
+from nextgpt.hardware import compute_alone
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,10 @@ class Worker:
     def work(self) -> None:
         """Does one piece of work. An exception out of it is a crash."""
         raise NotImplementedError
+
+    def parameters(self) -> int | None:
+        """How many the networks have that it computes with; None as long as that is not known."""
+        return None
 
     def fail_running(self, message: str) -> None:
         """Lets the requests under way end with an `EngineError`."""
@@ -99,12 +104,15 @@ class Worker:
         self.fail_running(CLOSED)
 
     def _serve(self) -> None:
+        size = None
         while True:
             with self.condition:
                 while not self.closing.is_set() and not self.has_work():
                     self.condition.wait()
                 if self.closing.is_set():
                     return
+            if size is None and (size := self.parameters()) is not None:
+                compute_alone(size)
             self.work()
 
 

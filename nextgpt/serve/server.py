@@ -75,7 +75,7 @@ class Running:
             server_header=False,
             lifespan="on",
         )
-        self._listening = _listen(settings.host, settings.port)
+        self._listening = listen(settings.host, settings.port)
         self._server = _Server(config, self.app)
 
     def run(self, on_ready: Callable[[str], None] | None = None) -> None:
@@ -114,10 +114,12 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to an address of this machine. Raises UserInputError where that cannot be."""
     bare = host.strip("[]")
     family = socket.AF_INET6 if ":" in bare else socket.AF_INET
-    listening = socket.socket(family)
+    # Where the protocol is named asyncio sends at once (TCP_NODELAY); else answers wait 40 ms for an acknowledgement.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((bare, port))

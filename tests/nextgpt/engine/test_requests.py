@@ -6,9 +6,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from media_values import assert_same
+from nextgpt.engine.language import LanguageWorker
+from nextgpt.engine.media import MediaWorker
 from nextgpt.events import Finished, MediaDone, MediaProgress, MediaStarted, TextDelta
+from nextgpt.hardware import SMALL, compute_alone
 
 TALK = [{"role": "user", "content": "What do you see? I see a cat."}]
 DRAW = [{"role": "user", "content": "draw a banana"}]
@@ -177,3 +181,25 @@ def test_a_turn_may_begin_while_the_stream_of_the_one_before_is_still_being_read
     next(stream)
     assert assistant(TALK, session=session, max_new_tokens=4, **TEXT_ONLY).token_ids
     stream.close()
+
+
+def test_each_worker_of_a_small_model_computes_in_one_thread_and_other_threads_keep_theirs(assistant, monkeypatch):
+    seen: dict[str, int] = {}
+    for name, worker in (("LLM", LanguageWorker), ("decoder", MediaWorker)):
+
+        def work(self, name=name, really=worker.work):
+            seen[name] = torch.get_num_threads()
+            really(self)
+
+        monkeypatch.setattr(worker, "work", work)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(2):  # how large a decoder is, is known when its first batch has loaded it
+            assistant([{"role": "user", "content": "hello"}], require={"image": 1}, max_new_tokens=8)
+        assert seen == {"LLM": 1, "decoder": 1} and torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(lambda: (compute_alone(SMALL), torch.get_num_threads())[1]).result() == 2
+            assert pool.submit(lambda: (compute_alone(SMALL - 1), torch.get_num_threads())[1]).result() == 1
+    finally:
+        torch.set_num_threads(before)

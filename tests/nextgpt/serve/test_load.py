@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from nextgpt.errors import DeadlineExceeded, EngineError, MachineLost, QueueFull
 from nextgpt.events import Finished, MediaDone, MediaStarted, Reply, TextDelta
 from nextgpt.serve.gate import Turns
 from nextgpt.serve.media_store import KeptAnswer, MediaStore
+from nextgpt.serve.server import listen
 from nextgpt.serve.settings import ServerSettings
 from tiny_server import ASK, FAST, MODEL, error_of, run_async, send, serving
 
@@ -278,3 +280,22 @@ def test_requests_are_counted(address):
     )
     assert [value(after, name) - value(before, name) for name in counted] == [1, 1, 1]
     assert value(after, 'nextgpt_tokens_total{kind="completion"}') > value(before, 'nextgpt_tokens_total{kind="completion"}')
+
+
+def test_what_is_written_is_sent_at_once():
+    """Or an answer would wait 40 ms for the acknowledgement of its headers."""
+
+    async def is_sent_at_once() -> bool:
+        listening, found = listen("127.0.0.1", 0), asyncio.Queue()
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            await found.put(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        async with await asyncio.start_server(connected, sock=listening):
+            _, writer = await asyncio.open_connection(*listening.getsockname())
+            writer.close()
+            return bool(await asyncio.wait_for(found.get(), 10))
+
+    assert run_async(is_sent_at_once())
