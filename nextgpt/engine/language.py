@@ -101,7 +101,7 @@ class LanguageWorker(Worker):
 
     def parameters(self) -> int:
         """The whole model's."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return self.model.num_parameters()
 
     def work(self) -> None:
         """One segment, and what comes before and after it."""

@@ -60,10 +60,10 @@ def _part(module: str, part: str, needs: tuple[str, ...], more: str = "") -> Ste
     return Step(words, needs, f"{part}/training_log.json", DEFAULTS[part].minutes, rehearsal="--concepts 8")
 
 
-def _stage(stage: str, name: str, model: str, needs: tuple[str, ...], data: str) -> Step:
-    """A stage of the ordinary training commands, in the configuration of a name."""
+def _stage(name: str, model: str, needs: tuple[str, ...], data: str, command: str = "") -> Step:
+    """A stage of the ordinary training commands, in the configuration of its name; `command` where that is another."""
     words = (
-        f"{stage} --config train/configs/nano/{name}.yaml model={{root}}/{model} output_dir={{root}}/{name}"
+        f"{command or name} --config train/configs/nano/{name}.yaml model={{root}}/{model} output_dir={{root}}/{name}"
         f" features={{root}}/features data={data}"
     )
     few = "max_steps=2 per_device_train_batch_size=4 save_steps=2 logging_steps=1 sample_steps=1000"
@@ -112,22 +112,21 @@ STEPS: dict[str, Step] = {
         ),
         "model/config.json",
     ),
-    "align_encoders": _stage("align_encoders", "align_encoders", "model", ("frozen",), f"[{DATA}/align_encoders.jsonl]"),
+    "align_encoders": _stage("align_encoders", "model", ("frozen",), f"[{DATA}/align_encoders.jsonl]"),
     "signals": Step("nano.assemble signals --root {root}", ("align_encoders",), "signals/model.safetensors"),
-    "align_decoders": _stage("align_decoders", "align_decoders", "signals", ("signals",), f"[{DATA}/align_decoders.jsonl]"),
+    "align_decoders": _stage("align_decoders", "signals", ("signals",), f"[{DATA}/align_decoders.jsonl]"),
     "instruct": _stage(
-        "instruct",
         "instruct",
         "align_decoders",
         ("align_decoders",),
         f"[{DATA}/instruct.jsonl,{DATA}/align_decoders.jsonl,{DATA}/align_encoders.jsonl]",
     ),
     "output_projections": _stage(
-        "instruct",
         "output_projections",
         "instruct",
         ("instruct",),
         f"[{DATA}/instruct.jsonl,{DATA}/align_decoders.jsonl]",
+        command="instruct",
     ),
     "trained": Step("nano.assemble trained --root {root}", ("output_projections",), "preset/model.safetensors"),
 }

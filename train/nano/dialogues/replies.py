@@ -13,7 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nextgpt.media.text import listed
 from nextgpt.train.nano.dialogues.phrasings import fill
@@ -161,11 +161,10 @@ class Replies:
             unfit = "" if self._same(after, medium) else _OF_THE_SAME
             if modality_of(after) != modality:
                 unfit = "|".join(filter(None, (unfit, _OF_ITS_KIND)))
-        answer = self._choose(what, medium, rng, told, some, unfit=unfit, whole=all_told)
-        text = _sentences(fill(answer.text, self.words(medium)))
-        if answer.told >= all_told:
+        text, told = self._choose(what, medium, rng, told, some, unfit=unfit, whole=all_told)
+        if told >= all_told:
             return text
-        named = f"{self.phrase(medium, all_told - answer.told)}."
+        named = f"{self.phrase(medium, all_told - told)}."
         if text.endswith(".") and not _STANDS_ALONE.search(text) and rng.random() < 0.5:
             return f"{text[:-1]}: {named}"
         return _sentences(f"{text} {named}")
@@ -235,20 +234,9 @@ class Replies:
 
     # -- how ----------------------------------------------------------------------------------------------------
 
-    def _say(
-        self,
-        what: str,
-        medium: Medium,
-        rng: random.Random,
-        told: Collection[str],
-        some: frozenset[str] = frozenset(),
-        all_of: frozenset[str] = frozenset(),
-        other: str = "",
-        unfit: str = "",
-    ) -> str:
+    def _say(self, what: str, medium: Medium, rng: random.Random, told: Collection[str], **limits: Any) -> str:
         """One of the ways in words, see `_choose`."""
-        answer = self._choose(what, medium, rng, told, some, all_of, other, unfit)
-        return _sentences(fill(answer.text, self.words(medium, other)))
+        return self._choose(what, medium, rng, told, **limits)[0]
 
     def _choose(
         self,
@@ -261,8 +249,10 @@ class Replies:
         other: str = "",
         unfit: str = "",
         whole: frozenset[str] | None = None,
-    ) -> Answer:
-        """One of the ways, without the words `unfit`: tells nothing but `told`, all of `all_of`, one of `some` or none.
+    ) -> tuple[str, frozenset[str]]:
+        """One of the ways in words, and which parts they tell.
+
+        It is without the words `unfit`, and tells nothing but `told`, all of `all_of`, one of `some` or none.
 
         Args:
             whole: the main thing is told with all of these, or not at all.
@@ -284,7 +274,8 @@ class Replies:
             ]
         if not self._fitting[key]:
             raise LookupError(f"no answer {what!r} fits {medium} with {sorted(told)} told")
-        return rng.choice(self._fitting[key])
+        answer = rng.choice(self._fitting[key])
+        return _sentences(fill(answer.text, words)), answer.told
 
     def _thing(self, medium: Medium) -> Concept | Instrument:
         return self.instruments[medium.name] if isinstance(medium, Sound) else self.concepts[medium.concept]

@@ -211,12 +211,12 @@ class AnswerParser:
         """
         found = {}
         for part, value in expected.items():
-            claims = ["/".join(sorted(claim)) for claim in self.claims(text)] if part == main else self.told(text, part)
             if part == main:
-                right = self.says(text, [value])
+                said, right = {"/".join(sorted(claim)) for claim in self.claims(text)}, self.says(text, [value])
             else:
-                right = self.tells(text, part, value) if value else not claims
-            found[part] = value if right else f"says {', '.join(sorted(claims)) or 'nothing'}"
+                said = self.told(text, part)
+                right = self.tells(text, part, value) if value else not said
+            found[part] = value if right else f"says {', '.join(sorted(said)) or 'nothing'}"
         return found
 
     def claims(self, text: str) -> list[frozenset[str]]:
