@@ -74,9 +74,13 @@ def _change_decoders(model_config: NextGPTConfig, changes: dict[str, dict[str, A
                 f"decoders names {modality}, and this model makes {listed([*model_config.decoders])}: only a decoder that "
                 "it has can be replaced by another"
             )
-        spec = {"kind": model_config.decoders[modality].get("kind")} | given
+        own, location = model_config.decoders[modality], model_config.location(modality)
+        spec = {"kind": own.get("kind")} | given
         if Path(spec["source"]).is_dir():
             spec["source"] = str(Path(spec["source"]).resolve())
+        same = all(given.get(key, own.get(key)) == own.get(key) for key in ("kind", "revision"))
+        if same and spec["source"] in (own["source"], location):
+            spec = own | given | {"source": own["source"]}  # what else is known of it stays: its licence, its fingerprint
         model_config.decoders[modality] = spec
     if changes:
         try:

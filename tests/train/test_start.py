@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from nextgpt import NextGPTPipeline
+from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import UserInputError
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.train.config import TrainingConfig
 from nextgpt.train.stages import run_stage
-from nextgpt.train.start import load_for_training
+from nextgpt.train.start import load_for_training, read_model_config
 from tiny_decoders import save_tiny_stable_diffusion_xl
 from tiny_training import checkpoint_tensors, config_for, log_of
 
@@ -21,6 +22,11 @@ ASK = [{"role": "user", "content": "draw red"}]
 def first(world, tmp_path_factory) -> Path:
     """A trained model, which draws with Stable Diffusion."""
     return run_stage("instruct", config_for(world, "instruct", tmp_path_factory.mktemp("first"), max_steps=2))
+
+
+def config_of(model: Path, decoders: dict) -> NextGPTConfig:
+    """The configuration of a run that starts from a model with these decoders."""
+    return read_model_config(TrainingConfig(model=str(model), data=["d"], output_dir="o", decoders=decoders))[1]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +58,7 @@ def test_it_is_trained_saved_and_drawn_with(world, first, other, tmp_path, monke
 def test_a_model_can_go_on_with_the_decoder_that_it_has(world, first, tmp_path) -> None:
     own = NextGPTForConditionalGeneration.from_pretrained(first).config
     same = {"image": {"source": own.location("image")}}
+    assert config_of(first, same).decoders == own.decoders  # its licence and its fingerprint too
     now = load_for_training(config_for(world, "instruct", tmp_path, model=str(first), decoders=same))[0].trained_state()
     assert all(torch.equal(tensor, now[name]) for name, tensor in checkpoint_tensors(first).items() if name in now)
 
