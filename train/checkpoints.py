@@ -110,9 +110,9 @@ def check_identity(checkpoint: str | Path, identity: dict[str, Any]) -> None:
         logger.warning("%s does not say which run it belongs to (no %s): taken as it is", checkpoint, IDENTITY_FILE)
         return
     saved = json.loads(file.read_text(encoding="utf-8"))
-    differing = [name for name in identity if saved.get(name) != identity[name]]
+    differing = [name for name in {**identity, **saved} if saved.get(name) != identity.get(name)]
     if differing:
-        changes = ", ".join(f"{name} (was {_short(saved.get(name))}, is {_short(identity[name])})" for name in differing)
+        changes = ", ".join(f"{name} (was {_short(saved.get(name))}, is {_short(identity.get(name))})" for name in differing)
         raise UserInputError(
             f"{checkpoint} belongs to another run: changed are {changes}. "
             "Change them back, name another output_dir, or start anew with resume=false"

@@ -31,15 +31,20 @@ OF_THE_OPTIMIZER = (
 )
 # Left out of an identity where nothing was chosen.
 CHOICES = ("trains", "decoders", "input_bridge", "adapter", "lora", "rope_parameters", "sliding_window", "learning_rates")
+ARGUMENTS_OF_CHOICES = ("optim_args", "lr_scheduler_kwargs")  # likewise
 WEIGHT_FILES = ("*.json", "*.model", "*.safetensors", "*.bin", "*.pth", "*/*.json", "*/*.safetensors")
 
 
 def run_identity(
     stage: str, config: TrainingConfig, arguments: TrainingArguments, dataset: ChatDataset, model_fingerprint: str
 ) -> dict[str, Any]:
-    """What two runs must share to go through the same sequence of steps: the identity that checkpoints carry."""
+    """What two runs must share to go through the same sequence of steps: the identity that checkpoints carry.
+
+    How many steps there are is no part of it: a run may go on for longer than it was meant to.
+    """
     step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     chosen = {name: getattr(config, name) for name in CHOICES if getattr(config, name)}
+    chosen |= {name: str(getattr(arguments, name)) for name in ARGUMENTS_OF_CHOICES if getattr(arguments, name)}
     chosen |= {name: getattr(config, name) for name in config.of_the_objective}
     return (
         chosen

@@ -78,6 +78,14 @@ def test_a_checkpoint_of_other_data_or_another_model_is_refused(world, tmp_path)
 
     with pytest.raises(UserInputError, match=r"changed are learning_rate \(was 0.01, is 0.02\)"):
         run_stage("instruct", config(world, "instruct", tmp_path / "run", **options, learning_rate=2e-2))
+    for chosen in (
+        {"trains": ["adapter"]},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 0.001}},
+    ):
+        run_stage("instruct", config(world, "instruct", tmp_path / "chosen", **options, **chosen, resume=False))
+        left = {name: value for name, value in chosen.items() if name == "lr_scheduler_type"}
+        with pytest.raises(UserInputError, match=f"changed are {list(chosen)[-1]} "):
+            run_stage("instruct", config(world, "instruct", tmp_path / "chosen", **options, **left))
     picture = world / "pictures" / "red.png"
     true = picture.read_bytes()
     picture.write_bytes((world / "pictures" / "blue.png").read_bytes())

@@ -10,6 +10,7 @@ from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import UserInputError
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
 from nextgpt.train.config import TrainingConfig
+from nextgpt.train.data.cache import _Worker
 from nextgpt.train.stages import run_stage
 from nextgpt.train.start import load_for_training, read_model_config
 from tiny_decoders import save_tiny_stable_diffusion_xl
@@ -90,3 +91,9 @@ def test_decoders_of_another_shape_are_refused(decoders) -> None:
     values["decoders"] = {"image": {"source": "x", "kin": "latte"}}
     with pytest.raises(UserInputError, match="decoders: image: unknown key 'kin'; did you mean 'kind'"):
         TrainingConfig.from_dict(values)
+
+
+def test_a_worker_of_a_cluster_computes_with_the_decoders_of_the_run(world, first, other, tmp_path) -> None:
+    config = config_for(world, "instruct", tmp_path, model=str(first), decoders={"image": other})
+    computed = _Worker(config, "captions", "image", "Encoding")({"batch": {b"1": "a red square"}})["computed"]
+    assert "pooled_prompt_embeds" in computed["a red square"]

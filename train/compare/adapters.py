@@ -128,6 +128,8 @@ def _choose(
     for rate in rates:
         try:
             losses[rate] = Run(config, method, rate, config.seeds[0], config.search_steps).measured(come_from)["loss"]
+            if not math.isfinite(losses[rate]):
+                raise Diverged(f"{method.name}: at learning rate {rate:g} the loss on the development data is no number")
         except Diverged as error:
             losses[rate], failure = math.inf, error
         done()

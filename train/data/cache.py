@@ -17,7 +17,6 @@ from nextgpt.decoders import DECODERS
 from nextgpt.encoders.loading import ENCODERS
 from nextgpt.errors import UserInputError
 from nextgpt.hub.loading import load_frozen_decoder, load_frozen_encoder
-from nextgpt.hub.parts import fetch_model
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.config import TrainingConfig
 from nextgpt.train.data.dataset import ChatDataset, spawned
@@ -149,8 +148,7 @@ class _Worker:
 
     def __init__(self, config: TrainingConfig, role: str, modality: str, description: str):
         self.description = description
-        location = fetch_model(config.model)
-        model_config = NextGPTConfig.from_pretrained(location)
+        location, model_config = read_model_config(config)
         device = _device(config, 0)
         if role == "inputs":
             encoder = load_frozen_encoder(model_config, getattr(torch, config.dtype))

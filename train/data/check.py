@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import NextGPTError
-from nextgpt.hub.fingerprints import file_hash
 from nextgpt.hub.parts import fetch_model
 from nextgpt.media import load_media
 from nextgpt.modalities import MODALITIES
 from nextgpt.train.data.dataset import Reader, mapper
+from nextgpt.train.data.hashes import remembered_hash
 from nextgpt.train.data.lines import Line, as_problem, count_lines, read_lines, with_progress
 from nextgpt.train.data.lines import check_files as check_existence
 from nextgpt.train.data.store import Example
@@ -210,7 +210,7 @@ def _content_hash(messages: Iterable[dict]) -> bytes:
 
     def plain(part: Any) -> Any:
         if isinstance(part, dict) and isinstance(part.get("path"), str) and os.path.isfile(part["path"]):
-            return part | {"path": _file_hash(part["path"])}
+            return part | {"path": remembered_hash(part["path"])}
         return part
 
     def parts(content: Any) -> Any:
@@ -218,8 +218,3 @@ def _content_hash(messages: Iterable[dict]) -> bytes:
 
     content = [[message["role"], parts(message["content"])] for message in messages]
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).digest()
-
-
-@lru_cache(maxsize=4096)
-def _file_hash(path: str) -> str:
-    return file_hash(Path(path))

@@ -27,7 +27,7 @@ _NAMES = "|".join([*_BLOCKS, *_DROPPED, *_PLAIN])
 _MARKUP = rf"/?(?:{_NAMES})(?:\s[^<>]*)?/?>|!--.*?-->"
 _TAG = re.compile(f"<(?:{_MARKUP})", re.IGNORECASE | re.DOTALL)
 _NO_TAG = re.compile(f"<(?!{_MARKUP}|!doctype\\b)", re.IGNORECASE | re.DOTALL)
-_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
+CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _HELD = "\ue000{}\ue001"  # stands for a piece of code; from the private use area
 _CODE_LANGUAGE = re.compile(r"\blanguage-([\w+#.-]+)")
 _COPY_CODE = re.compile(r"(```[^\n`]*?)\s*Copy code[ \t]*\n?", re.IGNORECASE)  # the button of ChatGPT's page
@@ -159,7 +159,7 @@ def split_long(messages: list[dict], length_of: Callable[[list[dict]], int], lon
 
 def language_of(text: str) -> str | None:
     """The code of a text's language, by its script and its most frequent words; None where neither tells it."""
-    text = _CODE.sub(" ", text)
+    text = CODE.sub(" ", text)
     letters = [letter for letter in text if letter.isalpha()][:_LETTERS]
     scripts = Counter(unicodedata.name(letter, "").partition(" ")[0] for letter in letters)
     if not scripts:
@@ -181,7 +181,7 @@ def language_of(text: str) -> str | None:
 
 def has_html(text: str) -> bool:
     """Whether a text holds a web page's markup outside of code."""
-    return bool(_TAG.search(_CODE.sub(" ", text)))
+    return bool(_TAG.search(CODE.sub(" ", text)))
 
 
 def html_to_markdown(text: str) -> str:
@@ -197,7 +197,7 @@ def html_to_markdown(text: str) -> str:
             code.append(found[0])
             return _HELD.format(len(code) - 1)
 
-        page = BeautifulSoup(_NO_TAG.sub("&lt;", _CODE.sub(hold, text)), "html.parser")
+        page = BeautifulSoup(_NO_TAG.sub("&lt;", CODE.sub(hold, text)), "html.parser")
         try:
             text = _TO_MARKDOWN.convert_soup(_tidied(page)).strip()
         except RecursionError:

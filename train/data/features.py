@@ -153,7 +153,7 @@ def fill(
         UserInputError: an item cannot be read.
     """
     bad: dict[Item, str] = {}
-    under_way: set[bytes] = set()  # asked for, but not computed yet
+    under_way: dict[bytes, dict[Item, None]] = {}  # asked for, but not computed yet: all items of that content
     writer = _ShardWriter(source.table.cache)
 
     def note(item: Item, error: Exception) -> None:
@@ -168,14 +168,16 @@ def fill(
             for start in range(0, len(dataset), CHUNK):
                 indices = range(start, min(start + CHUNK, len(dataset)))
                 keys = source.table.keys(item for index in indices for item in source.items(*dataset.media(index)))
+                own: dict[bytes, dict[Item, None]] = {}
                 for item, key in keys.items():
                     if isinstance(key, OSError):
                         note(item, key)
-                own = {key: item for item, key in keys.items() if isinstance(key, bytes) and _is_mine(key, share)}
+                    elif _is_mine(key, share):
+                        under_way.get(key, own.setdefault(key, {}))[item] = None
                 asked = [key for key in own if key not in writer.pending and key not in under_way]
                 new = source.table.cache.missing(asked)
-                under_way.update(new)
-                waiting |= {key: own[key] for key in new}
+                under_way.update({key: own[key] for key in new})
+                waiting |= {key: next(iter(own[key])) for key in new}
                 while len(waiting) >= batch_size:
                     yield {key: waiting.pop(key) for key in list(waiting)[:batch_size]}
                 bar.update(len(indices))
@@ -185,13 +187,14 @@ def fill(
     try:
         for batch, computed in run(source, batches()):
             for key, item in batch.items():
-                if isinstance(computed[item], Exception):
-                    note(item, computed[item])
-                elif not _is_finite(computed[item]):
-                    note(item, UserInputError("its feature holds NaN or infinite numbers; check it, or compute in float32"))
+                found, alike = computed[item], under_way.pop(key)
+                if not isinstance(found, Exception) and not _is_finite(found):
+                    found = UserInputError("its feature holds NaN or infinite numbers; check it, or compute in float32")
+                if isinstance(found, Exception):
+                    for each in alike:
+                        note(each, found)
                 else:
-                    writer.add(key, computed[item])
-            under_way.difference_update(batch)
+                    writer.add(key, found)
             writer.end_batch()
     finally:  # what is done stays done, also when the rest fails
         writer.flush()

@@ -8,10 +8,25 @@ import sqlite3
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 
+from nextgpt.hub.fingerprints import file_hash
+
 HASHES_FILE = "hashes.sqlite"
+REMEMBERED = 65_536  # hashes that `remembered_hash` holds
 LOCK_SECONDS = 60.0  # how long one process waits while another writes
+
+
+def remembered_hash(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits; a file that has not changed since is not read again by this process."""
+    status = os.stat(path)
+    return _hash_of_state(str(path), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _hash_of_state(path: str, size: int, changed: int) -> str:
+    return file_hash(Path(path))
 
 
 class FileHashes:

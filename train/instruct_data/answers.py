@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from nextgpt.media.addresses import is_public
 from nextgpt.media.text import broken_character
 from nextgpt.modalities import MODALITIES
-from nextgpt.train.data.cleaning import has_html, html_to_markdown
+from nextgpt.train.data.cleaning import CODE, has_html, html_to_markdown
 from nextgpt.train.data.markers import Turn, Unusable, message_of
 from nextgpt.train.data.turns import is_empty
 from nextgpt.train.instruct_data.jobs import Dropped, Job, marker
@@ -31,7 +31,6 @@ _LOADS = re.compile(
     r"(?:\]\(|[\"'=<])\s*(?:(?:java|vb)script:|data:text/html)",
     re.IGNORECASE,
 )
-_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _ADDRESS = re.compile(r"\b(?:https?|wss?|ftp|file|smb|ssh)://[^\s<>\"'`)\]}]*|\blocalhost:\d+", re.IGNORECASE)
 _PICTURE = re.compile(r"!\[[^\]]*\]\([^)]*\)|\bdata:(?:image|audio|video)/", re.IGNORECASE)
 _SECRET = re.compile(r"[?&](?:[\w-]*(?:token|key|signature)|sig|password)=", re.IGNORECASE)
@@ -73,7 +72,7 @@ def clean_text(text: str, cleaned: Counter[str]) -> str:
     """
     if broken_character(text):
         raise Dropped("half a character")
-    if _LOADS.search(_CODE.sub(" ", text)):
+    if _LOADS.search(CODE.sub(" ", text)):
         raise Dropped("HTML that loads or runs something")
     if has_html(text):  # before all else, for entities become characters
         try:
@@ -91,7 +90,7 @@ def clean_text(text: str, cleaned: Counter[str]) -> str:
         raise Dropped("reasoning that does not end")
     if re.search(control, text, re.MULTILINE):
         raise Dropped("control tokens inside a text")
-    if _LOADS.search(_CODE.sub(" ", text)):
+    if _LOADS.search(CODE.sub(" ", text)):
         raise Dropped("HTML that loads or runs something")
     if _PICTURE.search(text):
         raise Dropped("a medium by address")

@@ -22,6 +22,7 @@ from nextgpt.train.instruct_data.teacher import GO_ON, Teacher, TeacherSettings,
 from nextgpt.train.judge.answers import Shown, answers_of, read_questions, state_of
 from nextgpt.train.judge.page import write_page
 from nextgpt.train.judge.verdicts import SIDES, Question, Tally, Verdict, addresses_judge, read_verdict, tally
+from nextgpt.train.preferences.pairs import prompt_key
 
 PROMPT = "judge_pair"
 LISTED = 10  # questions in a line of the summary; the page and `judge.json` have all
@@ -96,16 +97,16 @@ def judge(
     check_known(shown, "the judge is to be shown media of the kinds")
     judge.check()
     asked, texts = read_questions(Path(questions)), Prompts(Path(prompts) if prompts else None)
-    out = made_folder(out)
+    out, keys = made_folder(out), _keys(asked)
     answers = []
     with Record(out / "judge.requests.jsonl", "another folder with --out") as record:
-        sides = [fingerprint([name, state_of(name), asked, max_new_tokens]) for name in names]
+        sides = [fingerprint([name, state_of(name), keys, max_new_tokens]) for name in names]
         record.begin(
             {
                 "judge_model": judge.model,
                 "temperature": judge.temperature,
                 "shown": sorted(shown),
-                "questions": fingerprint(asked),
+                "questions": fingerprint(keys),
                 "answers_of_A": sides[0],
                 "answers_of_B": sides[1],
                 "prompt": fingerprint(texts.text(PROMPT)),
@@ -117,6 +118,11 @@ def judge(
         stopped = run_to_end(comparison())
     report = JudgeReport(names, tally(comparison.found, seed), out / "index.html", record.requests, record.tokens, stopped)
     return write_report(report, asked, answers, comparison.found)
+
+
+def _keys(questions: Sequence[list[dict]]) -> list[str]:
+    """Of each question one that changes with its words and with what its media hold."""
+    return [prompt_key(messages, exactly=True) for messages in questions]
 
 
 def judge_by_reward(
@@ -140,8 +146,8 @@ def judge_by_reward(
     from nextgpt.train.preferences.reward_model.model import RewardModel
 
     out, asked, found = made_folder(out), read_questions(Path(questions)), []
-    score = RewardModel.from_pretrained(reward)
-    states = [fingerprint([name, state_of(name), asked, max_new_tokens]) for name in names]
+    score, keys = RewardModel.from_pretrained(reward), _keys(asked)
+    states = [fingerprint([name, state_of(name), keys, max_new_tokens]) for name in names]
     answers = [
         answers_of(name, asked, out / f"{side}-{state}", max_new_tokens)
         for side, name, state in zip("ab", names, states, strict=True)

@@ -22,17 +22,16 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from transformers.utils.logging import tqdm
 
 from nextgpt.errors import UserInputError
-from nextgpt.hub.fingerprints import file_hash
 from nextgpt.modalities import MODALITIES
 from nextgpt.signals import SignalVocabulary
 from nextgpt.train.data.files import json_line, whole_file
+from nextgpt.train.data.hashes import remembered_hash
 from nextgpt.train.data.lines import Line, check_files, count_lines, has_path, read_lines, with_paths
 from nextgpt.train.data.turns import is_empty, turn_problems, with_parts
 
@@ -254,7 +253,7 @@ def _said(message: dict, exactly: bool = False) -> list:
             text = part["text"] if exactly else " ".join(part["text"].casefold().split())
             said += [["text", text]] if text else []
         elif part.get("path"):
-            said.append([part["type"], _file_hash(part["path"])])
+            said.append([part["type"], remembered_hash(part["path"])])
         else:
             said.append([part["type"], part.get("caption"), part.get("seed")])
     return said
@@ -262,8 +261,3 @@ def _said(message: dict, exactly: bool = False) -> list:
 
 def _key(content: list) -> str:
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=12).hexdigest()
-
-
-@lru_cache(maxsize=65536)
-def _file_hash(path: str) -> str:
-    return file_hash(Path(path))

@@ -154,3 +154,14 @@ def test_what_breaks_off_leaves_nothing_behind(tmp_path) -> None:
 def test_a_reason_with_a_separator_of_unicode_is_read_back_whole(tmp_path) -> None:
     skipped = [Skipped("a:1", "no such file: the\u2028barn.png"), Skipped("a:2", "two\u0085lines")]
     assert ExampleStore.write(tmp_path / "store", iter(skipped)).skipped == skipped
+
+
+def test_all_files_of_one_content_are_left_out_if_it_is_broken(world, tmp_path) -> None:
+    for name in ("empty", "empty too", "empty again"):
+        (world / "pictures" / f"{name}.png").touch()
+    lines = [naming(name) for name in ("empty", "red", "empty too", "blue", "empty again")]
+    data = write_lines(world / "empty.jsonl", lines)
+    options = {"data": data, "on_bad_item": "skip", "max_steps": 3, "features": str(tmp_path / "features")}
+    folder = run_stage("align_encoders", config_for(world, "align_encoders", tmp_path / "out", **options))
+    skipped = [json.loads(line)["where"] for line in (folder / "skipped.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert sorted(skipped) == [f"{data}:{number}" for number in (1, 3, 5)]

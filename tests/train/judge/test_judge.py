@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from nextgpt.__main__ import main
 from nextgpt.errors import UserInputError
@@ -205,6 +206,21 @@ def test_answers_are_kept_by_the_weights_that_gave_them(tmp_path) -> None:
     assert state_of(str(tmp_path)) == before
     (tmp_path / "model.safetensors").write_bytes(b"two")
     assert state_of(str(tmp_path)) != before
+
+
+def test_another_picture_of_the_same_name_is_another_question(tiny, tmp_path) -> None:
+    picture = {"type": "image", "path": "shown.png"}
+    for content, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "shown.png")
+        asked = [{"role": "user", "content": [picture]}, {"role": "assistant", "content": "A picture."}]
+        (tmp_path / "a.jsonl").write_text(json.dumps({"messages": asked}) + "\n")
+        names = (str(tmp_path / "a.jsonl"),) * 2
+        given = names, tmp_path / "a.jsonl", TeacherSettings(tiny.url, "tiny"), tmp_path / "out"
+        if content:
+            with pytest.raises(UserInputError, match="was begun with"):
+                judge(*given)
+        else:
+            judge(*given)
 
 
 def test_other_answers_into_the_same_folder_are_refused_and_another_seed_asks_nothing(tiny, tmp_path) -> None:

@@ -110,10 +110,12 @@ def test_what_is_rewarded_comes_more_often(changes, world, tmp_path):
     pipe.close()
 
 
-def test_a_stopped_run_goes_on_to_where_a_straight_one_ends(world, tmp_path):
-    straight = run_stage("rl", config(world, tmp_path / "straight", max_steps=3), PLAN)
-    run_stage("rl", config(world, tmp_path / "halves", max_steps=2), PLAN)
-    halves = run_stage("rl", config(world, tmp_path / "halves", max_steps=3), PLAN)
+@pytest.mark.parametrize("size", [1, 2], ids=["in mid-epoch", "between epochs"])
+def test_a_stopped_run_goes_on_to_where_a_straight_one_ends(size, world, tmp_path):
+    options = {"per_device_train_batch_size": size, "save_steps": 1}
+    straight = run_stage("rl", config(world, tmp_path / "straight", max_steps=3, **options), PLAN)
+    run_stage("rl", config(world, tmp_path / "halves", max_steps=1, **options), PLAN)
+    halves = run_stage("rl", config(world, tmp_path / "halves", max_steps=3, **options), PLAN)
     one, other = checkpoint_tensors(straight), checkpoint_tensors(halves)
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 

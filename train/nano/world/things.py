@@ -73,7 +73,6 @@ PICTURE_CAPTION = rf"a (?:{'|'.join(SIZES)}) [^,.()]+, (?:{'|'.join(STYLES)}) st
 SOUND_CAPTION = rf"a (?:{'|'.join(REGISTERS)}) [^,.()]+, (?:{'|'.join(FIGURES)})|the sound of [^,.()]+"
 CLIP_CAPTION = rf"(?:(?<=\bis )|(?<=\bare )|(?<=clip: ))[^,.()]+, (?:{'|'.join(MOTIONS)})"
 CAPTION = re.compile(f"{PICTURE_CAPTION}|{SOUND_CAPTION}|{CLIP_CAPTION}")  # as the assistant says it
-SHOWN = re.compile(rf"\s*\((?:{'|'.join(WORDS.values())}): ([^)]*)\)\s*")  # what the user shows, in words only
 
 
 def modality_of(medium: Medium) -> str:

@@ -7,6 +7,7 @@ Words and kinds learn: what counts are the tokens that the model chose. (Shao et
 from __future__ import annotations
 
 import logging
+import random
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ class GRPOTrainer(PolicyTrainer):
         rows = [self.prompts.rows[index] for index in batch["indices"] for _ in range(self._count)]
         self.model.eval()
         try:
-            rounds = [self._answer([self.prompts.rows[index] for index in batch["indices"]]) for _ in range(self._count)]
+            asked = [self.prompts.rows[index] for index in batch["indices"]]
+            rounds = [self._answer(asked, self._seed(batch["indices"], number)) for number in range(self._count)]
         finally:
             self.model.train()
         replies = [reply for group in zip(*rounds, strict=True) for reply in group]
@@ -96,9 +98,15 @@ class GRPOTrainer(PolicyTrainer):
     def _count(self) -> int:
         return self.settings.num_generations
 
-    def _answer(self, rows: list[SampledAnswers]) -> list[Reply]:
+    def _seed(self, indices: list[int], number: int) -> int:
+        """Of a batch's answers of one round: the same where a run goes on from a checkpoint as in a straight one.
+
+        The generator of the training is no help: the trainer restores it after it has fetched the first batches.
+        """
+        return random.Random(f"{self.args.seed} {self.state.global_step} {indices} {number}").randrange(MAX_SEED)
+
+    def _answer(self, rows: list[SampledAnswers], seed: int) -> list[Reply]:
         """A reply to each, those together that may hold the same kinds."""
-        seed = int(torch.randint(MAX_SEED, ()))  # of the training's generator, which checkpoints keep
         settings = self.settings
         options = {"max_new_tokens": settings.max_new_tokens, "temperature": settings.temperature, **settings.media}
         replies: dict[int, Reply] = {}

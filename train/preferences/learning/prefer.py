@@ -77,7 +77,8 @@ class PreferenceTrainer(PolicyTrainer):
     def losses_of(self, model: nn.Module, inputs: dict) -> dict[str, Tensor]:
         settings, seed = self.settings, int(torch.randint(MAX_SEED, ()))
         if settings.objective == "kto":
-            inputs = inputs | {"elsewhere": _elsewhere(inputs["input_ids"], inputs["attention_mask"], inputs["labels"])}
+            given = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
+            inputs = inputs | {"elsewhere": _elsewhere(*given, self.model.config.max_positions)}
         with self.accelerator.autocast():
             with self.reference.in_place():  # first: a graph must not see the weights change
                 then = self._answers(model, inputs, seed)
@@ -122,10 +123,11 @@ class PreferenceTrainer(PolicyTrainer):
         self.noted[f"accuracy/{name}"] += [0.5 if each == 0 else float(each > 0) for each in found.tolist()]
 
 
-def _elsewhere(ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _elsewhere(ids: Tensor, mask: Tensor, labels: Tensor, limit: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """The answers of a batch, each behind the prompt of the next row, as trl has it: ids, mask and labels.
 
-    A row's prompt ends where its answer's tokens begin; prompts keep their order, and so do the media in them.
+    A row's prompt ends where its answer's tokens begin; prompts keep their order, and so do the media in them. What is
+    longer than `limit`, the LLM's positions, ends there.
     """
     starts = (labels != IGNORED_LABEL).int().argmax(1).tolist()
     ends = mask.sum(1).tolist()
@@ -133,7 +135,8 @@ def _elsewhere(ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     for row, start in enumerate(starts):
         answer = slice(starts[row - 1], ends[row - 1])
         own = torch.full((start,), IGNORED_LABEL, device=ids.device)
-        rows.append((torch.cat([ids[row, :start], ids[row - 1, answer]]), torch.cat([own, labels[row - 1, answer]])))
+        joined = torch.cat([ids[row, :start], ids[row - 1, answer]]), torch.cat([own, labels[row - 1, answer]])
+        rows.append(tuple(each[:limit] for each in joined))
     length = max(len(row) for row, _ in rows)
     new_ids, new_mask = ids.new_zeros(len(rows), length), mask.new_zeros(len(rows), length)
     new_labels = labels.new_full((len(rows), length), IGNORED_LABEL)
