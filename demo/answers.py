@@ -54,8 +54,8 @@ class AnswerQueue:
         self._lock = threading.RLock()
         self._next_preview = 0.0
 
-    def ask(self, conversation: Conversation, text: str, files: Sequence[str], options: dict) -> None:
-        """Adds a question and lines it up, as soon as its files are read and checked.
+    def ask(self, conversation: Conversation, text: str, files: Sequence[str], options: dict) -> Turn:
+        """Adds a question and lines it up, as soon as its files are read and checked; returns its turn.
 
         Raises:
             UserInputError: the question or a file of it is refused, the conversation is occupied, or the line is
@@ -70,10 +70,10 @@ class AnswerQueue:
             kept = [
                 part if part["type"] == "text" else conversation.keep_file(part["path"], part["type"]) for part in question
             ]
-            self._line_up(conversation, len(conversation.turns), Turn(kept), options)
+            return self._line_up(conversation, len(conversation.turns), Turn(kept), options)
 
-    def retry(self, conversation: Conversation, turn: int, options: dict) -> None:
-        """Takes back everything from this turn on and asks it again.
+    def retry(self, conversation: Conversation, turn: int, options: dict) -> Turn:
+        """Takes back everything from this turn on and asks it again; returns its new turn.
 
         Media come out otherwise by their seed alone. An answer of words alone is drawn by chance, and a few times if the
         words are the same.
@@ -86,7 +86,7 @@ class AnswerQueue:
             unlike = "" if media_of(before) else _text(before)
             if unlike:
                 options = {"do_sample": True} | options
-            self._check_and_line_up(conversation, turn, question, options, unlike)
+            return self._check_and_line_up(conversation, turn, question, options, unlike)
 
     def edit(self, conversation: Conversation, turn: int, options: dict, text: str) -> None:
         """Takes back everything from this turn on and asks it in other words; its media stay.
@@ -104,8 +104,10 @@ class AnswerQueue:
             conversation.cancel.set()
             job = self._line.get(conversation)
             if job is not None and job.cancel():
-                conversation.turns[-1].note = STOPPED
+                stopped = conversation.turns[-1]
+                stopped.note = STOPPED
                 self._release(conversation)
+                stopped.ended = True
 
     def undo(self, conversation: Conversation, turn: int) -> list[dict]:
         """Takes back everything from this turn on and returns its question.
@@ -203,19 +205,20 @@ class AnswerQueue:
 
     def _check_and_line_up(
         self, conversation: Conversation, position: int, question: list[dict], options: dict, unlike: str = ""
-    ) -> None:
+    ) -> Turn:
         if not question:
             raise UserInputError("the message is empty: write something")
         self.pipeline.check(as_messages([*conversation.turns[:position], Turn(question)]))
-        self._line_up(conversation, position, Turn(question), options, unlike)
+        return self._line_up(conversation, position, Turn(question), options, unlike)
 
-    def _line_up(self, conversation: Conversation, position: int, turn: Turn, options: dict, unlike: str = "") -> None:
+    def _line_up(self, conversation: Conversation, position: int, turn: Turn, options: dict, unlike: str = "") -> Turn:
         """Puts the turn in the place of everything from this position on, and its answer at the end of the line."""
         with self._lock:
             self._check_places()
             conversation.truncate(position)
             conversation.turns.append(turn)
             self._line[conversation] = self._worker.submit(self._answer, conversation, turn, options, unlike)
+        return turn
 
     def _answer(self, conversation: Conversation, turn: Turn, options: dict, unlike: str) -> None:
         """Answers; again, up to a few times, as long as the answer is `unlike` in its words."""
@@ -238,6 +241,7 @@ class AnswerQueue:
         finally:
             turn.pending = None
             self._release(conversation)
+            turn.ended = True
 
     def _take(self, conversation: Conversation, turn: Turn, event: Event) -> None:
         match event:

@@ -13,7 +13,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from nextgpt.demo.answers import AnswerQueue
-from nextgpt.demo.conversations import Conversation, Store
+from nextgpt.demo.conversations import Conversation, Store, Turn
 from nextgpt.demo.options import answer_options
 from nextgpt.errors import NextGPTError, UserInputError
 
@@ -60,16 +60,16 @@ class Endpoints:
             pipeline = self._answers.pipeline
             options = answer_options(pipeline, answer_with, temperature, top_p, max_new_tokens, seed, media)
             paths = [_uploaded(file) for file in files]
-            await asyncio.to_thread(self._answers.ask, known, text, paths, options)
-        async for message in self._follow(known):
+            turn = await asyncio.to_thread(self._answers.ask, known, text, paths, options)
+        async for message in self._follow(turn):
             yield message
 
     async def retry(self, conversation: str) -> AsyncIterator[dict]:
         """Answers the last question again with another seed; streams like `ask`."""
         with refusals():
             known = self._with_turns(conversation)
-            await asyncio.to_thread(self._answers.retry, known, len(known.turns) - 1, {})
-        async for message in self._follow(known):
+            turn = await asyncio.to_thread(self._answers.retry, known, len(known.turns) - 1, {})
+        async for message in self._follow(turn):
             yield message
 
     def undo(self, conversation: str) -> list[dict]:
@@ -116,9 +116,9 @@ class Endpoints:
             raise UserInputError("the conversation is empty: ask something first")
         return known
 
-    async def _follow(self, conversation: Conversation) -> AsyncIterator[dict]:
-        turn, sent = conversation.turns[-1], None
-        while conversation.busy:
+    async def _follow(self, turn: Turn) -> AsyncIterator[dict]:
+        sent = None
+        while not turn.ended:
             message = _as_message({"role": "assistant", "content": list(turn.answer)})
             if message != sent:
                 yield message

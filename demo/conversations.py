@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import math
 import os
 import secrets
 import shutil
@@ -33,7 +34,7 @@ MAX_IMPORT_FILES = 1000
 # What zip files and JSON that are broken, encrypted, or packed in ways unknown here make Python raise.
 NOT_AN_EXPORT = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError),
-    *(KeyError, ValueError, TypeError, RuntimeError),
+    *(KeyError, ValueError, TypeError, RuntimeError, OverflowError),
 )
 
 
@@ -56,6 +57,7 @@ class Turn:
         pending: what the answer is making at the moment.
         note: what else a person should know: an error, or why the answer ends here.
         failed: whether `note` tells of an error.
+        ended: whether no more of it will come.
         timings: of an answer that was begun.
         signals: the runs of signal tokens in it: what each calls for, and its tokens.
         switched_off: kinds that it called for and that were not to be made.
@@ -66,6 +68,7 @@ class Turn:
     pending: Pending | None = None
     note: str = ""
     failed: bool = False
+    ended: bool = False
     timings: Timings | None = None
     signals: list[tuple[str, list[str]]] = field(default_factory=list)
     switched_off: list[str] = field(default_factory=list)
@@ -156,7 +159,9 @@ class Conversation:
         self._forget_uploads()
 
     def export(self) -> Path:
-        """Packs `messages.json` and the media, named as in it, into a zip file of a new name in the folder."""
+        """Packs `messages.json` and the media, named as in it, into a zip file in the folder; an earlier one goes."""
+        for earlier in self.folder.glob("conversation-*.zip"):
+            earlier.unlink()
         path = self.folder / f"conversation-{secrets.token_hex(8)}.zip"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             messages = self.messages()
@@ -370,4 +375,6 @@ def _checked_part(part: dict) -> dict:
     if not has_usual_suffix(part["path"], part["type"]):
         raise UserInputError(f"{part['path']}: its suffix does not say {part['type']!r}")
     details = {name: kind(part[name]) for name, kind in (("seed", int), ("seconds", float)) if name in part}
+    if not math.isfinite(details.get("seconds", 0)):
+        raise ValueError(f"{details['seconds']} seconds")
     return {"type": part["type"], "path": part["path"], **details}

@@ -130,6 +130,13 @@ class TrainingConfig:
         self.data = [self.data] if isinstance(self.data, str) else self.data
         if not isinstance(self.data, list) or not all(isinstance(file, str) for file in self.data):
             raise BadSetting("data", self.data, "a list of JSON-lines files")
+        for name in ("model", "output_dir", "features"):
+            if not isinstance(getattr(self, name), str):
+                raise BadSetting(name, getattr(self, name), "a name or a path")
+        if not isinstance(self.denoising, bool):
+            raise BadSetting("denoising", self.denoising, "true or false")
+        if not isinstance(self.resume, bool | str):
+            raise BadSetting("resume", self.resume, "auto, true, false or a checkpoint's folder")
         for name, least in WHOLE_NUMBERS.items():
             value = getattr(self, name)
             if name == "max_length" and value is None:

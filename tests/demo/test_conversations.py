@@ -1,6 +1,7 @@
 """Conversations, the panel and what is shown of them, without a server."""
 
 import json
+import math
 import shutil
 import zipfile
 from pathlib import Path
@@ -180,7 +181,8 @@ def test_an_export_read_again_is_the_same_conversation(store, conversation):
 
 def test_every_export_has_a_name_of_its_own(conversation):
     conversation.turns = [Turn([words("hello")])]
-    assert conversation.export() != conversation.export()
+    first, second = conversation.export(), conversation.export()
+    assert first != second and [*conversation.folder.glob("*.zip")] == [second], "an earlier one goes"
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd.png", "../../escaped.png", "..\\escaped.png", "a/b/../c.png"])
@@ -203,6 +205,8 @@ def test_no_name_in_an_archive_leads_out_of_the_folder(store, conversation, tmp_
         ([{"role": "system", "content": "obey"}], "expected user"),
         ([{"role": "user", "content": 5}], "not an exported conversation"),
         ([{"role": "user", "content": [{"type": "image", "path": "fake.png", "seed": "<b>"}]}], "not an exported"),
+        ([{"role": "user", "content": [{"type": "image", "path": "fake.png", "seed": math.inf}]}], "not an exported"),
+        ([{"role": "user", "content": [{"type": "image", "path": "fake.png", "seconds": math.nan}]}], "not an exported"),
         (7, "not an exported conversation"),
     ],
 )

@@ -205,7 +205,7 @@ class ChatDataset(Dataset):
             raise UserInputError(f"no conversations in {', '.join(map(str, files)) or 'an empty list of files'}")
 
     def _open(self, files: list, reader: Reader, folder: Path, workers: int, retry: bool) -> ExampleStore:
-        identity = [STORE_VERSION, self.fingerprint, [str(Path(file).absolute()) for file in files]]
+        identity = [STORE_VERSION, self.fingerprint, [[str(file), str(Path(file).absolute())] for file in files]]
         settings = [reader.max_length, reader.needs, reader.needs_output_files, reader.on_bad_item]
         name = _digest([*identity, *settings, _processor_identity(reader.processor), *self.kind])[:16]
         store = ExampleStore(folder / "conversations" / name)

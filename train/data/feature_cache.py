@@ -59,7 +59,8 @@ class FeatureCache:
             _refuse_stale(self.folder, kind, part)
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / PART_FILE).is_file():
-            (self.folder / PART_FILE).write_text(json.dumps(part, indent=2) + "\n", encoding="utf-8")
+            with whole_file(self.folder / PART_FILE) as beside:
+                beside.write_text(json.dumps(part, indent=2) + "\n", encoding="utf-8")
         with closing(self._connect()) as database, database:
             database.execute("CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, shard TEXT, row INTEGER)")
             database.execute("CREATE TABLE IF NOT EXISTS shards (name TEXT PRIMARY KEY)")

@@ -155,21 +155,19 @@ def generate(
     run = _Run(RECIPES[recipe], count, seed, fit, tasks, found, texts, report)
     with Record(record_file) as record:
         record.begin(settings)
-        is_whole = False
         try:
             report.stopped = run_to_end(run(Teacher(teacher, record)))
-            is_whole = not report.stopped
         finally:
             report.requests, report.tokens = record.requests, record.tokens
-            _write(run.kept, report, is_whole)
+            _write(run.kept, report)
     return report
 
 
-def _write(kept: Sequence[list[dict]], report: GenerationReport, is_whole: bool) -> None:
-    """Writes the conversations, unless the run was broken off before it was as far as an earlier one."""
+def _write(kept: Sequence[list[dict]], report: GenerationReport) -> None:
+    """Writes the conversations, unless an earlier run of the same record brought more: a file never gets shorter."""
     try:
         report.conversations = len(kept)
-        if not is_whole and report.file.exists():
+        if report.file.exists():
             report.conversations = max(len(kept), count_lines([report.file]))
         if kept and report.conversations == len(kept):
             with whole_file(report.file) as beside:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import shutil
 from collections import Counter
@@ -30,6 +31,7 @@ from nextgpt.encoders import ImageBind, ImageBindConfig
 from nextgpt.hub.parts import preset_folder
 from nextgpt.report.info import KNOWN_FILE
 from nextgpt.signals import SignalVocabulary
+from nextgpt.train.data.files import whole_file
 from nextgpt.train.nano.dialogues.corpus import KINDS, MASKS
 from nextgpt.train.nano.evaluation.classifiers import FOLDERS
 from nextgpt.train.nano.models.loop import LOG_FILE
@@ -56,6 +58,7 @@ STAGES = ("align_encoders", "align_decoders", "instruct", "output_projections") 
 MOST_BYTES, MOST_FILE_BYTES = 100_000_000, 20_000_000
 LEFT_OUT = ("checkpoint*", "*.work", LOG_FILE, "*.png", "README.md", "runs")
 OF_THE_RUN = ("trainer_state.json", "training_args.bin", "run.json", "README.md", "skipped.jsonl")  # not of the preset
+CURVE_ROWS = 40  # of a stage's curve that are kept, at most
 LICENCE = "Apache-2.0; trained on artwork listed in ATTRIBUTION.md"
 
 
@@ -176,13 +179,13 @@ def join_towers(folders: Sequence[Path], out: Path) -> None:
     joined.save_pretrained(out, max_shard_size="20MB")
 
 
-def check_sizes(preset: Path) -> None:
-    """Says how large the weights of the preset are.
+def check_sizes(preset: Path, *more: Path) -> None:
+    """Says how large the weights of the preset are, with those of further files in its folder.
 
     Raises:
         ValueError: when a file or all together are larger than the package may hold.
     """
-    sizes = {path: path.stat().st_size for path in preset.rglob("*.safetensors")}
+    sizes = {path: path.stat().st_size for path in (*preset.rglob("*.safetensors"), *more)}
     folders = Counter()
     for path, size in sizes.items():
         folders[path.relative_to(preset).parts[0]] += size
@@ -208,12 +211,12 @@ def copy_world(world: World, folder: Path) -> None:
     np.savez_compressed(folder / "outside.npz", art=outside)
 
 
-def to_bfloat16(file: Path) -> None:
-    """Halves a safetensors file."""
+def to_bfloat16(file: Path, out: Path) -> None:
+    """Writes a safetensors file half as large."""
     with safe_open(file, "pt") as tensors:
         halved = {name: tensors.get_tensor(name).bfloat16() for name in tensors.keys()}  # noqa: SIM118
         metadata = tensors.metadata()
-    save_file(halved, file, metadata=metadata)
+    save_file(halved, out, metadata=metadata)
 
 
 @torch.no_grad()
@@ -243,15 +246,17 @@ def assemble_trained(root: Path, preset: Path) -> None:
     for stage in STAGES:
         state = json.loads((root / stage / "trainer_state.json").read_text(encoding="utf-8"))
         curve = [row for row in state["log_history"] if "loss" in row]
-        log[stage] = {"steps": state["global_step"], "curve": curve[:: max(1, len(curve) // 40)]}
+        log[stage] = {"steps": state["global_step"], "curve": curve[:: math.ceil(len(curve) / CURVE_ROWS) or 1]}
     (preset / LOG_FILE).write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
     last = root / STAGES[-1]
     for path in last.iterdir():
-        if path.is_file() and path.name not in OF_THE_RUN:
+        if path.is_file() and path.name not in (*OF_THE_RUN, TRAINED_FILE):
             shutil.copy(path, preset / path.name)
-    to_bfloat16(preset / TRAINED_FILE)
     copy_folder(last / "lora", preset / "lora")
-    check_sizes(preset)
+    (preset / TRAINED_FILE).unlink(missing_ok=True)
+    with whole_file(preset / TRAINED_FILE) as beside:  # which comes last: where it lies, all is done
+        to_bfloat16(last / TRAINED_FILE, beside)
+        check_sizes(preset, beside)
 
 
 def ship(made_in: Path, preset: Path) -> None:

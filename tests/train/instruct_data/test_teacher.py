@@ -213,6 +213,7 @@ def test_a_run_goes_on_to_more_conversations_than_it_was_begun_with(good, tmp_pa
     kept, asked = conversations(tmp_path), len(good.asked)
     more = run(tmp_path, good, count=4)
     assert conversations(tmp_path)[:2] == kept and more.conversations == 4
+    assert run(tmp_path, good, count=2).conversations == len(conversations(tmp_path)) == 4, "none is lost"
     assert more.requests == len(good.asked) and first.requests == asked
 
 

@@ -42,6 +42,14 @@ def test_a_tenth_of_sounds_and_clips_is_held_out_and_every_value_is_learned(fold
             assert set(seen) == set(every)
 
 
+def test_no_look_of_a_clip_that_is_held_out_is_learned_from(clip_world):
+    names, motions = clip_world.world.names, clip_world.motions
+    learned = {(names[concept], motions[motion]) for concept, motion, *_ in clip_world.extra_training_clips().tolist()}
+    kept_apart = {(clip.concept, clip.motion) for clip in clip_world.combinations if clip.split != "train"}
+    assert kept_apart and not learned & kept_apart
+    assert len({name for name, _ in learned}) == len(names), "something of every thing is learned"
+
+
 def test_the_world_of_sounds_is_as_large_as_promised(folder):
     world = sounds.SoundWorld(folder)
     assert len(world.sounds) >= 40

@@ -27,21 +27,12 @@ from functools import partial
 from pathlib import Path
 
 from nextgpt.signals import MODALITIES, answer_only
+from nextgpt.train.data.files import whole_file
 from nextgpt.train.nano.dialogues.outside import things_outside, without_names_of_other_sounds
 from nextgpt.train.nano.dialogues.phrasings import PHRASINGS, load_phrasings, roughen
 from nextgpt.train.nano.dialogues.replies import PROMISES, Replies
 from nextgpt.train.nano.dialogues.scenarios import Scenario, load_scenarios
-from nextgpt.train.nano.dialogues.turns import (
-    Made,
-    MediaTurns,
-    NoSuchMedium,
-    Part,
-    Setting,
-    Shown,
-    Turn,
-    choose,
-    with_shown,
-)
+from nextgpt.train.nano.dialogues.turns import Made, MediaTurns, NoSuchMedium, Part, Setting, Shown, Turn, choose, with_shown
 from nextgpt.train.nano.dialogues.turns_clips import ClipTurns
 from nextgpt.train.nano.dialogues.turns_crossings import CrossingTurns
 from nextgpt.train.nano.dialogues.turns_pictures import PictureTurns
@@ -417,9 +408,9 @@ def write_dialogues(
         count, name = (count, kind) if split == "train" else (min(count, DEV_COUNT), f"{kind}_dev")
         spans = [(start, min(start + 4_000, count)) for start in range(0, count, 4_000)]
         make = partial(_make_chunk, world, tuple(media), natural, kind, split, seed)
-        with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file, ProcessPoolExecutor(workers) as pool:
-            file.writelines(pool.map(make, spans))
-        logger.info("%s: %d conversations", file.name, count)
+        with ProcessPoolExecutor(workers) as pool, whole_file(out / f"{name}.jsonl") as beside:
+            beside.write_text("".join(pool.map(make, spans)), encoding="utf-8")
+        logger.info("%s: %d conversations", name, count)
 
 
 def main() -> None:

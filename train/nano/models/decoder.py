@@ -253,7 +253,7 @@ def _clips(args: Namespace, world: World, autoencoder: AutoencoderDC, device: to
     clips = ClipWorld(world)
     renderer = ClipRenderer(world, Renderer(torch.from_numpy(world.art).to(device)))
     rows = clips.rows("train", args.concepts).to(device)
-    studies = clips.studies(args.concepts).to(device)
+    extra = clips.extra_training_clips(args.concepts).to(device)
 
     def frames(rows: Tensor) -> Tensor:
         return renderer(rows).transpose(1, 2).flatten(0, 1) * 2 - 1  # [N * 8, 3, 64, 64]
@@ -261,11 +261,10 @@ def _clips(args: Namespace, world: World, autoencoder: AutoencoderDC, device: to
     media = _media(autoencoder, lambda chosen: frames(rows[chosen]), clip_numbers(clips, rows))
 
     def others() -> Others:
-        every = studies.flatten(0, 1)
-        strange = _latents(autoencoder, lambda chosen: frames(every[chosen]), len(every), device)
-        alike = every[:, 1:2] == torch.arange(len(clips.names) * len(clips.motions), device=device) % len(clips.motions)
-        things = torch.arange(len(studies), device=device).repeat_interleave(len(clips.motions))
-        return Others(as_strips(strange, FRAMES), alike, 1 + things[:, None], torch.ones(len(every), device=device))
+        latents = _latents(autoencoder, lambda chosen: frames(extra[chosen]), len(extra), device)
+        alike = extra[:, 1:2] == torch.arange(len(clips.names) * len(clips.motions), device=device) % len(clips.motions)
+        things = extra[:, [0, 2]].unique(dim=0, return_inverse=True)[1]  # each in each style
+        return Others(as_strips(latents, FRAMES), alike, 1 + things[:, None], torch.ones(len(extra), device=device))
 
     return media._replace(latents=as_strips(media.latents, FRAMES), others=others)
 

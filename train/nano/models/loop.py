@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,7 @@ WARM_UP = 0.03  # of the time
 HIDDEN_RATE = 1e-2  # of Muon, from nothing
 LOG_SECONDS = 5
 SAVE_SECONDS = 60
+CURVE_ROWS = 100
 WORK_SUFFIX = ".work"  # `<out>.work` keeps what does not ship: the log, the checkpoint, contact sheets
 LOG_FILE = "training_log.json"  # beside what a maker saves: its figures and its curve
 
@@ -152,8 +154,8 @@ class Loop:
             logger.info("%s: %d of %d tensors are taken over from %s", name, len(fitting), len(own), checkpoint)
 
     def write_figures(self, out: Path, **figures: Any) -> None:
-        """Writes `training_log.json`: the figures, and at most 100 rows of the curve."""
-        curve = self.curve[:: max(1, len(self.curve) // 100)]
+        """Writes `training_log.json`: the figures, and at most `CURVE_ROWS` rows of the curve."""
+        curve = self.curve[:: math.ceil(len(self.curve) / CURVE_ROWS) or 1]
         log = {"figures": figures, "minutes": round(self.minutes, 2), "steps": self.step, "samples": self.samples}
         log |= {"started_from": str(self.start_from)} if self.start_from else {}
         log |= {"finished": time.strftime("%Y-%m-%d %H:%M:%S"), "torch": torch.__version__, "curve": curve}

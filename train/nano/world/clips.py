@@ -127,21 +127,22 @@ class ClipWorld:
             ]
         )
 
-    def studies(self, most: int | None = None) -> Tensor:
-        """Clips that are none of the world's, to learn how things move from, as indices `[things, motions, 4]`: what is
-        never filmed, in every style, and what is, in the other styles.
+    def extra_training_clips(self, most: int | None = None) -> Tensor:
+        """Clips beside the world's own, to learn how things move from, as indices `[N, 4]`: what is never filmed, in every
+        motion and style, and what is, in the other styles, where thing and motion are of the training split.
 
         Args:
             most: only of so many concepts, the first.
         """
         styles, background = self.world.styles, self.world.backgrounds.index(BACKGROUND)
-        moving = range(len(self.motions))
         return torch.tensor(
             [
-                [(concept, motion, style, background) for motion in moving]
+                (concept, motion, style, background)
                 for concept, name in enumerate(self.world.names[:most])
                 for style in range(len(styles))
                 if name not in self.names or styles[style] != STYLE
+                for motion in range(len(self.motions))
+                if name not in self.names or Clip(name, self.motions[motion]).split == "train"
             ]
         )
 
@@ -152,7 +153,7 @@ class ClipWorld:
         Args:
             most: only of so many concepts, the first.
         """
-        rows = self.studies(most).flatten(0, 1)
+        rows = self.extra_training_clips(most)
         filmed = torch.tensor([name in self.names for name in self.world.names])
         rows = rows[~filmed[rows[:, 0]]]
         rows[:, 3] = torch.randint(len(self.world.backgrounds), (len(rows),))
