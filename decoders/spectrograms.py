@@ -62,10 +62,11 @@ class SpectrogramDecoder(StableDiffusion3Decoder):
 
         folder = local_folder(self.source)
         config = self._config("vocoder")
-        kind = GriffinLimVocoder if config["model_type"] == GriffinLimVocoder.config_class.model_type else SpeechT5HifiGan
+        is_griffin_lim = config["model_type"] == GriffinLimVocoder.config_class.model_type
+        kind, dtype = (GriffinLimVocoder, torch.float32) if is_griffin_lim else (SpeechT5HifiGan, self.dtype)
         place = {"subfolder": "vocoder", "revision": self.revision} if folder is None else {}
         with LOADING:
-            vocoder = kind.from_pretrained(self.source if folder is None else folder / "vocoder", dtype=self.dtype, **place)
+            vocoder = kind.from_pretrained(self.source if folder is None else folder / "vocoder", dtype=dtype, **place)
         return vocoder.to(self.device).requires_grad_(False).eval()
 
     def _run(self, pipeline, after_step: Callable[[int, torch.Tensor], None], options: dict, arguments: dict) -> list[Audio]:

@@ -44,7 +44,8 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
-        return INFERENCE_DTYPES.get(device.type, torch.bfloat16)
+        known = INFERENCE_DTYPES.get(device.type)
+        return known or (torch.bfloat16 if multiplies_faster_in_half(device) else torch.float16)
     found = getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise UserInputError(f"dtype {dtype!r} is unknown: use auto, float32, bfloat16 or float16")

@@ -50,13 +50,13 @@ def load_any_media(value: str | os.PathLike | bytes) -> tuple[str, Any]:
 
 
 def save_media(media: Any, path: str | os.PathLike) -> None:
-    """Writes media as its path says: what modality has files with that suffix, writes it.
+    """Writes media as its path says: each modality has one kind of file that is written (PNG, WAV, MP4).
 
     Raises:
-        ValueError: none has.
+        ValueError: the suffix is none of theirs.
     """
-    for modality, row in MODALITIES.items():
-        if has_usual_suffix(path, modality):
+    for row in MODALITIES.values():
+        if Path(path).suffix.lower() == row.suffix:
             row.save(media, Path(path))
             return
     known = ", ".join(row.suffix for row in MODALITIES.values())

@@ -14,6 +14,8 @@ def is_public(address: str) -> bool:
         inner = [found.ipv4_mapped, found.sixtofour, *(found.teredo or ())]
         if found in NAT64:
             inner.append(ipaddress.IPv4Address(int(found) & 0xFFFFFFFF))
+        if found.is_site_local:  # given up in 2004, and private wherever it is still used
+            return False
         if any(each is not None and not is_public(str(each)) for each in inner):
             return False
     return found.is_global and not found.is_multicast

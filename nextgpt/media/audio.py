@@ -13,12 +13,13 @@ import numpy as np
 from nextgpt.decoders import Audio
 from nextgpt.errors import UserInputError
 from nextgpt.media.images import describe
-from nextgpt.media.kinds import declared_seconds, wrong_kind
-from nextgpt.media.limits import CONTAINERS, check_duration, check_whole
+from nextgpt.media.kinds import declared_seconds, open_container, wrong_kind
+from nextgpt.media.limits import check_duration, check_samples, check_whole
 from nextgpt.modalities import MODALITIES
 
 UNKNOWN_WAV_LENGTH = 0x7FFF0000  # programs that write to a pipe put such a number in place of the length
 UNKNOWN_FRAMES = 2**62
+BLOCK = 65_536  # samples of each channel that are read at once
 # Beyond full scale: resampling leads a little there, a diffusion decoder further, a lossy codec (at a damaged place)
 # anywhere. So much is clipped; what goes further was never in -1..1.
 HIGHEST_FLOAT = 1.1
@@ -60,7 +61,7 @@ def ready_audio(value: Any) -> Audio:
 
 
 def save_audio(audio: Audio, path: str | Path) -> None:
-    """Writes a sound with 16 bits a sample, as WAV or whatever format its path says."""
+    """Writes a sound as WAV with 16 bits a sample."""
     import soundfile
 
     soundfile.write(path, audio.array, audio.sampling_rate, subtype="PCM_16")
@@ -155,10 +156,12 @@ def _read_libsndfile(file: BinaryIO, name: str) -> tuple[np.ndarray, int] | None
         with soundfile.SoundFile(file) as sound:
             if sound.format != "MP3" and sound.frames < UNKNOWN_FRAMES:
                 check_duration("audio", sound.frames / sound.samplerate, name)
-                samples = sound.read(dtype="float32", always_2d=True)
-                check_whole(len(samples) / sound.samplerate, sound.frames / sound.samplerate, name)
+                check_samples(sound.frames, name)
                 highest = HIGHEST_FLOAT if sound.subtype in ("FLOAT", "DOUBLE") else HIGHEST_DECODED
-                return _mono(samples, name, highest), sound.samplerate
+                blocks = sound.blocks(BLOCK, dtype="float32", always_2d=True)  # channels may be many: never all at once
+                samples = np.concatenate([_mono(block, name, highest) for block in blocks] or [np.zeros(0, np.float32)])
+                check_whole(len(samples) / sound.samplerate, sound.frames / sound.samplerate, name)
+                return samples, sound.samplerate
     except soundfile.LibsndfileError:
         pass
     file.seek(0)
@@ -176,16 +179,18 @@ def _read_stream(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
     import av
 
     try:
-        with av.open(file, options={"format_whitelist": CONTAINERS}) as container:
+        with open_container(file) as container:
             if not container.streams.audio:
                 raise UserInputError(f"{name}: holds no sound; give {MODALITIES['audio'].formats}")
             stream = container.streams.audio[0]
             highest = HIGHEST_FLOAT if stream.codec_context.name.startswith("pcm_f") else HIGHEST_DECODED
-            rate, chunks, seconds = 0, [np.zeros(0, np.float32)], 0.0
+            rate, chunks, count, seconds = 0, [np.zeros(0, np.float32)], 0, 0.0
             for channels, rate in _decoded(container, stream):
                 chunks.append(_mono(channels.T, name, highest))
-                seconds += len(chunks[-1]) / rate
+                count += len(chunks[-1])
+                seconds = count / rate
                 check_duration("audio", seconds, name)
+                check_samples(count, name)
             check_whole(seconds, declared_seconds(container, stream), name)
             return np.concatenate(chunks), rate or stream.rate
     except av.FFmpegError as error:

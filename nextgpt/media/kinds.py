@@ -145,12 +145,23 @@ def is_sound(file: BinaryIO, name: str) -> bool:
         return False
 
 
+def open_container(file: BinaryIO) -> Any:
+    """A file as FFmpeg reads it (`av.container.InputContainer`); a tag that is not UTF-8 does not matter.
+
+    Raises:
+        av.FFmpegError: it is of no kind that may be opened.
+    """
+    import av
+
+    return av.open(file, options={"format_whitelist": CONTAINERS}, metadata_errors="replace")
+
+
 def _streams(file: BinaryIO) -> tuple[bool, bool]:
     """Whether FFmpeg finds moving pictures in a file, and whether it finds sound."""
     import av
 
     try:
-        with av.open(file, options={"format_whitelist": CONTAINERS}) as container:
+        with open_container(file) as container:
             return moving_pictures(container) is not None, bool(container.streams.audio)
     except av.FFmpegError:
         return False, False

@@ -10,6 +10,7 @@ CONTAINERS = "mov,matroska,avi,mpeg,mpegts,flv,asf,ogg,wav,aac,mp3,flac,aiff,amr
 MAX_PIXELS = 64_000_000  # of a picture, and of one frame
 MIN_SECONDS = 0.1  # of a sound or a clip that something can be learned from
 MIN_DECODED = 0.9  # share of what a header promises; edit lists may hide a little
+MAX_SAMPLES = 120_000_000  # of a sound, in each channel: ten minutes at 192 kHz
 MAX_VIDEO_FRAMES = 2048
 MAX_VIDEO_BYTES = 1_500_000_000
 MAX_REPEATED_BYTES = 400_000_000  # of a clip in which frames stand several times, because they are shown longer
@@ -24,6 +25,16 @@ def check_duration(modality: str, seconds: float, name: str) -> None:
     most = MODALITIES[modality].max_seconds
     if most is not None and seconds > most:
         raise UserInputError(f"{name}: {seconds:.0f} s long, at most {most:g} s are taken; cut it")
+
+
+def check_samples(count: int, name: str) -> None:
+    """Refuses a sound of too many samples: a small file may hold silence at any rate.
+
+    Raises:
+        UserInputError: it is one.
+    """
+    if count > MAX_SAMPLES:
+        raise UserInputError(f"{name}: {count:,} samples, at most {MAX_SAMPLES:,} are taken; export it at a lower rate")
 
 
 def too_short(medium: tuple) -> str | None:

@@ -14,9 +14,16 @@ from PIL import Image
 from nextgpt.decoders import Video
 from nextgpt.errors import UserInputError
 from nextgpt.media.images import animation_frames, describe
-from nextgpt.media.kinds import declared_seconds, is_animated, is_heic, moving_pictures, open_picture, wrong_kind
+from nextgpt.media.kinds import (
+    declared_seconds,
+    is_animated,
+    is_heic,
+    moving_pictures,
+    open_container,
+    open_picture,
+    wrong_kind,
+)
 from nextgpt.media.limits import (
-    CONTAINERS,
     MAX_REPEATED_BYTES,
     MAX_VIDEO_BYTES,
     MAX_VIDEO_FRAMES,
@@ -92,6 +99,13 @@ class _Frames:
         if len(self.frames) > MAX_VIDEO_FRAMES or len(self.frames) * self.frames[0].nbytes > MAX_VIDEO_BYTES:
             self.frames, self.times, self.stride = self.frames[::2], self.times[::2], self.stride * 2
 
+    def _taken(self) -> np.ndarray:
+        """All frames as one array; each goes as it is copied, so that they do not stand in memory twice."""
+        whole = np.empty((len(self.frames), *self.frames[0].shape), np.uint8)
+        for number in range(len(whole)):
+            whole[number], self.frames[number] = self.frames[number], None
+        return whole
+
     def video(self, end: float | None, fps: float) -> Video:
         """All of them at a constant rate.
 
@@ -109,7 +123,7 @@ class _Frames:
         for rate in (fps / self.stride, _exact(count / end)):
             is_constant = rate and np.abs(times * rate - np.arange(count)).max() < 0.1
             if is_constant and 0 < end * rate - (count - 1) < 1.5:
-                return Video(np.stack(self.frames), rate)
+                return Video(self._taken(), rate)
         most = max(count, min(MAX_VIDEO_FRAMES, MAX_REPEATED_BYTES // self.frames[0].nbytes))
         rate = _common_rate(np.append(gaps, end - times[-1]), max(shortest, 1 / MAX_RATE))
         total = min(max(round(end * rate), 1), most)
@@ -144,7 +158,7 @@ def _read_streams(file: BinaryIO, name: str) -> Video:
     import av
 
     try:
-        with av.open(file, options={"format_whitelist": CONTAINERS}) as container:
+        with open_container(file) as container:
             stream = moving_pictures(container)
             if stream is None:
                 give = MODALITIES["video"].formats

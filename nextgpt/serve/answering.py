@@ -39,6 +39,7 @@ class Asked:
         address_of: a kept medium → its address for this client.
         embed: media as base64 in place of addresses.
         previews: rough pictures of diffusion steps.
+        is_streamed: the client gets each step as it comes, and so has what came before an answer broke off.
         tells_parts: `modalities` was given: parts, pictures and sounds come beside the text.
     """
 
@@ -49,6 +50,7 @@ class Asked:
     address_of: Callable[[KeptMedium], str] = lambda kept: ""
     embed: bool = False
     previews: bool = False
+    is_streamed: bool = False
     tells_parts: bool = False
 
 
@@ -126,6 +128,7 @@ class Answering:
         enough = threading.Event()
         events = self._events(asked, enough, AnyOf(enough, cancel), record)
         started = ended = False
+        told: set[str] = set()  # the media of whose address the client knows
         try:
             async for event, extra in events:
                 if isinstance(event, ServedBy):
@@ -140,13 +143,17 @@ class Answering:
                     answered.reply = event.reply
                     continue
                 if writer.stopped:
+                    if isinstance(event, MediaDone):  # behind a stop sequence: part of no answer
+                        self.store.drop([extra[0]])
                     continue
                 for delta in self._deltas(event, extra, asked, writer, answered):
                     yield delta
+                if isinstance(event, MediaDone) and asked.is_streamed:
+                    told.add(extra[0].id)
                 if writer.stopped:
                     enough.set()  # the pipeline ends within a token and gives its reply
             if self._closing and not writer.stopped and not (answered.reply and answered.reply.finished):
-                raise ApiError(503, "the server is closing", type=SERVER, code="closing", headers={"Retry-After": "30"})
+                raise _closing()
             if held := writer.flush():
                 yield Delta(content=held)
             ended = True
@@ -154,7 +161,7 @@ class Answering:
             enough.set()
             await events.aclose()
             if not ended:
-                self.store.drop(answered.media)
+                self.store.drop([kept for kept in answered.media if kept.id not in told])
         self._finish(asked, answered, writer, record)
         yield answered
 
@@ -239,6 +246,9 @@ class Answering:
 
         until = asyncio.get_running_loop().time() + self.deadline
         await self._in_time(self._turns.take(asked.owner), until)
+        if self._closing:
+            self._turns.give(asked.owner)
+            raise _closing()
         self._cancels.add(enough)
         told = FromThread(work, self._threads)
         told.running.add_done_callback(lambda _: self._turns.give(asked.owner))
@@ -274,6 +284,10 @@ class Answering:
         """Stops all answers, and waits for that."""
         self.stop()
         self._threads.shutdown()
+
+
+def _closing() -> ApiError:
+    return ApiError(503, "the server is closing", type=SERVER, code="closing", headers={"Retry-After": "30"})
 
 
 def medium_of(kept: KeptMedium, address: str, data: str | None) -> Medium:

@@ -17,7 +17,9 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
+from nextgpt.errors import UserInputError
 from nextgpt.events import MAX_SEED, ServedBy
+from nextgpt.multimodal.generation_modes import check_decoder_options
 from nextgpt.serve.answering import Answered, Answering, Asked, first_sound
 from nextgpt.serve.conversation import MEDIA_PATH, ConversationReader
 from nextgpt.serve.errors import SERVER, ApiError, from_exception, invalid
@@ -104,6 +106,11 @@ class Chat:
             options["width"], options["height"] = map(int, size.split("x"))
             if max(options["width"], options["height"]) > self.settings.max_side:
                 raise invalid(f"size is {size}, at most {self.settings.max_side} a side are drawn (max_side)", "size")
+        options = {name: value for name, value in options.items() if value is not None}
+        try:
+            check_decoder_options(self.answering.pipeline.decoders[kind], options)
+        except UserInputError as error:
+            raise invalid(str(error), "size" if "width" in options else None) from None
         messages = [{"role": "user", "content": [{"type": "text", "text": body.prompt}]}]
         options = {"require": {kind: 1}, "seed": _seed(body), kind: options}
         asked = Asked(messages, options, _owner(request), address_of=self._addresses(request))
@@ -167,6 +174,7 @@ class Chat:
             self._addresses(request),
             embed=body.media_format == "b64_json",
             previews=bool(body.stream_options and body.stream_options.include_previews),
+            is_streamed=bool(body.stream),
             tells_parts=body.modalities is not None,
         )
 
@@ -191,7 +199,7 @@ class Chat:
                 left.discard(watching)
                 for error in [task.exception() for task in done if task is not watching]:
                     if error is not None:
-                        raise from_exception(error, param) from error
+                        raise _told(error, param) from error
                 if watching in done:
                     raise ApiError(400, "the client has gone", code="client_gone")
             return [task.result() for task in tasks]
@@ -252,11 +260,9 @@ class Chat:
                     heading["system_fingerprint"] = step.node
                     continue
                 if isinstance(step, Exception):
-                    error = from_exception(step)
+                    error = _told(step)
                     if not has_begun:
                         raise error from step
-                    if error.status >= 500:
-                        logger.error("an answer failed", exc_info=step)
                     self.metrics.errors.labels(error.code).inc()
                     yield _event(json.dumps(error.body))
                     return
@@ -320,6 +326,14 @@ def check_model(name: str | None, settings: ServerSettings) -> None:
     if name not in (None, settings.model):
         message = f"the model {name!r} is not here; this server has {settings.model!r}"
         raise ApiError(404, message, param="model", code="model_not_found")
+
+
+def _told(error: BaseException, param: str = "messages") -> ApiError:
+    """What a client is told of an error; the log has the whole of what is no client's fault."""
+    told = from_exception(error, param)
+    if told.status >= 500:
+        logger.error("an answer failed", exc_info=error)
+    return told
 
 
 async def _end(tasks: Sequence[asyncio.Task]) -> None:

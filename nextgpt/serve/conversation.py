@@ -18,7 +18,7 @@ from nextgpt.serve.schema import AnswerPart, AssistantMessage, FilePart, Strict,
 from nextgpt.serve.settings import ServerSettings
 
 MEDIA_PATH = "/v1/media/"
-BEFORE_ID = re.compile(r"\n{0,2}!?\[[^\[\]\n]{0,64}\]\([^()\[\]\s]{0,300}$")  # the beginning of a link
+BEFORE_ID = re.compile(r"\n{0,2}!?\[[^\[\]\n]{0,64}\]\([^()\s]{0,300}$")  # the beginning of a link
 ID = re.compile(rf"([\w-]{{{ID_LENGTH}}})[^()\s]{{0,16}}\)\n{{0,2}}")  # and its end
 WINDOW = 400  # characters before an id in which its link begins
 READ_AT_ONCE = 4  # media of a request

@@ -21,6 +21,7 @@ from nextgpt.serve.schema import NEUTRAL
 INVALID, AUTHENTICATION, PERMISSION = "invalid_request_error", "authentication_error", "permission_error"
 RATE_LIMIT, SERVER = "rate_limit_error", "server_error"
 RETRY_AFTER = 2  # seconds
+LIMITS = {"messages": "max_messages", "content": "max_parts", "parts": "max_parts"}  # field → the setting that bounds it
 
 
 class ApiError(Exception):
@@ -112,11 +113,11 @@ def from_validation(errors: Sequence[dict[str, Any]]) -> ApiError:
         return invalid("the body is not JSON; check its quotes and brackets", code="invalid_json")
     first = max(errors, key=lambda each: len(each["loc"]))  # of what is one thing or another, the one that fits best
     param = _param(first["loc"])
-    name = (param or "").partition(".")[0]
-    if name in NEUTRAL:
-        return invalid(f"{name} is not supported here; leave it out ({NEUTRAL[name]})", name, "unsupported_parameter")
-    if first["type"] == "too_long":
-        limit = "max_messages" if param == "messages" else "max_parts"
+    names = (param or "").split(".")
+    if name := next((name for name in (names[0], names[-1]) if name in NEUTRAL), None):
+        param = name if name == names[0] else param
+        return invalid(f"{param} is not supported here; leave it out ({NEUTRAL[name]})", param, "unsupported_parameter")
+    if first["type"] == "too_long" and (limit := LIMITS.get(names[-1])):
         return too_large(f"{param} has more than {first['ctx']['max_length']} entries ({limit})", param)
     if first["type"] == "extra_forbidden":
         return invalid(f"{param} is no field of this API; leave it out", param, "unknown_parameter")

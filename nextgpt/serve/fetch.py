@@ -10,6 +10,8 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -20,6 +22,7 @@ from nextgpt.media.addresses import is_public
 from nextgpt.serve.errors import ApiError, invalid, too_large
 from nextgpt.serve.settings import ServerSettings
 
+RESOLVED_AT_ONCE = 16  # names
 REDIRECTS = (301, 302, 303, 307, 308)
 HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "nextgpt"}  # unpacked content has no limit
 
@@ -37,6 +40,8 @@ class CheckedBackend(httpcore.AnyIOBackend):
 
     def __init__(self, allow_private: bool):
         self.allow_private = allow_private
+        # Apart from the loop's own threads, which decode media: a name server that is slow holds up no more than this.
+        self.resolving = ThreadPoolExecutor(RESOLVED_AT_ONCE, "nextgpt-resolve")
 
     async def connect_tcp(
         self,
@@ -52,7 +57,8 @@ class CheckedBackend(httpcore.AnyIOBackend):
             PrivateAddress: one of the host's addresses is not public.
         """
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            resolve = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+            found = await asyncio.get_running_loop().run_in_executor(self.resolving, resolve)
         except (OSError, UnicodeError) as error:
             raise httpcore.ConnectError(f"{host} has no address") from error
         addresses = list(dict.fromkeys(entry[4][0] for entry in found))
@@ -80,11 +86,12 @@ class Fetcher:
 
     def __init__(self, settings: ServerSettings):
         self.settings = settings
+        self.backend = CheckedBackend(settings.allow_private_addresses)
         self.pool = httpcore.AsyncConnectionPool(
             ssl_context=ssl.create_default_context(),
             max_connections=64,
             keepalive_expiry=0,  # a connection that is kept would outlive the check of its address
-            network_backend=CheckedBackend(settings.allow_private_addresses),
+            network_backend=self.backend,
         )
 
     async def fetch(self, address: str, param: str) -> bytes:
@@ -119,7 +126,7 @@ class Fetcher:
             async with self.pool.stream("GET", current, headers=HEADERS) as response:
                 headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
                 if response.status in REDIRECTS and "location" in headers:
-                    current = urljoin(current, headers["location"])
+                    current = _joined(current, headers["location"], param)
                     continue
                 if response.status != 200:
                     raise invalid(f"{shortened(address)}: answered with status {response.status}", param, "fetch_failed")
@@ -141,12 +148,21 @@ class Fetcher:
     async def close(self) -> None:
         """Closes what is open."""
         await self.pool.aclose()
+        self.backend.resolving.shutdown(wait=False, cancel_futures=True)
 
 
 def media_too_large(name: str, settings: ServerSettings, param: str) -> ApiError:
     """The error for a file that is too large."""
     limit = settings.max_media_bytes / 1e6
     return too_large(f"{name}: larger than {limit:g} MB (max_media_bytes); cut it", param)
+
+
+def _joined(address: str, location: str, param: str) -> str:
+    """Where a redirect leads."""
+    try:
+        return urljoin(address, location)
+    except ValueError:
+        raise invalid(f"{shortened(address)}: redirects to what is no address", param, "invalid_url") from None
 
 
 def _check_address(address: str, param: str) -> None:

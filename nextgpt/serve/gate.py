@@ -86,6 +86,9 @@ class Gate:
             self._count(path, status)
         except ApiError as error:
             await self._refuse(error, scope, path, send)
+        except Exception:  # starlette answers it, outside of this
+            self._count(path, 500)
+            raise
         finally:
             self._held -= len(body)
 

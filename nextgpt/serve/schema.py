@@ -35,6 +35,7 @@ NEUTRAL = {
     "service_tier": "or give auto or default",
     "metadata": "or give {}",
     "tool_calls": "or give []",
+    "annotations": "or give []",
 }
 
 
@@ -288,6 +289,8 @@ def media_options(kind: str, decoder: Decoder, limits: ServerSettings) -> type[S
         step = size.step if size.step and size.least % size.step == 0 else None
         number = float if name in ("fps", "duration") else Integer
         fields[name] = Annotated[number, Field(ge=size.least, le=bound, multiple_of=step if number is Integer else None)]
+    if "fps" in decoder.defaults:
+        fields.setdefault("fps", Annotated[float, Field(ge=1, le=MAX_FPS)])
     if kind == SPOKEN:
         fields |= SPOKEN_FIELDS
     own = {name: (field | None, None) for name, field in fields.items()}
@@ -318,6 +321,7 @@ def chat_request(pipeline: NextGPTPipeline, limits: ServerSettings) -> type[Chat
     )
 
 
+MAX_FPS = 60.0
 SPOKEN = "audio"  # the kind that OpenAI's `audio` field is about
 # What its clients say there of a spoken answer: sounds here are WAV files, and nobody speaks.
 SPOKEN_FIELDS = {"format": Literal["wav"], "voice": Annotated[str, Field(max_length=64)]}

@@ -17,8 +17,7 @@ from nextgpt.pipeline import NextGPTPipeline
 from nextgpt.serve.app import create_app
 from nextgpt.serve.settings import EVERYWHERE, ServerSettings
 
-HEADER_SECONDS = 20.0  # for a request's headers to arrive
-IDLE_SECONDS = 30  # that a connection is kept between requests
+HEADER_SECONDS = 20  # for a request's headers to arrive, from the beginning of the connection or the end of the last answer
 CLOSING_SECONDS = 10  # for answers in progress, once the server is closing
 
 
@@ -53,6 +52,7 @@ class Running:
     Args:
         pipeline: answers.
         settings: who may ask, how much, and where.
+        listening: the socket that [`listen`] gave, where that was before the model was loaded.
 
     Attributes:
         app: the application; more may be mounted in it before it runs.
@@ -61,21 +61,20 @@ class Running:
         UserInputError: the port is taken or the address is not this machine's.
     """
 
-    def __init__(self, pipeline: NextGPTPipeline, settings: ServerSettings):
-        self.settings = settings
+    def __init__(self, pipeline: NextGPTPipeline, settings: ServerSettings, listening: socket.socket | None = None):
+        self.settings, self._listening = settings, listening or listen(settings.host, settings.port)
         self.app = create_app(pipeline, settings, created=int(time.time()))
         config = uvicorn.Config(
             self.app,
             http=TimedProtocol,
             h11_max_incomplete_event_size=settings.max_header,
-            timeout_keep_alive=IDLE_SECONDS,
+            timeout_keep_alive=HEADER_SECONDS,
             timeout_graceful_shutdown=CLOSING_SECONDS,
             log_level="warning",
             access_log=False,  # its lines would hold the addresses of media
             server_header=False,
             lifespan="on",
         )
-        self._listening = listen(settings.host, settings.port)
         self._server = _Server(config, self.app)
 
     def run(self, on_ready: Callable[[str], None] | None = None) -> None:

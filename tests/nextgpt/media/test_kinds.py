@@ -13,8 +13,9 @@ import pytest
 import soundfile
 from PIL import Image
 
+from nextgpt.decoders import Audio
 from nextgpt.errors import UserInputError
-from nextgpt.media import guess_modality, load_media
+from nextgpt.media import guess_modality, load_media, save_media
 
 RATE = 16000
 TONE = (np.sin(np.arange(RATE) * 0.2) * 0.5).astype(np.float32)
@@ -215,3 +216,26 @@ def test_a_recording_of_unknown_length_is_read(tmp_path):
     assert len(clip.frames) / clip.fps == pytest.approx(0.266, abs=0.02)
     middle = clip.frames[int(0.12 * clip.fps)].mean()
     assert middle == pytest.approx(90, abs=8), "at 0.12 seconds the fourth frame is on show"
+
+
+def test_tags_that_are_not_utf8_do_not_matter(tmp_path):
+    soundfile.write(tmp_path / "plain.mp3", TONE, RATE)
+    tag = b"TAG" + "F\u00fcr Elise".encode("latin-1").ljust(125, b"\0")  # ID3v1
+    (tmp_path / "tagged.mp3").write_bytes((tmp_path / "plain.mp3").read_bytes() + tag)
+    assert guess_modality(tmp_path / "tagged.mp3") == "audio"
+    plain, tagged = (load_media("audio", tmp_path / f"{name}.mp3").array for name in ("plain", "tagged"))
+    assert abs(len(plain) - len(tagged)) < 1200 and np.abs(plain[:8000] - tagged[:8000]).max() < 1e-3
+
+
+def test_a_small_file_of_endless_silence_is_refused_before_it_is_unpacked(tmp_path):
+    with soundfile.SoundFile(tmp_path / "silence.flac", "w", 655_350, 1, "PCM_16") as file:
+        for _ in range(190):
+            file.write(np.zeros(655_350, np.int16))
+    with pytest.raises(UserInputError, match=r"124,516,500 samples, at most 120,000,000 are taken"):
+        load_media("audio", tmp_path / "silence.flac")
+
+
+@pytest.mark.parametrize("name", ["a.ogg", "a.jpg", "a.webm", "a"])
+def test_media_are_written_in_one_form_each(name, tmp_path):
+    with pytest.raises(ValueError, match=r"name one that ends in .png, .wav, .mp4"):
+        save_media(Audio(TONE, RATE), tmp_path / name)

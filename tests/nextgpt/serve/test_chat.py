@@ -188,8 +188,10 @@ def test_an_unknown_id_is_named(client, answer, param):
 def test_what_only_looks_like_a_link_is_text_and_no_text_takes_long_to_read(client):
     for text in ("see [this](/v1/media/banana.png)", "[" * 900_000, "\n" * 900_000, "[](/v1/media/" * 60_000):
         assert find_links(text) == []
-    own = f"\n\n![image](http://a/v1/media/{GONE}.png)"
-    assert find_links(f"one{own}\n\ntwo{own}") == [(3, 3 + len(own) + 2, GONE), (3 + len(own) + 5, 8 + 2 * len(own), GONE)]
+    for host in ("a", "[::1]:8000"):
+        own = f"\n\n![image](http://{host}/v1/media/{GONE}.png)"
+        first, second = (3, 3 + len(own) + 2, GONE), (3 + len(own) + 5, 8 + 2 * len(own), GONE)
+        assert find_links(f"one{own}\n\ntwo{own}") == [first, second]
     answer = {"role": "assistant", "content": "see [this](/v1/media/banana.png)"}
     assert ask(client, [*ASK, answer, AGAIN], max_completion_tokens=12).choices[0].message.content
 

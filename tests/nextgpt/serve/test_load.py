@@ -113,7 +113,8 @@ def test_an_answer_stops_when_its_client_goes_away(stream):
         until(lambda: pipe.stopped == 1)
         until(lambda: "nextgpt_requests_in_progress 0.0" in metrics(address))
         assert "nextgpt_cancelled_total 1.0" in metrics(address)
-        assert "nextgpt_kept_media 0.0" in metrics(address)  # nobody got its address
+        # Of a stream that was stopped the client has the picture; of a whole answer nobody got its address.
+        assert f"nextgpt_kept_media {float(stream)}" in metrics(address)
 
 
 def metrics(address):
@@ -219,9 +220,10 @@ def test_an_error_in_mid_stream_is_an_error_chunk(caplog):
         assert error.value.code == "internal_error" and "details" not in str(error.value)
         assert got[1].choices[0].delta.content == "a word"
         assert not any(choice.finish_reason for chunk in got for choice in chunk.choices)
+        assert caplog.text.count("RuntimeError: the details") == 1
         assert error_of(address, ASK) == (500, None, "internal_error")
-        assert "nextgpt_kept_media 0.0" in metrics(address)
-    assert "the details" in caplog.text
+        assert "nextgpt_kept_media 1.0" in metrics(address), "that of the stream, whose client has it"
+    assert caplog.text.count("RuntimeError: the details") == 2
 
 
 def test_media_are_gone_when_their_time_is_over_and_at_the_end(pipe):
@@ -252,10 +254,13 @@ def test_the_oldest_media_go_where_there_are_too_many():
 
 def test_when_it_closes_answers_stop_and_nothing_stays():
     pipe = Scripted()
-    with serving(pipe) as address:
+    with serving(pipe, max_running=1, max_waiting=4) as address:
         connection = start(address, stream=True)
         until(lambda: pipe.running)
-    assert pipe.stopped == 1
+        waiting = start(address)
+        until(lambda: "nextgpt_requests_in_progress 2.0" in metrics(address))
+    assert pipe.stopped == pipe.running + 1 == 1, "what waited is not begun any more"
+    assert waiting.getresponse().status == 503
     connection.close()
     with pytest.raises(OSError):
         urlopen(f"{address}/health", timeout=2)

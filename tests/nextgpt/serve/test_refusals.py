@@ -30,6 +30,12 @@ KEY = "a-secret-key"
         ({"messages": [{"role": "tool", "content": "x"}]}, (400, "messages.0", "invalid_value")),
         ({"frequency_penalty": 1}, (400, "frequency_penalty", "unsupported_parameter")),
         ({"tools": [{"type": "function"}]}, (400, "tools", "unsupported_parameter")),
+        (
+            {"messages": [*ASK["messages"], {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
+            (400, "messages.1.tool_calls", "unsupported_parameter"),
+        ),
+        ({"modalities": ["text"] * 17}, (400, "modalities", "invalid_value")),
+        ({"video": {"fps": 1000.0}}, (400, "video.fps", "invalid_value")),
         ({"response_format": {"type": "json_object"}}, (400, "response_format", "unsupported_parameter")),
         ({"logprobs": True}, (400, "logprobs", "unsupported_parameter")),
         ({"temperature": "1"}, (400, "temperature", "invalid_value")),
@@ -331,6 +337,7 @@ def test_redirects_are_followed_and_each_of_them_is_checked(pipe, elsewhere):
         assert show(address, f"{here}/to//to//picture") == (200, None)
         assert show(address, f"{here}/to//to//to//picture") == (400, "too_many_redirects")
         assert show(address, f"{here}/to/file:///etc/passwd") == (400, "invalid_url")
+        assert show(address, f"{here}/to/http://[") == (400, "invalid_url")
         assert show(address, f"{here}/endless") == (413, "request_too_large")
         assert show(address, f"{here}/packed") == (400, "fetch_failed")
         assert show(address, f"{here}/slow") == (400, "fetch_timeout")
@@ -342,7 +349,8 @@ def test_redirects_are_followed_and_each_of_them_is_checked(pipe, elsewhere):
     [
         ("93.184.215.14", True), ("2606:4700::1111", True), ("127.0.0.1", False), ("10.1.2.3", False), ("100.64.0.1", False),
         ("169.254.169.254", False), ("224.0.0.1", False), ("0.0.0.0", False), ("::", False), ("fe80::1%eth0", False),
-        ("fc00::1", False), ("::ffff:10.0.0.1", False), ("64:ff9b::a00:1", False), ("2002:7f00:1::", False),
+        ("fc00::1", False), ("fec0::1", False),
+        ("::ffff:10.0.0.1", False), ("64:ff9b::a00:1", False), ("2002:7f00:1::", False),
     ],
 )  # fmt: skip
 def test_which_addresses_are_public(address, expected):
