@@ -119,7 +119,7 @@ class MediaProgress:
 
 @dataclass
 class MediaDone:
-    """A piece of media is finished."""
+    """A piece of media is finished; `seconds` is its share of the time that its decoder's batch took."""
 
     index: int
     modality: str

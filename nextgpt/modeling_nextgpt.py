@@ -186,6 +186,8 @@ class NextGPTForConditionalGeneration(
         check_keywords(others)
         folder = fetch_model(pretrained_model_name_or_path, revision)
         config = config or NextGPTConfig.from_pretrained(folder)
+        if config.base_folder is None:  # the Auto classes give one that names a repository
+            config._name_or_path = str(folder)
         if attn_implementation is not None:
             config._attn_implementation = attn_implementation
         file = folder / TRAINED_FILE
@@ -278,10 +280,18 @@ class NextGPTForConditionalGeneration(
         return embeddings
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
-        """`[..., hidden]` → `[..., vocab_size]`: the LLM's own head beside the signal rows; placeholders never score."""
-        softcap = getattr(self.config.text_config, "final_logit_softcapping", None)
+        """`[..., hidden]` → `[..., vocab_size]`: the LLM's own head beside the signal rows; placeholders never score.
+
+        What an LLM does to its logits in its own `forward`, by its configuration, is done here: the factors of Cohere's and
+        Granite's, the soft cap of Gemma's.
+        """
+        config = self.config.text_config
+        factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        softcap = getattr(config, "final_logit_softcapping", None)
         logits = self.get_output_embeddings()(hidden_states)
         signal_logits = (hidden_states.to(self.signal_rows.output) @ self.signal_rows.output.T).to(logits)
+        if factor != 1.0:
+            logits, signal_logits = logits * factor, signal_logits * factor
         if softcap:
             logits, signal_logits = (torch.tanh(each / softcap) * softcap for each in (logits, signal_logits))
         logits = F.pad(logits, (0, self.config.vocab_size - logits.shape[-1]), value=torch.finfo(logits.dtype).min)

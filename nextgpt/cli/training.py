@@ -129,15 +129,17 @@ def convert_data(options: argparse.Namespace) -> None:
     report = convert_files(
         options.files, options.out, format=options.format, media_folder=options.media, task=options.task, clean=clean
     )
-    if options.json:
-        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
-        return
-    print(f"{options.out}: {report.conversations:,} conversations from {', '.join(map(str, options.files))}")
-    print("\n".join(report.summary()), end="\n" if report.left_out or report.notes else "")
+    added = 0
     if options.questions > 0:
         from nextgpt.train.nano.dialogues.questions import ask_in_other_words
 
         added = ask_in_other_words(options.out, options.questions)
+    if options.json:
+        print(json.dumps(report.to_dict() | {"in_other_words": added}, indent=2, ensure_ascii=False))
+        return
+    print(f"{options.out}: {report.conversations:,} conversations from {', '.join(map(str, options.files))}")
+    print("\n".join(report.summary()), end="\n" if report.left_out or report.notes else "")
+    if options.questions > 0:
         print(f"{options.out}: {added:,} more, the same asked in other words")
 
 

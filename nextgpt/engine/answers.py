@@ -46,12 +46,12 @@ def read_conversations(
     Args:
         kinds: that the answers may hold; the LLM is told of them where they are not all that it knows.
     """
-    limit = model.config.max_positions
+    limit, longest_run = model.config.max_positions, _longest_run(model)
     read = partial(
         processor,
         conversations,
         template_kwargs=model.vocabulary.template_variables(kinds),
-        max_length=limit - 1 if limit else None,
+        max_length=limit - longest_run if limit else None,  # an answer may begin with a run
     )
     if processor in _in_use:
         return read()
@@ -59,6 +59,11 @@ def read_conversations(
         inputs = read()
         _in_use.add(processor)
         return inputs
+
+
+def _longest_run(model: Any) -> int:
+    """Of a medium, in tokens; 1 where it makes none."""
+    return max((len(run) for run in model.vocabulary.runs.values()), default=1)
 
 
 class Answer:
@@ -222,8 +227,7 @@ class Answer:
         asked, limit = self.options.max_new_tokens, self.model.config.max_positions
         if limit is None:
             return [asked] * len(prompts)
-        longest_run = max((len(run) for run in self.model.vocabulary.runs.values()), default=1)
-        return [max(min(asked, limit - len(prompt) - longest_run + 1), 1) for prompt in prompts]
+        return [min(asked, limit - len(prompt) - _longest_run(self.model) + 1) for prompt in prompts]
 
     def _sampler(self) -> Sampler | None:
         options = self.options

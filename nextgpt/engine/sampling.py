@@ -37,7 +37,7 @@ class Sampler:
 
     @classmethod
     def create(cls, model: Any, seed: int, temperature: float, top_p: float) -> Sampler:
-        """The sampler of an answer with these options; the rest is the model's generation configuration's."""
+        """The sampler of an answer with these options; all else but `top_k` is the generation configuration's."""
         config, device = model.generation_config, model.get_input_embeddings().weight.device
         warpers = LogitsProcessorList()
         if temperature != 1.0:

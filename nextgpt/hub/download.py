@@ -18,7 +18,7 @@ from transformers.utils.logging import tqdm
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.errors import ModelLoadError, UserInputError
-from nextgpt.hub.fingerprints import WEIGHTS, file_hash
+from nextgpt.hub.fingerprints import LEFT_OUT, WEIGHTS, file_hash
 from nextgpt.hub.parts import FrozenPart, fetch_model, hub_errors, hub_reason
 from nextgpt.modalities import MODALITIES
 
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 LEFTOVER_SECONDS = 3600  # a part that nothing was written to for so long belongs to no download that still runs
 SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
-LEFT_OUT = ("*.fp16.*", "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", "safety_checker/*", "feature_extractor/*")
 
 
 @dataclass(frozen=True)

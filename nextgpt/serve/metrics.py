@@ -25,7 +25,9 @@ class Metrics:
         self.first_token = Histogram(
             "first_token_seconds", "From the request to the first token or medium.", buckets=SECONDS, **own
         )
-        self.media_seconds = Histogram("media_seconds", "Seconds that a medium takes.", ["kind"], buckets=SECONDS, **own)
+        self.media_seconds = Histogram(
+            "media_seconds", "Seconds that a medium takes, its share of its batch.", ["kind"], buckets=SECONDS, **own
+        )
         self.kept_media = Gauge("kept_media", "Files of answers that are kept.", **own)
 
     def text(self) -> bytes:

@@ -5,7 +5,15 @@ import warnings
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+)
 
 from nextgpt import NextGPTConfig, NextGPTForConditionalGeneration, NextGPTProcessor
 from nextgpt.errors import ModelLoadError, UserInputError
@@ -145,6 +153,24 @@ def test_placeholders_never_score_and_signals_do(llama):
     assert logits.shape[-1] == model.config.vocab_size
     assert logits[..., list(model.vocabulary.placeholders.values())].max() < -1e30
     assert torch.isfinite(logits[..., list(model.vocabulary.runs["image"])]).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [(CohereConfig, {"logit_scale": 0.25}), (GraniteConfig, {"logits_scaling": 4.0}), (Gemma2Config, {"head_dim": 8})],
+)
+def test_logits_are_what_the_llm_makes_of_them_itself(kind, own, tmp_path):
+    config = tiny_config(tmp_path)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(kind(vocab_size=len(tiny_tokenizer()), **sizes, **own))
+    plain.save_pretrained(tmp_path / "language_model")
+    model = NextGPTForConditionalGeneration.from_parts(NextGPTConfig(**config.to_dict())).eval()
+    ids = torch.randint(3, 50, (1, 7))
+    with torch.no_grad():
+        expected, found = plain.eval()(ids).logits, model(input_ids=ids).logits
+    assert torch.allclose(found[..., : expected.shape[-1]], expected, atol=1e-5)
 
 
 def test_media_and_placeholders_must_match(llama):

@@ -69,3 +69,29 @@ def test_every_byte_of_a_small_file_counts(tmp_path):
     before = fingerprint(tmp_path)
     file.write_bytes(bytes(999) + b"\1")
     assert fingerprint(tmp_path) != before
+
+
+def test_weights_that_nothing_loads_make_no_difference(saved):
+    model = NextGPTForConditionalGeneration.from_pretrained(saved)
+    folder = model.config.part("image").local_path(model.config.base_folder)
+    before = fingerprint(folder)
+    file = next(folder.rglob("*.safetensors"))
+    for name in ("safety_checker/model.safetensors", "vae/diffusion.fp16.safetensors", "whole-model.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(file, folder / name)
+    assert fingerprint(folder) == before != fingerprint(folder, everything=True)
+    NextGPTForConditionalGeneration.from_pretrained(saved)
+
+
+def test_a_fingerprint_of_everything_is_still_taken(saved):
+    model = NextGPTForConditionalGeneration.from_pretrained(saved)
+    folder = model.config.part("image").local_path(model.config.base_folder)
+    (folder / "safety_checker").mkdir()
+    shutil.copy(next(folder.rglob("*.safetensors")), folder / "safety_checker" / "model.safetensors")
+    config = json.loads((saved / "config.json").read_text())
+    config["decoders"]["image"]["fingerprint"] = fingerprint(folder, everything=True)
+    (saved / "config.json").write_text(json.dumps(config))
+    NextGPTForConditionalGeneration.from_pretrained(saved)
+    change(folder / "vae")
+    with pytest.raises(ModelLoadError, match="is not the one that this checkpoint was"):
+        NextGPTForConditionalGeneration.from_pretrained(saved)
