@@ -31,8 +31,8 @@ from nextgpt.decoders.objectives import training_objective
 from nextgpt.decoders.sources import (
     LOADING,
     PartConfig,
+    capture_log_messages,
     check_components,
-    holding_back,
     local_folder,
     part_class,
     part_patterns,
@@ -183,7 +183,10 @@ class Decoder:
             ValueError: the decoder's class declares other tensors than it encodes.
         """
         pipeline, captions = self.pipeline, list(captions)
-        with self._lock, holding_back(type(pipeline).__module__, "truncated") as cut:  # it would repeat every caption
+        with (
+            self._lock,
+            capture_log_messages(type(pipeline).__module__, "truncated") as cut,
+        ):  # it would repeat every caption
             conditioning = self._encode(pipeline, captions)  # locked: fast tokenizers refuse two callers at once
             was_cut = bool(cut) or self._cuts(pipeline, captions)
         projected = {name: tensor for name, tensor in self.conditioning_spec.items() if tensor.is_projected}
@@ -362,9 +365,9 @@ class Decoder:
             # And an autoencoder may be of another class than its pipeline names, and name what that reads and its own
             # class does not take.
             with (
-                holding_back("diffusers.pipelines.pipeline_utils", "has been deprecated and will not receive"),
-                holding_back("diffusers.pipelines.pipeline_utils", "Expected types for vae"),
-                holding_back("diffusers.configuration_utils", "were passed to AutoencoderDC"),
+                capture_log_messages("diffusers.pipelines.pipeline_utils", "has been deprecated and will not receive"),
+                capture_log_messages("diffusers.pipelines.pipeline_utils", "Expected types for vae"),
+                capture_log_messages("diffusers.configuration_utils", "were passed to AutoencoderDC"),
             ):
                 parts = {name: self._read_part(name, path) for name, path in shared.items()}
                 given = absent | self.load_options | parts

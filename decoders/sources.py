@@ -194,7 +194,7 @@ def check_components(folder: Path, index: dict, unused: set[str], elsewhere: dic
 
 
 @contextmanager
-def holding_back(name: str, word: str) -> Iterator[list[str]]:
+def capture_log_messages(name: str, word: str) -> Iterator[list[str]]:
     """Messages of the logger `name` with this word in them are not logged but listed."""
     held: list[str] = []
 

@@ -147,3 +147,5 @@ def _load_tensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except SafetensorError as error:
         raise ModelLoadError(f"{file} is damaged ({first_line(error)}): copy it again") from error
+    except FileNotFoundError:
+        raise ModelLoadError(f"{file} is missing: copy the whole folder again") from None

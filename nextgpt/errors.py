@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 class NextGPTError(Exception):
-    """Anything a user can mend. The command line prints it without a traceback and exits with code 2.
+    """Anything a user can fix. The command line prints it without a traceback and exits with code 2.
 
     A message may name a file or quote a text with lone surrogates; they are escaped, so that it can always be written.
     """

@@ -20,7 +20,7 @@ import soundfile
 from PIL import Image
 
 from nextgpt import NextGPTPipeline
-from nextgpt.serve.server import Running
+from nextgpt.serve.server import Server
 from nextgpt.serve.settings import ServerSettings
 from tiny_models import DECODERS, save_tiny_any_to_any
 
@@ -40,7 +40,7 @@ def tiny_pipeline(folder: Path, kinds: Sequence[str] = tuple(DECODERS)) -> NextG
 def serving(pipe: NextGPTPipeline, **settings) -> Iterator[str]:
     """A server with these settings; gives its address."""
     addresses: Queue[str] = Queue()
-    running = Running(pipe, ServerSettings(model=MODEL, port=0, **settings))
+    running = Server(pipe, ServerSettings(model=MODEL, port=0, **settings))
     thread = threading.Thread(target=running.run, kwargs={"on_ready": addresses.put})
     thread.start()
     try:

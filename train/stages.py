@@ -226,7 +226,9 @@ def make_sampler(
         counts = np.bincount(sources, minlength=len(config.data))
         for file, weight, count in zip(config.data, config.data_weights, counts, strict=True):
             if weight and not count:
-                raise UserInputError(f"{file} has weight {weight:g} and no usable conversation: mend it, or weigh it 0")
+                raise UserInputError(
+                    f"{file} has weight {weight:g} and no usable conversation: fix it, or set its entry of data_weights to 0"
+                )
     return EpochSampler(
         sources,
         seed=arguments.seed,

@@ -18,7 +18,7 @@ from nextgpt.errors import NextGPTError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit code: 0, 2 for what the user can mend, 1 for a defect, 130 for Ctrl-C."""
+    """Runs one command and returns the exit code: 0, 2 for what the user can fix, 1 for a defect, 130 for Ctrl-C."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8; in JSON it is the right escape, too
         sys.stdout.reconfigure(errors="backslashreplace")
     parser = build_parser()

@@ -66,11 +66,11 @@ def run(options: argparse.Namespace) -> None:
 
         launch(settings, {"model": options.model, "device": options.device, "dtype": options.dtype}, ready)
         return
-    from nextgpt.serve.server import Running, listen
+    from nextgpt.serve.server import Server, listen
 
     listening = listen(settings.host, settings.port)  # a taken port is told before the model is loaded
     pipeline = load_pipeline(options)
-    running = Running(pipeline, settings, listening)
+    running = Server(pipeline, settings, listening)
     with contextlib.ExitStack() as page:
         if options.demo:
             from nextgpt.demo.app import mounted

@@ -155,7 +155,7 @@ class Chat:
         """Leads the conversation until its end.
 
         Raises:
-            NextGPTError: something a user can mend, where standard input is not a terminal; in a terminal it is shown
+            NextGPTError: something a user can fix, where standard input is not a terminal; in a terminal it is shown
                 and the conversation goes on.
         """
         if self.is_interactive:

@@ -35,7 +35,7 @@ def add_train(commands: Any, debug: argparse.ArgumentParser) -> None:
         stage = add_command(stages, name, train, summary, debug)
         stage.set_defaults(stage=STAGES[name])
         stage.add_argument(
-            "--config", required=True, help="YAML file, or nano or 7b for the one that comes with the package"
+            "--config", required=True, help="YAML file, or own, nano or 7b for one that comes with the package"
         )
         stage.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     add_reward(stages, debug)
@@ -251,7 +251,7 @@ def _add_cache(tools, debug) -> None:
     summary = "store what the frozen encoders and text encoders say of a stage's data"
     parser = add_command(tools, "cache", cache_data, summary, debug)
     parser.add_argument("stage", choices=tuple(STAGES), help="whose configuration it is")
-    parser.add_argument("--config", required=True, help="YAML file of the stage, or nano or 7b")
+    parser.add_argument("--config", required=True, help="YAML file of the stage, or own, nano or 7b")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     parser.add_argument("--processes", type=int, default=1, help="that share the work (default: %(default)s)")
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: on all machines of a Ray cluster")

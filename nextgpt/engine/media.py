@@ -141,7 +141,7 @@ class MediaWorker(Worker):
     def work(self) -> None:
         """One batch: the oldest medium, and others with the same options."""
         with self.condition:
-            self._wait_for_company()
+            self._wait_for_batch()
             self.active = self._take_batch()
         if self.active:
             self._make(self.active)
@@ -165,13 +165,13 @@ class MediaWorker(Worker):
             self._count("failed")
             job.end(error=EngineError(message))
 
-    def _wait_for_company(self) -> None:
+    def _wait_for_batch(self) -> None:
         """Called with the condition held; it is let go of while waiting."""
         while self.jobs and not self.closing.is_set():
             alike = [job for job in self.jobs if job.options == self.jobs[0].options]
             left = self.jobs[0].came + self.limits.max_wait_seconds - time.monotonic()
-            company_may_come = self.rows_under_way() - {job.answer for job in alike}
-            if left <= 0 or len(alike) >= self.limits.max_media_rows or not company_may_come:
+            others_may_come = self.rows_under_way() - {job.answer for job in alike}
+            if left <= 0 or len(alike) >= self.limits.max_media_rows or not others_may_come:
                 return
             self.condition.wait(left)
 
@@ -184,7 +184,7 @@ class MediaWorker(Worker):
         return batch
 
     def _make(self, batch: Sequence[MediaJob]) -> None:
-        batch = [job for job in batch if not self._let_go(job)]
+        batch = [job for job in batch if not self._drop_if_stopped(job)]
         if not batch:
             return
         with self.condition:
@@ -216,14 +216,14 @@ class MediaWorker(Worker):
                 self.stats.steps += 1
                 self.stats.row_steps += sum(not job.is_over for job in batch) if self.decoder.shrinks else len(batch)
             for i, job in enumerate(batch):
-                if not self._let_go(job):
+                if not self._drop_if_stopped(job):
                     job.tell_step(step, total, _of_one(preview, i) if preview else None)
 
         stops = [AnyOf(job.stop, self.closing) for job in batch]
         runs, seeds = [job.run for job in batch], [job.seed for job in batch]
         return make_media(self.model, self.decoder, runs, seeds, batch[0].options, on_step, stops)
 
-    def _let_go(self, job: MediaJob) -> bool:
+    def _drop_if_stopped(self, job: MediaJob) -> bool:
         """Whether a medium is not wanted any more; it is over then."""
         if not job.is_over and job.stop.is_set():
             self._count("stopped")

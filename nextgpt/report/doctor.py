@@ -168,22 +168,22 @@ def check_weights(folder: Path, unused: Iterable[str] = ()) -> None:
     Raises:
         OSError: names the first file that is not as it should be.
     """
-    mend = "fetch it again with `nextgpt download`, or copy the whole folder"
+    advice = "fetch it again with `nextgpt download`, or copy the whole folder"
     if (folder / "model_index.json").is_file():
         index = read_json(str(folder), "model_index.json")
         check_components(folder, index, unused=set(unused), elsewhere=shared_components(folder))
     if not any(file for pattern in WEIGHTS for file in folder.rglob(pattern)):
-        raise OSError(f"{folder} holds no weights ({', '.join(WEIGHTS)}): {mend}")
+        raise OSError(f"{folder} holds no weights ({', '.join(WEIGHTS)}): {advice}")
     for index in folder.rglob("*.safetensors.index.json"):
         for name in set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()):
             if not (index.parent / name).is_file():
-                raise OSError(f"{index} names {name}, which is not there: {mend}")
+                raise OSError(f"{index} names {name}, which is not there: {advice}")
     for file in folder.rglob("*.safetensors"):
         try:
             with safe_open(file, "pt"):
                 pass
         except (OSError, SafetensorError) as error:
-            raise OSError(f"{file} is broken ({first_line(error)}): {mend}") from None
+            raise OSError(f"{file} is broken ({first_line(error)}): {advice}") from None
 
 
 def _attempt(check: Callable[[], object]) -> tuple[bool, object]:

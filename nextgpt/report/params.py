@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nextgpt.adapters import describe, describe_bridge, title
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders import DECODERS, describe_shapes
-from nextgpt.decoders.sources import holding_back, local_folder, part_class, read_json, shared_components
+from nextgpt.decoders.sources import capture_log_messages, local_folder, part_class, read_json, shared_components
 from nextgpt.errors import ModelLoadError
 from nextgpt.hub.parts import fetch_model
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
@@ -167,7 +167,9 @@ def _meta_component(library: str, class_name: str, location: str, subfolder: str
     where = {"subfolder": subfolder, "revision": revision}
     with torch.device("meta"):
         if hasattr(component_class, "load_config"):  # diffusers
-            with holding_back("diffusers.configuration_utils", f"were passed to {class_name}"):  # as its pipeline reads it
+            with capture_log_messages(
+                "diffusers.configuration_utils", f"were passed to {class_name}"
+            ):  # as its pipeline reads it
                 return component_class.from_config(component_class.load_config(location, **where))
         return component_class(component_class.config_class.from_pretrained(location, **where))
 

@@ -14,7 +14,7 @@ from nextgpt.events import Event, Finished, MediaDone, MediaProgress, MediaStart
 from nextgpt.media.images import png_data_url
 from nextgpt.pipeline import NextGPTPipeline
 from nextgpt.serve.errors import SERVER, ApiError, too_late
-from nextgpt.serve.gate import Turns
+from nextgpt.serve.gate import FairSemaphore
 from nextgpt.serve.media_store import KeptAnswer, KeptMedium, MediaStore
 from nextgpt.serve.metrics import Metrics
 from nextgpt.serve.responses import AudioOfAnswer, Delta, MediaEvent, Medium
@@ -28,7 +28,7 @@ STOPPING_SECONDS = 10.0  # that a client waits for a stopped answer to end; it e
 
 
 @dataclass
-class Asked:
+class AnswerRequest:
     """What one answer is asked for.
 
     Args:
@@ -55,7 +55,7 @@ class Asked:
 
 
 @dataclass
-class Answered:
+class AnswerResult:
     """A finished answer.
 
     Args:
@@ -108,11 +108,11 @@ class Answering:
         self.pipeline, self.store, self.metrics, self.deadline = pipeline, store, metrics, settings.deadline
         self.sessions = SessionStore(pipeline.new_session, settings.max_sessions)
         self._threads = ThreadPoolExecutor(settings.max_running, "nextgpt-serve")
-        self._turns = Turns(settings.max_running)
+        self._turns = FairSemaphore(settings.max_running)
         self._closing = False
         self._cancels: set[threading.Event] = set()
 
-    async def answer(self, asked: Asked, cancel: threading.Event) -> AsyncIterator[Delta | ServedBy | Answered]:
+    async def answer(self, asked: AnswerRequest, cancel: threading.Event) -> AsyncIterator[Delta | ServedBy | AnswerResult]:
         """The steps of an answer; the last is the whole of it. Where there are several machines, which of them comes first.
 
         Leaving the iteration, or setting `cancel`, stops the answer within one token or one diffusion step.
@@ -123,7 +123,7 @@ class Answering:
         """
         began = time.perf_counter()
         writer, record = AnswerWriter(asked.stop), KeptAnswer()
-        answered = Answered()
+        answered = AnswerResult()
         record.parts = writer.parts  # even if it breaks off
         enough = threading.Event()
         events = self._events(asked, enough, AnyOf(enough, cancel), record)
@@ -165,7 +165,9 @@ class Answering:
         self._finish(asked, answered, writer, record)
         yield answered
 
-    def _deltas(self, event: Event, extra: Any, asked: Asked, writer: AnswerWriter, answered: Answered) -> Iterator[Delta]:
+    def _deltas(
+        self, event: Event, extra: Any, asked: AnswerRequest, writer: AnswerWriter, answered: AnswerResult
+    ) -> Iterator[Delta]:
         match event:
             case TextDelta(text):
                 if written := writer.text(text):
@@ -190,7 +192,7 @@ class Answering:
                 if sound is not None and sound.id == kept.id:
                     yield Delta(audio=sound)
 
-    def _finish(self, asked: Asked, answered: Answered, writer: AnswerWriter, record: KeptAnswer) -> None:
+    def _finish(self, asked: AnswerRequest, answered: AnswerResult, writer: AnswerWriter, record: KeptAnswer) -> None:
         reply = answered.reply
         record.content = answered.content = writer.content
         if reply is not None and not writer.stopped:  # the texts as the pipeline has them, so that the cache stays valid
@@ -213,7 +215,7 @@ class Answering:
     # ------------------------------------------------------------------ the pipeline's thread
 
     async def _events(
-        self, asked: Asked, enough: threading.Event, cancel: AnyOf, record: KeptAnswer
+        self, asked: AnswerRequest, enough: threading.Event, cancel: AnyOf, record: KeptAnswer
     ) -> AsyncIterator[tuple[Event, Any]]:
         """The pipeline's events, each with what belongs to it: of a medium its kept file, of a step its preview."""
         next_preview = 0.0
@@ -296,7 +298,7 @@ def medium_of(kept: KeptMedium, address: str, data: str | None) -> Medium:
     return Medium(type=kept.kind, id=kept.id, mime_type=kept.mime_type, seed=kept.seed, expires_at=kept.expires_at, **place)
 
 
-def first_sound(answered: Answered) -> AudioOfAnswer | None:
+def first_sound(answered: AnswerResult) -> AudioOfAnswer | None:
     """The first sound of an answer as OpenAI gives it, which has room for one; None where there is none to tell of."""
     for kept in answered.media:
         if kept.is_sound and kept.id in answered.embedded:

@@ -196,8 +196,10 @@ def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
             case 405:
                 message = f"{request.method} is not how {request.url.path} is used"
                 found = ApiError(405, message, code="method_not_allowed", headers=dict(error.headers or {}))
-            case status if status < 500:
+            case 400:
                 found = invalid("the body cannot be read as JSON", code="invalid_json")
+            case status if status < 500:
+                found = ApiError(status, str(error.detail), code="refused")
             case _:
                 found = from_exception(error)
         return answer(found)

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from nextgpt.errors import UserInputError
 from nextgpt.events import MAX_SEED, ServedBy
 from nextgpt.multimodal.generation_modes import check_decoder_options
-from nextgpt.serve.answering import Answered, Answering, Asked, first_sound
+from nextgpt.serve.answering import Answering, AnswerRequest, AnswerResult, first_sound
 from nextgpt.serve.conversation import MEDIA_PATH, ConversationReader
 from nextgpt.serve.errors import SERVER, ApiError, from_exception, invalid
 from nextgpt.serve.gate import Admission
@@ -113,7 +113,7 @@ class Chat:
             raise invalid(str(error), "size" if "width" in options else None) from None
         messages = [{"role": "user", "content": [{"type": "text", "text": body.prompt}]}]
         options = {"require": {kind: 1}, "seed": _seed(body), kind: options}
-        asked = Asked(messages, options, _owner(request), address_of=self._addresses(request))
+        asked = AnswerRequest(messages, options, _owner(request), address_of=self._addresses(request))
         asked.embed = body.response_format == "b64_json"
         with self.admission.place(_who(request), body.n or 1):
             answered = await self._together(_with_seeds(asked, body.n), request, "prompt")
@@ -149,7 +149,7 @@ class Chat:
         if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
             raise invalid("max_tokens is max_completion_tokens' old name: give one of them", "max_tokens")
 
-    async def _ask(self, body: ChatRequest, request: Request) -> Asked:
+    async def _ask(self, body: ChatRequest, request: Request) -> AnswerRequest:
         owner = _owner(request)
         messages = await self.reader.read(body.messages, owner)
         options: dict[str, Any] = {
@@ -166,7 +166,7 @@ class Chat:
             if kind != "text" and (given := getattr(body, kind, None)) is not None:
                 options[kind] = given.model_dump(exclude_none=True, exclude=set(SPOKEN_FIELDS))
         stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
-        return Asked(
+        return AnswerRequest(
             messages,
             options,
             owner,
@@ -187,7 +187,7 @@ class Chat:
 
     # ------------------------------------------------------------------ whole answers
 
-    async def _together(self, answers: list[Asked], request: Request, param: str = "messages") -> list[Answered]:
+    async def _together(self, answers: list[AnswerRequest], request: Request, param: str = "messages") -> list[AnswerResult]:
         """Several answers at once; when the client goes away, or one of them fails, all stop."""
         cancel = threading.Event()
         watching = asyncio.create_task(self._cancel_when_gone(request, cancel))
@@ -212,7 +212,7 @@ class Chat:
             cancel.set()
             await _end([watching, *tasks])
 
-    async def _whole(self, asked: Asked, cancel: threading.Event) -> Answered:
+    async def _whole(self, asked: AnswerRequest, cancel: threading.Event) -> AnswerResult:
         step: Any = None
         async with aclosing(self.answering.answer(asked, cancel)) as answer:
             async for each in answer:
@@ -232,7 +232,7 @@ class Chat:
     # ------------------------------------------------------------------ streams
 
     async def _stream(
-        self, body: ChatRequest, answers: list[Asked], request: Request, places: ExitStack
+        self, body: ChatRequest, answers: list[AnswerRequest], request: Request, places: ExitStack
     ) -> AsyncGenerator[bytes, None]:
         """The events of a stream, as Server-Sent Events.
 
@@ -240,10 +240,10 @@ class Chat:
             ApiError: before anything else has come; after that it is an event.
         """
         heading, cancel, steps = self._heading(), threading.Event(), asyncio.Queue(WAITING_STEPS)
-        finished: dict[int, Answered] = {}
+        finished: dict[int, AnswerResult] = {}
         has_begun = False
 
-        async def one(index: int, asked: Asked) -> None:
+        async def one(index: int, asked: AnswerRequest) -> None:
             try:
                 async with aclosing(self.answering.answer(asked, cancel)) as answer:
                     async for step in answer:
@@ -266,7 +266,7 @@ class Chat:
                     self.metrics.errors.labels(error.code).inc()
                     yield _event(json.dumps(error.body))
                     return
-                if isinstance(step, Answered):
+                if isinstance(step, AnswerResult):
                     finished[index] = step
                     choice = ChunkChoice(index=index, delta=Delta(), finish_reason=step.finish_reason)
                 else:
@@ -347,12 +347,12 @@ def _seed(body: ChatRequest | ImageRequest) -> int:
     return secrets.randbelow(MAX_SEED) if body.seed is None else body.seed
 
 
-def _with_seeds(asked: Asked, count: int | None) -> list[Asked]:
+def _with_seeds(asked: AnswerRequest, count: int | None) -> list[AnswerRequest]:
     """The same asked several times, each with the next seed."""
     return [replace(asked, options=asked.options | {"seed": asked.options["seed"] + i}) for i in range(count or 1)]
 
 
-def _choice(index: int, answered: Answered, asked: Asked) -> Choice:
+def _choice(index: int, answered: AnswerResult, asked: AnswerRequest) -> Choice:
     message = AnswerMessage(content=answered.content)
     if asked.tells_parts:
         message.parts = answered.parts
@@ -364,7 +364,7 @@ def _choice(index: int, answered: Answered, asked: Asked) -> Choice:
     return Choice(index=index, message=message, finish_reason=answered.finish_reason)
 
 
-def _usage(answered: list[Answered]) -> Usage:
+def _usage(answered: list[AnswerResult]) -> Usage:
     """Of all answers; the prompt counts once."""
     prompt, completion = answered[0].timings.prompt_tokens, sum(each.completion_tokens for each in answered)
     details = PromptTokens(cached_tokens=answered[0].timings.cached_tokens)

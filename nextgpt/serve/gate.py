@@ -266,7 +266,7 @@ def _body_too_large(limit: int) -> ApiError:
     return too_large(f"the body is larger than {limit / 1e6:g} MB (max_body)")
 
 
-class Turns:
+class FairSemaphore:
     """Whose answer begins next, where more wait than may run: of the owner who has the fewest running.
 
     Args:

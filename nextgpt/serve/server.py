@@ -46,7 +46,7 @@ class TimedProtocol(H11Protocol):
             self.transport.close()
 
 
-class Running:
+class Server:
     """A server that listens already; [`run`] answers.
 
     Args:
@@ -83,11 +83,16 @@ class Running:
         Args:
             on_ready: called with the server's address as soon as it answers.
         """
-        self._server.on_ready = on_ready and (lambda: on_ready(_address(self.settings.host, self._listening)))
+        self._server.on_ready = on_ready and (lambda: on_ready(address_of(self.settings.host, self.port)))
         try:
             self._server.run(sockets=[self._listening])
         finally:
             self._listening.close()
+
+    @property
+    def port(self) -> int:
+        """Where it listens, though 0 was asked for."""
+        return self._listening.getsockname()[1]
 
     def stop(self) -> None:
         """Ends `run`, from another thread."""
@@ -128,7 +133,8 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _address(host: str, listening: socket.socket) -> str:
+def address_of(host: str, port: int) -> str:
+    """The address of a server that listens at `host`, as a client on this machine names it."""
     host = "localhost" if host in EVERYWHERE else host
     name = f"[{host.strip('[]')}]" if ":" in host else host
-    return f"http://{name}:{listening.getsockname()[1]}"
+    return f"http://{name}:{port}"

@@ -129,7 +129,7 @@ class _Checker:
             is_mute = any(problem.kind == "too short" for problem in problems)
             for number, problem in turn_problems(messages):
                 if not (is_mute and problem == "an empty assistant turn"):  # said already
-                    note("bad turns", f"message {number}: {problem}; mend it, or leave the line out")
+                    note("bad turns", f"message {number}: {problem}; fix it, or leave the line out")
         content = _content_hash(messages) if length is not None else None
         return _Finding(line.where, problems, length, len(files), content)
 

@@ -194,7 +194,7 @@ def _pair(line: Line) -> PreferencePair:
         if is_empty(answer[0]["content"]):
             raise UserInputError(f"{name}: an empty answer; leave the pair out")
         for _, problem in turn_problems([*messages["prompt"], *answer]):
-            raise UserInputError(f"prompt: {problem}; mend it, or leave the pair out")
+            raise UserInputError(f"prompt: {problem}; fix it, or leave the pair out")
     kinds = read_kinds(record)
     for name in SIDES:
         others = [part["type"] for part in messages[name][0]["content"] if kinds and part["type"] not in kinds]
@@ -241,7 +241,7 @@ def _ranking(record: dict) -> dict[str, Any]:
         if not is_two or not all(type(score) in (int, float) and math.isfinite(score) for score in scores):
             raise UserInputError(f"scores is {scores!r}, expected two numbers, of chosen and rejected")
         if scores[0] < scores[1]:
-            raise UserInputError(f"chosen has the score {scores[0]:g}, rejected {scores[1]:g}: turn the pair round")
+            raise UserInputError(f"chosen has the score {scores[0]:g}, rejected {scores[1]:g}: swap chosen and rejected")
     return {"ranked_by": ranked_by, "scores": scores and (scores[0], scores[1])}
 
 

@@ -55,7 +55,7 @@ class Reward:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            raise UserInputError(f"{name} raised {type(error).__name__}: {first_line(error)}; mend the function") from error
+            raise UserInputError(f"{name} raised {type(error).__name__}: {first_line(error)}; fix the function") from error
         found = found.tolist() if hasattr(found, "tolist") else found  # a tensor or an array
         if not isinstance(found, (list, tuple)) or len(found) != len(completions):
             count = f"{len(found)} values" if isinstance(found, (list, tuple)) else type(found).__name__

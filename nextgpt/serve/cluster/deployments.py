@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,10 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     model, device, dtype = given["model"], given["device"], given["dtype"]
     settings = {"model": Path(model).name, "api_keys": keys_of_environment()} | given["settings"]
     settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
+    names = [field.name for field in fields(ServerSettings)]
+    for name in settings:
+        if name not in names:
+            raise UserInputError(f"unknown setting {name!r}; {did_you_mean(name, names)}")
     config = NextGPTConfig.from_pretrained(fetch_model(model, None))
     decoders = {}
     for modality in config.signal_tokens:

@@ -27,6 +27,7 @@ def launch(settings: ServerSettings, arguments: dict[str, Any], on_ready: Callab
     except ImportError:
         raise ModelLoadError("--engine ray needs Ray: pip install 'nextgpt[ray]'") from None
     from nextgpt.serve.cluster.deployments import build
+    from nextgpt.serve.server import address_of
 
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -34,7 +35,7 @@ def launch(settings: ServerSettings, arguments: dict[str, Any], on_ready: Callab
     serve.start(http_options={"host": settings.host, "port": settings.port})
     try:
         serve.run(build(arguments | {"settings": vars(settings)}), name="nextgpt")
-        on_ready(f"http://{settings.host}:{settings.port}")
+        on_ready(address_of(settings.host, settings.port))
         stopped.wait()
     finally:
         serve.shutdown()

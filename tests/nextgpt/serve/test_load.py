@@ -19,7 +19,7 @@ from PIL import Image
 
 from nextgpt.errors import DeadlineExceeded, EngineError, MachineLost, QueueFullError
 from nextgpt.events import Finished, MediaDone, MediaStarted, Reply, TextDelta
-from nextgpt.serve.gate import Turns
+from nextgpt.serve.gate import FairSemaphore
 from nextgpt.serve.media_store import KeptAnswer, MediaStore
 from nextgpt.serve.server import listen
 from nextgpt.serve.settings import ServerSettings
@@ -167,7 +167,7 @@ def test_one_that_waits_too_long_is_told_so_while_others_still_run():
 
 def test_of_those_who_wait_the_one_with_the_fewest_running_comes_next():
     async def order():
-        turns, came = Turns(2), []
+        turns, came = FairSemaphore(2), []
 
         async def ask(owner):
             await turns.take(owner)

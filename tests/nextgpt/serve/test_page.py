@@ -9,7 +9,7 @@ import pytest
 from gradio_client import Client
 
 from nextgpt.demo.app import mounted
-from nextgpt.serve.server import Running
+from nextgpt.serve.server import Server
 from nextgpt.serve.settings import ServerSettings
 from tiny_server import ASK, MODEL, send, tiny_pipeline
 
@@ -20,7 +20,7 @@ KEY = "a-secret-key"
 def test_the_page_stands_beside_the_api_and_asks_for_the_same_key(tmp_path):
     pipe = tiny_pipeline(tmp_path, ["image"])
     addresses: Queue[str] = Queue()
-    running = Running(pipe, ServerSettings(model=MODEL, port=0, api_keys=(KEY,)))
+    running = Server(pipe, ServerSettings(model=MODEL, port=0, api_keys=(KEY,)))
     running.app.state.unguarded.append("/chat")
     with mounted(pipe, running.app, keys=(KEY,)):
         thread = threading.Thread(target=running.run, args=(addresses.put,))

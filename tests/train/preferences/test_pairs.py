@@ -83,7 +83,7 @@ GONE = {"type": "image", "path": "gone.png", "caption": "a cat"}
         ({"rejected": [says("assistant", " ")]}, "rejected: an empty answer"),
         ({"scores": [1, "2"]}, "scores is .* expected two numbers"),
         ({"scores": [float("nan"), 0]}, "scores is .* expected two numbers"),
-        ({"scores": [1, 2]}, "turn the pair round"),
+        ({"scores": [1, 2]}, "swap chosen and rejected"),
         ({"ranked_by": 3}, "ranked_by is 3"),
         ({"output_modalities": ["smell"]}, "output_modalities is .* expected a list of kinds, text among them"),
         (

@@ -1,4 +1,4 @@
-"""Reads the hand-written phrasings, fills their slots and roughens them; knows nothing of conversations or answers.
+"""Reads the hand-written phrasings, fills their slots and roughens them.
 
 A phrasing is one line of ``data/phrasings/*.jsonl``: ``{"intent": ..., "text": ..., "reply": ...}``. The text may hold
 slots: ``{a_concept}`` becomes "a cat", ``{the_concept}`` "the cat", ``{concept}`` "cat", ``{concepts}`` "cats";

@@ -1,6 +1,6 @@
 """What all turns of the nano dialogues share: their parts, the setting that they are made in, and how answers begin.
 
-Knows nothing of any one intent; the turns themselves are made in ``turns_*.py``.
+The turns themselves are made in ``turns_*.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an evaluation finds: figures with their bars, samples to look at, and the table of them. Knows no model."""
+"""What an evaluation finds: figures with their bars, samples to look at, and the table of them."""
 
 from __future__ import annotations
 

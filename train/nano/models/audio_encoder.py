@@ -2,7 +2,7 @@
 
 `python -m nextgpt.train.nano.models.audio_encoder --minutes 10` learns from the world's sounds and goes on from its last
 checkpoint when started again. What it hears is what the encoder's own preprocessing computes. The readings are left
-behind; `assemble` joins the tower with that of the pictures. It knows nothing of the assistant.
+behind; `assemble` joins the tower with that of the pictures.
 """
 
 from __future__ import annotations

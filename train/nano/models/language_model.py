@@ -1,4 +1,4 @@
-"""Makes the nano language model: a tokenizer and a small Llama trained on the words-only dialogues; knows no pixel.
+"""Makes the nano language model: a tokenizer and a small Llama trained on the words-only dialogues.
 
 ``python -m nextgpt.train.nano.models.language_model --data runs/nano/data --out runs/nano/language_model --minutes 4``
 reads ``text.jsonl`` (see ``dialogues/composer.py``), trains a byte-level BPE tokenizer and the model from scratch, and

@@ -1,4 +1,4 @@
-"""The clock, the log and the checkpoints that the makers of the parts share. Knows no model and no data."""
+"""The clock, the log and the checkpoints that the makers of the parts share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which combinations of the world are held out: one fixed function of their names, in one place. Knows no data."""
+"""Which combinations of the world are held out: one fixed function of their names, in one place."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Pictures and clips that are none of the world's, by the batch: artwork of other things, noise, gradients, mixtures.
 
-Knows nothing of models. Encoder and classifiers learn from it to say "something unknown".
+Encoder and classifiers learn from it to say "something unknown".
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Sounds that are none of the world's: made-up speech, noise, sweeps, mixtures.
 
-Knows nothing of models. The audio tower and the classifier of sounds learn from it to say "something unknown".
+The audio tower and the classifier of sounds learn from it to say "something unknown".
 """
 
 from __future__ import annotations
