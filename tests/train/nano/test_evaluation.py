@@ -37,6 +37,7 @@ from nextgpt.train.nano.evaluation.bench import (
 from nextgpt.train.nano.evaluation.classifiers import UNKNOWN
 from nextgpt.train.nano.evaluation.evaluate import ANSWER_OF, ROWS, Score, ablate, bag_of_words, table
 from nextgpt.train.nano.evaluation.report import write_report
+from nextgpt.train.nano.evaluation.scores import effective_count
 from nextgpt.train.nano.world.media_files import MAKERS, outside_files, write
 from nextgpt.train.nano.world.pictures import CONCEPTS, World
 from nextgpt.train.nano.world.player import SAMPLES
@@ -305,3 +306,17 @@ def test_an_answer_is_known_by_its_parts():
     text, image, audio = {"type": "text", "text": "Here."}, {"type": "image"}, {"type": "audio"}
     assert kinds([text]) == "text"
     assert kinds([text, image, text, audio]) == "text + image + audio"
+
+
+def test_questions_about_the_same_medium_do_not_count_as_independent():
+    right = [True] * 60 + [False] * 40
+    assert effective_count(right, [str(number) for number in range(100)]) is None
+    assert effective_count(right, [""] * 100) is None, "each is about something of its own"
+    twins = [str(number // 2) for number in range(100)]  # each asked twice, and answered alike
+    assert effective_count(right, twins) == pytest.approx(49)
+    crossed = [str(number % 50) for number in range(100)]  # asked twice, and answered anyhow
+    assert 80 < effective_count([bool(n) for n in np.random.default_rng(0).integers(0, 2, 100)], crossed) <= 100
+    assert effective_count([True] * 100, twins) == 50
+    alone, shared = Score("row", right=60, count=100), Score("row", right=60, count=100, effective=49.0)
+    width = [high - low for low, high in (alone.interval, shared.interval)]
+    assert width[1] / width[0] == pytest.approx((100 / 49) ** 0.5, rel=0.05)

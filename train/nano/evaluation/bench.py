@@ -25,7 +25,7 @@ from nextgpt.train.nano.dialogues.replies import NANO_SPEAKS_NATURALLY, parts_of
 from nextgpt.train.nano.dialogues.turns import Made, Shown, Turn
 from nextgpt.train.nano.evaluation.answers import AnswerParser
 from nextgpt.train.nano.evaluation.classifiers import CLASSIFIERS, CONFIG, FOLDERS, NONE, Classifier
-from nextgpt.train.nano.evaluation.scores import Sample, Score
+from nextgpt.train.nano.evaluation.scores import Sample, Score, effective_count
 from nextgpt.train.nano.world.clips import FRAMES
 from nextgpt.train.nano.world.media_files import TrueMedia, outside_files
 from nextgpt.train.nano.world.pictures import SIDE, World
@@ -188,10 +188,11 @@ class Bench:
     def score(self, row: str, samples: list[Sample], bars: dict[str, float | None]) -> list[Score]:
         """Counts what was found as expected, part by part, and keeps the samples for the report."""
         self.samples += samples
-        return [
-            Score(row, part, sum(s.expected[part] == s.found.get(part) for s in samples), len(samples), bar)
-            for part, bar in bars.items()
-        ]
+        scores, about = [], [sample.about for sample in samples]
+        for part, bar in bars.items():
+            right = [sample.expected[part] == sample.found.get(part) for sample in samples]
+            scores.append(Score(row, part, sum(right), len(samples), bar, effective_count(right, about)))
+        return scores
 
 
 def _picture(picture: Image.Image) -> torch.Tensor:

@@ -134,11 +134,12 @@ def bag_of_words(phrasings: dict) -> Callable[[str], str]:
             words[ANSWER_OF.get(intent, "text")].update(normalise(phrasing.text).split())
     known = set().union(*words.values())
     totals = {kind: sum(counts.values()) + len(known) for kind, counts in words.items()}
+    shares = Counter(ANSWER_OF.get(intent, "text") for intent, some in phrasings.items() for _ in some)
 
     def guess(text: str) -> str:
         found = [word for word in normalise(text).split() if word in known]
         chances = {
-            kind: math.log(totals[kind]) + sum(math.log((words[kind][word] + 1) / totals[kind]) for word in found)
+            kind: math.log(shares[kind]) + sum(math.log((words[kind][word] + 1) / totals[kind]) for word in found)
             for kind in words
         }
         return max(chances, key=chances.get)

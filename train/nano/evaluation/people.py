@@ -97,7 +97,9 @@ class People:
         for number, each in enumerate(asked):
             groups[each.scenario.only].append(number)
         for only, numbers in groups.items():
-            conversations = [self._rendered(asked[number]) for number in numbers]
+            conversations = [
+                self._rendered(asked[number], random.Random(f"{self.bench.seed}/{row}/{number}/shown")) for number in numbers
+            ]
             options = {"output_modalities": list(only)} if only else {}
             replies |= dict(zip(numbers, self.bench.ask(row, conversations, **options), strict=True))
         readings = self._readings([replies[number] for number in range(len(asked))])
@@ -106,20 +108,20 @@ class People:
             for number, each in enumerate(asked)
         ]
 
-    def _rendered(self, asked: Asked) -> list[dict]:
+    def _rendered(self, asked: Asked, rng: random.Random) -> list[dict]:
         """The conversation in chat format, media rendered."""
         return [
-            {"role": message["role"], "content": [self._part(part) for part in message["content"]]}
+            {"role": message["role"], "content": [self._part(part, rng) for part in message["content"]]}
             for message in asked.messages
         ]
 
-    def _part(self, part: dict) -> dict:
+    def _part(self, part: dict, rng: random.Random) -> dict:
         if "medium" not in part:
             return part
         modality = part["type"]
         if part["medium"] is not None:
             return {"type": modality, modality: self.bench.render(part["medium"])}
-        shown = self.bench.composer.setting.outside_shown(random.Random(modality), modality)
+        shown = self.bench.composer.setting.outside_shown(rng, modality)
         return {"type": modality, modality: self.bench.outside(shown)}
 
     def _readings(self, replies: list[Reply]) -> list[list[tuple[str, dict[str, str]]]]:
@@ -225,4 +227,4 @@ def _keep(bench: Bench, row: str, answered: list[Answered]) -> None:
         told = " ".join(part["text"] for part in last if part["type"] == "text")
         found = {"all": each.wrong or "right"}
         media = [medium for _, medium in _media(each.reply)]
-        bench.samples.append(Sample(row, told, {"all": "right"}, found, each.reply.text, media))
+        bench.samples.append(Sample(row, told, {"all": "right"}, found, each.reply.text, media=media))

@@ -52,10 +52,10 @@ def classifier_itself(bench: Bench, modality: str) -> list[Score]:
         Score(row, part, sum(expected[part] == found[part] for expected, found in pairs), len(pairs), FIT_CLASSIFIER)
         for part in NAMED_BARS[modality]
     ]
-    shown = [bench.composer.setting.outside_shown(rng, modality) for _ in range(bench.count)]
-    strange = bench.look(modality, [bench.outside(each) for each in shown])
-    unknown = sum(reading[MAIN[modality]] == UNKNOWN for reading in strange)
-    return [*scores, Score(row, UNKNOWN, unknown, bench.count)]
+    shown = dict.fromkeys(bench.composer.setting.outside_shown(rng, modality) for _ in range(4 * bench.count))  # each once
+    outside = bench.look(modality, [bench.outside(each) for each in list(shown)[: bench.count]])
+    unknown = sum(reading[MAIN[modality]] == UNKNOWN for reading in outside)
+    return [*scores, Score(row, UNKNOWN, unknown, len(outside))]
 
 
 def _true_media(bench: Bench, modality: str) -> list[Medium]:
@@ -72,7 +72,7 @@ def vocoder_alone(bench: Bench) -> list[Score]:
     again = reconstruct(true, None, vocoder_of(bench.pipeline.decoders["audio"]))
     heard = bench.look("audio", again)
     samples = [
-        Sample("vocoder alone", sound.caption, expected_parts(sound), reading, "", [before, after])
+        Sample("vocoder alone", sound.caption, expected_parts(sound), reading, media=[before, after])
         for sound, reading, before, after in zip(sounds, heard, true, again, strict=True)
     ]
     return bench.score("vocoder alone", samples, {"instrument": VOCODER_BAR, "register": None, "figure": None})
@@ -97,7 +97,8 @@ def made_sample(bench: Bench, row: str, turn: Turn, reply: Reply) -> Sample:
     shown = [bench.render(part.medium) for part in turn.user if isinstance(part, Shown) and part.medium]
     true = [bench.render(expected)] if bench.holds(expected) else []
     media = [*shown, *true, *made(modality, reply)[:1]]
-    return Sample(row, told(turn), expected_parts(expected), bench.found(modality, reply), reply.text, media)
+    about = next((part.medium.caption for part in turn.user if isinstance(part, Shown) and part.medium), expected.caption)
+    return Sample(row, told(turn), expected_parts(expected), bench.found(modality, reply), reply.text, about, media)
 
 
 def media_to_text(bench: Bench, modality: str) -> list[Score]:
@@ -110,7 +111,7 @@ def media_to_text(bench: Bench, modality: str) -> list[Score]:
         expected = {part: value if value != NONE else "" for part, value in expected_parts(turn.medium).items()}
         found = bench.parser.description(reply.text, expected, main)
         shown = [bench.render(part.medium) for part in turn.user if isinstance(part, Shown)]
-        samples.append(Sample(row, told(turn), expected, found, reply.text, shown))
+        samples.append(Sample(row, told(turn), expected, found, reply.text, turn.medium.caption, shown))
     return bench.score(row, samples, NAMED_BARS[modality])
 
 
@@ -162,5 +163,5 @@ def outside_the_world(bench: Bench) -> list[Score]:
     for turn, reply in zip(turns, replies, strict=True):
         says_so = {"says so": "yes" if kinds(reply.message["content"]) == "text" and refuses(reply.text) else "no"}
         shown = [bench.outside(part) for part in turn.user if isinstance(part, Shown)]
-        samples.append(Sample(row, told(turn), {"says so": "yes"}, says_so, reply.text, shown))
+        samples.append(Sample(row, told(turn), {"says so": "yes"}, says_so, reply.text, media=shown))
     return bench.score(row, samples, {"says so": HUMBLE_BAR})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from nextgpt.events import Media
@@ -18,6 +20,7 @@ class Score:
     right: int = 0
     count: int = 0
     bar: float | None = None
+    effective: float | None = None  # questions about media of their own that would tell as much, where some share one
     quantity: float | None = None  # instead of right and count; then `bar` is the most it may be
     unit: str = ""
     more_is_better: bool = False  # then it is the least
@@ -35,10 +38,10 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95% confidence interval of the share."""
+        """Wilson's 95% confidence interval of the share, of the `effective` count where there is one."""
         if not self.count:
             return 0.0, 1.0
-        z, n, p = 1.96, self.count, self.share
+        z, n, p = 1.96, self.effective or self.count, self.share
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
         return max(0.0, middle - half), min(1.0, middle + half)
@@ -62,7 +65,28 @@ class Sample:
     expected: dict[str, str]
     found: dict[str, str]
     answer: str = ""
+    about: str = ""  # the medium that is asked for or shown; samples about the same one are not independent
     media: list[Media] = field(default_factory=list)  # true beside made
+
+
+def effective_count(right: Sequence[bool], about: Sequence[str]) -> float | None:
+    """How many independent questions tell as much as these, of which those about the same thing go together.
+
+    The count that gives a share the variance that its groups have (Kish 1965, "Survey Sampling", the design effect).
+
+    Returns:
+        None where each is about something of its own.
+    """
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for number, (is_right, name) in enumerate(zip(right, about, strict=True)):
+        groups[name or f" {number}"].append(is_right)
+    if len(groups) == len(right):
+        return None
+    share, count = sum(right) / len(right), len(groups)
+    spread = sum((sum(each) - share * len(each)) ** 2 for each in groups.values()) * count / max(count - 1, 1)
+    if not spread:  # all right or all wrong, or alike in each group: each group tells as much as one question
+        return float(count)
+    return min(share * (1 - share) * len(right) ** 2 / spread, float(len(right)))
 
 
 def table(scores: list[Score]) -> str:
