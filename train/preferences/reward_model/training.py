@@ -1,7 +1,7 @@
 """Trains a reward model's head on preference pairs, by the Bradley-Terry loss (as in Ouyang et al. 2022, equation 1).
 
-The frozen parts see each answer once, and what they make of it is kept beside the result: that is nearly all of the work,
-and a run that was stopped goes on from there. The head then takes seconds.
+The LLM reads each answer once, and what it makes of it is kept beside the result: that is nearly all of the work, and a
+run that was stopped goes on from there. The media of answers go through the encoder in each run; the head takes seconds.
 """
 
 from __future__ import annotations
