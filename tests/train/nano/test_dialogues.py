@@ -30,9 +30,10 @@ from nextgpt.train.nano.dialogues.replies import parts_of, remarkable
 from nextgpt.train.nano.dialogues.scenarios import ABOUT, Scenario, load_scenarios, parts_of_user
 from nextgpt.train.nano.dialogues.turns import DERIVED, Made, NoSuchMedium, Shown
 from nextgpt.train.nano.evaluation.answers import AnswerParser
+from nextgpt.train.nano.world.clips import MOTIONS
 from nextgpt.train.nano.world.pictures import CONCEPTS
 from nextgpt.train.nano.world.sounds import load_sounds
-from nextgpt.train.nano.world.things import MOTIONS, Clip, Picture, Sound, modality_of, path_of
+from nextgpt.train.nano.world.things import Clip, Picture, Sound, modality_of, path_of
 
 OUTSIDE = ["images/outside/0.png", "sounds/outside/0.wav", "clips/outside/0.mp4"]
 

@@ -9,7 +9,7 @@ import torch
 from nextgpt.errors import UserInputError
 from nextgpt.hub.parts import preset_folder
 from nextgpt.train.nano.evaluation import ladder
-from nextgpt.train.nano.evaluation.ladder import RUNGS, Ladder, announced, climb, linear_reading, paths
+from nextgpt.train.nano.evaluation.ladder import RUNGS, Ladder, climb, linear_reading, paths
 from nextgpt.train.nano.evaluation.reconstruct import reconstruct
 from nextgpt.train.nano.evaluation.scores import Score, table
 
@@ -73,13 +73,6 @@ def test_a_path_is_the_product_of_its_rungs():
     assert len(lines) == 2
     assert "text → image: concept | language-model 90.0 × decoder-image 80.0 | 72.0% | 95% | cannot carry it" in lines[0]
     assert "90.0% | 97%" in lines[1]
-
-
-def test_announcements_are_told_by_their_kind():
-    assert announced("Sure! Here is a small cat, flat style, red background.") == ["image"]
-    assert announced("Here is the sound of a bell. And here is a low trumpet, chord.") == ["audio", "audio"]
-    assert announced("Here is a cat, spinning. And here is the sound of a bell.") == ["video", "audio"]
-    assert announced("This is a small cat, flat style, red background.") == announced("I can't draw that.") == []
 
 
 def test_a_linear_reading_finds_what_lies_apart():

@@ -39,15 +39,13 @@ from nextgpt.train.nano.dialogues.turns_pictures import PictureTurns
 from nextgpt.train.nano.dialogues.turns_scenarios import ScenarioTurns
 from nextgpt.train.nano.dialogues.turns_sounds import SoundTurns
 from nextgpt.train.nano.dialogues.turns_talk import TalkTurns
-from nextgpt.train.nano.world.clips import ClipWorld
+from nextgpt.train.nano.world.clips import MOTIONS, ClipWorld
 from nextgpt.train.nano.world.media_files import outside_files, write_files
 from nextgpt.train.nano.world.pictures import World
 from nextgpt.train.nano.world.sounds import SoundWorld
 from nextgpt.train.nano.world.things import (
-    MOTIONS,
     PICTURE_VALUES,
     SOUND_VALUES,
-    WORDS,
     Clip,
     Medium,
     Picture,
@@ -204,20 +202,6 @@ class Composer:
 
 
 # -- lines ------------------------------------------------------------------------------------------------------
-
-
-def text_line(setting: Setting, turns: list[Turn]) -> dict:
-    """The conversation in words only, as the first nano model learned it: what is made is announced by its caption."""
-    messages = []
-    for turn in turns:
-        user = [part if isinstance(part, str) else _in_words(setting, part) for part in turn.user]
-        assistant = [part for part in turn.assistant if isinstance(part, str)]
-        messages += [_message("user", [_text(" ".join(user))]), _message("assistant", [_text(" ".join(assistant))])]
-    return {"messages": messages, "intents": [turn.intent for turn in turns]}
-
-
-def _in_words(setting: Setting, shown: Shown) -> str:
-    return f"({WORDS[shown.modality]}: {setting.spoken(shown.medium) if shown.medium else OUTSIDE_CAPTION})"
 
 
 def caption_line(turns: list[Turn]) -> dict:

@@ -25,7 +25,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nextgpt.processing_nextgpt import VICUNA_CHAT_TEMPLATE
 from nextgpt.train.nano.dialogues.composer import OUTSIDE_CAPTION, SYSTEM_PROMPT
-from nextgpt.train.nano.world.things import MOTIONS, PICTURE_VALUES, SOUND_VALUES, WORDS
+from nextgpt.train.nano.world.clips import MOTIONS
+from nextgpt.train.nano.world.things import PICTURE_VALUES, SOUND_VALUES, WORDS
 
 # GPT-2's splitting into words with single digits, save that the world's "3d" is a word.
 SPLIT = r"'(?:s|t|re|ve|m|ll|d)| ?3[dD]\b| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nextgpt.train.nano.dialogues.phrasings import fill
 from nextgpt.train.nano.dialogues.turns import Setting
 from nextgpt.train.nano.dialogues.turns_pictures import say
+from nextgpt.train.nano.world.clips import MOTIONS
 from nextgpt.train.nano.world.things import (
-    MOTIONS,
     MOTIONS_SAID,
     PARTS,
     PICTURE_DEFAULTS,

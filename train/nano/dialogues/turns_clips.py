@@ -17,7 +17,8 @@ from nextgpt.train.nano.dialogues.turns import (
     with_shown,
 )
 from nextgpt.train.nano.dialogues.turns_pictures import PictureTurns
-from nextgpt.train.nano.world.things import MOTIONS, MOTIONS_SAID, Clip, Picture
+from nextgpt.train.nano.world.clips import MOTIONS
+from nextgpt.train.nano.world.things import MOTIONS_SAID, Clip, Picture
 
 NO_CLIP_ANSWERS = (
     "I don't see a clip yet. Attach one, or ask me for one.",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +26,7 @@ from nextgpt.encoders import load_encoder, preprocessor_for
 from nextgpt.errors import UserInputError
 from nextgpt.events import Media
 from nextgpt.train.nano import assemble
-from nextgpt.train.nano.dialogues.composer import DATA, Composer, combinations, load_composer, text_line, true_media
+from nextgpt.train.nano.dialogues.composer import DATA, Composer, caption_line, combinations, load_composer, true_media
 from nextgpt.train.nano.evaluation.bench import Bench, expected_parts
 from nextgpt.train.nano.evaluation.classifiers import FOLDERS
 from nextgpt.train.nano.evaluation.reconstruct import reconstruct, vocoder_of
@@ -35,7 +34,7 @@ from nextgpt.train.nano.evaluation.rows import CROSSING_BAR, MADE_BARS, NAMED_BA
 from nextgpt.train.nano.evaluation.scores import Score
 from nextgpt.train.nano.models.autoencoder import load as load_autoencoder
 from nextgpt.train.nano.models.decoder import KINDS, VOCODER
-from nextgpt.train.nano.world.things import CAPTION, MAIN, PARTS, PICTURE_CAPTION, SOUND_CAPTION, Medium, Sound
+from nextgpt.train.nano.world.things import MAIN, PARTS, Medium, Sound
 
 CLASSIFIER_BARS = {"image": 0.985, "audio": 0.97, "video": 0.985}
 THERE_AND_BACK, SMALL_THERE_AND_BACK, DRAWN, PROJECTED = 0.01, 0.02, 0.01, 0.02  # how much a rung may lose
@@ -88,8 +87,8 @@ class Ladder:
 
     @cached_property
     def composer(self) -> Composer:
-        """Asks about this split in the test phrasings; answers are captions, as the language model was taught in words."""
-        return load_composer(self.part("world"), self.split, [], DATA, natural=False)
+        """Asks about this split in the test phrasings."""
+        return load_composer(self.part("world"), self.split, [], DATA)
 
     @cached_property
     def bench(self) -> Bench:
@@ -274,56 +273,16 @@ def language_model(ladder: Ladder) -> list[Score]:
     """The language model in words alone, media given and announced by their captions: the kind of answer, the content."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from nextgpt.train.nano.dialogues.corpus import Encoder
-    from nextgpt.train.nano.models.language_model import answer
+    from nextgpt.train.nano.evaluation.words import measure
 
     folder = ladder.part("language_model")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    encode, cases = Encoder(tokenizer), []
-    for number in range(3 * ladder.count):
-        rng = random.Random(f"{ladder.seed}/{ladder.split}/words/{number}")
-        turns = ladder.composer.conversation(rng)
-        messages = [
-            (m["role"], "".join(part["text"] for part in m["content"]))
-            for m in text_line(ladder.composer.setting, turns)["messages"]
-        ]
-        cases.append((turns[-1].intent, messages[-1][1], encode(messages[:-1], False, rng)))
-    cases.sort(key=lambda case: len(case[2].tokens))  # batches of like length
-    kind = content = 0
-    for start in range(0, len(cases), BATCH):
-        some = cases[start : start + BATCH]
-        for (intent, expected, _), given in zip(some, answer(network, tokenizer, [c[2] for c in some]), strict=True):
-            same_kind = announced(expected) == announced(given)
-            kind += same_kind
-            content += same_kind and right(intent, expected, given)
-    row, count = "language model, words alone", len(cases)
-    return [Score(row, "kind", kind, count, KIND_BAR), Score(row, "content", content, count, CONTENT_BAR)]
-
-
-def right(intent: str, expected: str, given: str) -> bool:
-    """Whether an answer of the first nano model, which is a caption, says the right thing."""
-    captions = CAPTION.findall(expected)
-    if captions or intent in {"smalltalk", "capability", "about_world", "outside_question", "decline"}:
-        return CAPTION.findall(given) == captions
-    if intent in {"outside_draw", "outside_play", "outside_film"}:
-        return not CAPTION.findall(given) and given.startswith(("I can't", "I don't know"))
-    return given == expected
-
-
-def announced(text: str) -> list[str]:
-    """The kinds of media that an answer in words announces, in order: "Here is the sound of a bell." → audio."""
-    kinds = []
-    for sentence in text.split(". "):
-        if "ere is " in sentence or "ere are " in sentence:
-            kinds += [_kind_of_caption(match.group()) for match in CAPTION.finditer(sentence)]
-    return kinds
-
-
-def _kind_of_caption(caption: str) -> str:
-    if re.fullmatch(PICTURE_CAPTION, caption):
-        return "image"
-    return "audio" if re.fullmatch(SOUND_CAPTION, caption) else "video"
+    generators = (random.Random(f"{ladder.seed}/{ladder.split}/words/{number}") for number in range(3 * ladder.count))
+    conversations = (caption_line(ladder.composer.conversation(rng)) for rng in generators)
+    found = measure(network, tokenizer, conversations, ladder.part("world"))["words"]
+    bars, row = {"kind": KIND_BAR, "content": CONTENT_BAR}, "language model, words alone"
+    return [Score(row, part, round(found[part] * found["of"]), found["of"], bar) for part, bar in bars.items()]
 
 
 def projections(ladder: Ladder, modality: str) -> list[Score]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import re
 from collections import defaultdict
-from itertools import islice
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import nn
@@ -58,33 +57,33 @@ def fault(parser: AnswerParser, expected: dict, checks: list[dict], given: str) 
 def measure(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    file: Path,
+    conversations: Iterable[dict],
     world: Path,
-    count: int,
     readings: nn.Linear | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Shares of right kinds and of right contents of the last answers of development conversations.
+    """Shares of right kinds and of right contents of the last answers of conversations.
 
     By what they are about, and of all, in three ways: media as words; what the user shows as soft positions (`soft`);
     what is made as runs, read by `readings` (`runs`). Conversations whose answer cannot be checked are left out.
+
+    Args:
+        conversations: as `dialogues.composer.caption_line` has them.
     """
     concepts = load_concepts(world)
     encoder, parser = Encoder(tokenizer), AnswerParser.of_world(concepts, load_instruments(world, concepts))
     ways = {"words": (False, True), "soft": (True, True)} | ({"runs": (False, False)} if readings is not None else {})
     cases = []
-    with file.open(encoding="utf-8") as lines:
-        for line in islice(lines, count):
-            row = json.loads(line)
-            *context, expected = row["messages"]
-            checks, intent = row.get("checks", []), row["intents"][-1]
-            if not checks and not expected_media(expected):
-                continue
-            about = intent.removeprefix("scenario ") if intent.startswith("scenario") else "phrasings"
-            shows = any("caption" in part for m in context if m["role"] == "user" for part in m["content"])
-            for way, (soft, in_words) in ways.items():
-                if way == "words" or (way == "soft" and shows) or (way == "runs" and expected_media(expected)):
-                    prompt = encoder(context, soft, random.Random(len(cases)), in_words)
-                    cases.append((way, about, expected, checks, prompt))
+    for row in conversations:
+        *context, expected = row["messages"]
+        checks, intent = row.get("checks", []), row["intents"][-1]
+        if not checks and not expected_media(expected):
+            continue
+        about = intent.removeprefix("scenario ") if intent.startswith("scenario") else "phrasings"
+        shows = any("caption" in part for m in context if m["role"] == "user" for part in m["content"])
+        for way, (soft, in_words) in ways.items():
+            if way == "words" or (way == "soft" and shows) or (way == "runs" and expected_media(expected)):
+                prompt = encoder(context, soft, random.Random(len(cases)), in_words)
+                cases.append((way, about, expected, checks, prompt))
     cases.sort(key=lambda case: len(case[-1].tokens))
     results: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
     for start in range(0, len(cases), BATCH):

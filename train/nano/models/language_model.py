@@ -13,6 +13,7 @@ features will be), and to *hold the caption at the place of a medium that it mak
 import json
 import logging
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -431,7 +432,8 @@ def main() -> None:
     readings, model = training.readings.eval(), training.finish().eval()
     from nextgpt.train.nano.evaluation.words import measure
 
-    figures = measure(model, tokenizer, args.data / DEV_FILE, args.world, args.measure, readings)
+    with (args.data / DEV_FILE).open(encoding="utf-8") as lines:
+        figures = measure(model, tokenizer, map(json.loads, islice(lines, args.measure)), args.world, readings)
     model.bfloat16().save_pretrained(args.out, max_shard_size="15MB")
     training_loop.write_figures(args.out, parameters=loop.parameter_count(model), tokens=len(corpus.tokens), dev=figures)
 

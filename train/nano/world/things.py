@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from nextgpt.train.nano.world.clips import MOTIONS, Clip
+from nextgpt.train.nano.world.clips import Clip
 from nextgpt.train.nano.world.pictures import BACKGROUNDS, SIZES, STYLES, World
 from nextgpt.train.nano.world.player import FIGURES, REGISTERS
 from nextgpt.train.nano.world.sounds import Sound
@@ -68,11 +68,6 @@ MOTIONS_SAID = {
 # What a medium's caption tells, the main thing first.
 PARTS = {"image": ("concept", *PICTURE_VALUES), "audio": ("instrument", *SOUND_VALUES), "video": ("concept", "motion")}
 MAIN = {modality: parts[0] for modality, parts in PARTS.items()}  # the main thing of each kind of media
-
-PICTURE_CAPTION = rf"a (?:{'|'.join(SIZES)}) [^,.()]+, (?:{'|'.join(STYLES)}) style, (?:{'|'.join(BACKGROUNDS)}) background"
-SOUND_CAPTION = rf"a (?:{'|'.join(REGISTERS)}) [^,.()]+, (?:{'|'.join(FIGURES)})|the sound of [^,.()]+"
-CLIP_CAPTION = rf"(?:(?<=\bis )|(?<=\bare )|(?<=clip: ))[^,.()]+, (?:{'|'.join(MOTIONS)})"
-CAPTION = re.compile(f"{PICTURE_CAPTION}|{SOUND_CAPTION}|{CLIP_CAPTION}")  # as the assistant says it
 
 
 def modality_of(medium: Medium) -> str:
