@@ -158,7 +158,8 @@ def test_commands_errors_and_several_media_in_a_chat(terminal) -> None:
     assert [line.split(" (")[0] for line in lines[1::2]] == ["nextgpt-out/audio-001.wav", "nextgpt-out/image-001.png"]
     assert "bell" in lines[0] and "red background" in lines[2]
     assert say("x" * 5000).endswith("the model takes 1000: shorten it, or begin anew with /reset")
-    assert "Here is a large dog" in say("draw a cat\x7f\x7f\x7fdog"), "the line can be edited"
+    words, saved = say("draw a cat\x7f\x7f\x7fdog").splitlines()
+    assert "dog" in words and saved.startswith("nextgpt-out/image-"), "the line can be edited"
     session.type("\x04")
     assert session.finish() == 0 and not CHATTER.search(session.raw)
 
@@ -171,7 +172,8 @@ def test_ctrl_c_stops_an_answer_then_the_chat_at_the_prompt(terminal) -> None:
     session.wait_for("step 3 of")
     session.type("\x03")
     session.prompt()
-    assert session.shown.endswith("(stopped)\n>") and "Here is a large cat" in session.shown
+    question, answer, *_ = session.shown.splitlines()[-4:]
+    assert session.shown.endswith("(stopped)\n>") and "Draw a cat." in question and "cat" in answer, session.shown
     assert "step" not in session.shown
     session.interrupt_prompt()
     session.prompt()
@@ -186,7 +188,8 @@ def test_ctrl_c_stops_a_request(terminal) -> None:
     session.wait_for("step 3 of")
     session.type("\x03")
     assert session.finish() == 130
-    assert session.shown.replace("^C", "").strip().splitlines() == ["Here is a large cat, 3d style, white background."]
+    [answer] = session.shown.replace("^C", "").strip().splitlines()
+    assert "cat" in answer, "what had come stays"
 
 
 @pytest.mark.parametrize(

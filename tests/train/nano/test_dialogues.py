@@ -4,7 +4,6 @@ import itertools
 import json
 import random
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -374,12 +373,3 @@ def test_a_motion_is_said_as_a_verb_for_one_thing_and_for_several(composer):
     replies = composer.setting.replies
     said = {(motion, replies.words(Clip(thing, motion))["moves"]) for motion in MOTIONS for thing in ("cat", "cherries")}
     assert {("bouncing", "bounces"), ("bouncing", "bounce"), ("shrinking", "shrinks"), ("sliding up", "slide up")} <= said
-
-
-def test_answers_can_be_captions_as_the_first_model_said_them(world, tmp_path, monkeypatch) -> None:
-    words = ["--world", str(world), "--out", str(tmp_path), "--kinds", "text", "--count", "300", "--captions"]
-    monkeypatch.setattr(sys, "argv", ["composer", *words])
-    dialogues.main()
-    lines = [json.loads(line) for line in (tmp_path / "text.jsonl").read_text().splitlines()]
-    drawn = [line["messages"][-1]["content"] for line in lines if line["intents"] == ["draw"]]
-    assert drawn and all(text["text"].endswith(f"Here is {made['caption']}.") for text, made in drawn)

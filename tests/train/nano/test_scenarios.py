@@ -214,5 +214,5 @@ def test_a_new_subject_has_its_own_defaults(people):
 def test_each_direction_has_phrasings_of_its_own(people):
     assert set(people.directions) == set(DIRECTIONS)
     assert all(len(found) >= 10 for found in people.directions.values())
-    part = people._part({"type": "image", "medium": None})
+    part = people._part({"type": "image", "medium": None}, random.Random(0))
     assert isinstance(part["image"], Image.Image)

@@ -20,7 +20,6 @@ from nextgpt.hub.parts import preset_folder
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.train.nano.dialogues.composer import load_composer, media_line
 from nextgpt.train.nano.dialogues.rehearsal import check_file, write_with_media
-from nextgpt.train.nano.dialogues.replies import NANO_SPEAKS_NATURALLY
 from nextgpt.train.nano.dialogues.turns import Made, Shown, Turn
 from nextgpt.train.nano.world.media_files import TrueMedia, outside_files
 from nextgpt.train.nano.world.pictures import World
@@ -74,7 +73,7 @@ class LongConversations:
         world = Path(world or preset_folder("nano") / "world")
         self.processor, self.questions = processor, QUESTIONS[split]
         outside = outside_files(world, "dev" if split == "train" else split, MEDIA)
-        self.composer = load_composer(world, split, outside, media=MEDIA, natural=NANO_SPEAKS_NATURALLY)
+        self.composer = load_composer(world, split, outside, media=MEDIA)
         self.true = TrueMedia(World(world), "dev" if split == "train" else split)
         self.concepts = self.composer.setting.concepts
 

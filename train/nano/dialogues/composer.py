@@ -276,10 +276,10 @@ def align_encoders_line(composer: Composer, media: dict[str, list[Medium]], inde
     intent = composer.of[modality].describing
     text = roughen(rng.choice(setting.phrasings[intent]).text, rng)
     if number % 12 == 11 and (shown := setting.outside_shown(rng, modality)).path:
-        answer = setting.unknown(modality, rng)
+        answer = setting.replies.unknown(modality, rng)
     else:
         medium = media[modality][number % len(media[modality])]
-        shown, answer = setting.shown(rng, medium), setting.described(medium, rng)
+        shown, answer = setting.shown(rng, medium), setting.replies.describe(medium, rng)
     return media_line([Turn(intent, with_shown(rng, [shown], text), [answer])])
 
 
@@ -324,15 +324,13 @@ def load_composer(
     outside_paths: list[str] | None = None,
     phrasings: Path = PHRASINGS,
     media: Collection[str] = MODALITIES,
-    natural: bool = True,
 ) -> Composer:
     """A composer over a built world and the data beside this file. What lies outside the world is split by its name too.
 
     Args:
         outside_paths: files from outside the world, relative to the data folder.
+        phrasings: their folder; where they are those that are learned from, scenarios are played too.
         media: the modalities that are talked about.
-        natural: answers are said in natural English, and where phrasings are those that are learned from, scenarios are
-            played. Otherwise answers are captions, as the first nano model said them.
     """
     learned = phrasings == PHRASINGS
     concepts, clips = load_concepts(world), ClipWorld(World(world)) if "video" in media else None
@@ -343,6 +341,7 @@ def load_composer(
         Setting(
             concepts=concepts,
             phrasings=load_phrasings(phrasings, media),
+            replies=Replies(concepts, instruments),
             split=split,
             media=tuple(modality for modality in MODALITIES if modality in media),
             glosses=json.loads((DATA / "glosses.json").read_text(encoding="utf-8"))["glosses"],
@@ -353,9 +352,8 @@ def load_composer(
             filmed=clips.names if clips else [],
             takes=SoundWorld(world).takes if "audio" in media else [],
             looks=clips.looks if clips else [],
-            replies=Replies(concepts, instruments) if natural else None,
         ),
-        _scenarios_of(split) if natural and learned and set(media) == set(MODALITIES) else (),
+        _scenarios_of(split) if learned and set(media) == set(MODALITIES) else (),
     )
 
 
@@ -371,9 +369,9 @@ def _scenarios_of(split: str) -> list[Scenario]:
 # -- files ------------------------------------------------------------------------------------------------------
 
 
-def _make_chunk(world: Path, media: tuple, natural: bool, kind: str, split: str, seed: int, span: tuple[int, int]) -> str:
+def _make_chunk(world: Path, media: tuple, kind: str, split: str, seed: int, span: tuple[int, int]) -> str:
     outside = [] if kind == "text" else outside_files(world, split, media)
-    composer = load_composer(world, split, outside, media=media, natural=natural)
+    composer = load_composer(world, split, outside, media=media)
     return "".join(line + "\n" for line in make_lines(composer, kind, *span, seed=seed))
 
 
@@ -384,14 +382,13 @@ def write_dialogues(
     seed: int = 0,
     workers: int = 1,
     media: Collection[str] = MODALITIES,
-    natural: bool = True,
 ) -> None:
     """Writes ``<kind>.jsonl`` and ``<kind>_dev.jsonl`` for each kind; the number of workers changes nothing."""
     out.mkdir(parents=True, exist_ok=True)
     for (kind, count), split in itertools.product(counts.items(), ("train", "dev")):
         count, name = (count, kind) if split == "train" else (min(count, DEV_COUNT), f"{kind}_dev")
         spans = [(start, min(start + 4_000, count)) for start in range(0, count, 4_000)]
-        make = partial(_make_chunk, world, tuple(media), natural, kind, split, seed)
+        make = partial(_make_chunk, world, tuple(media), kind, split, seed)
         with ProcessPoolExecutor(workers) as pool, whole_file(out / f"{name}.jsonl") as beside:
             beside.write_text("".join(pool.map(make, spans)), encoding="utf-8")
         logger.info("%s: %d conversations", name, count)
@@ -407,7 +404,6 @@ def main() -> None:
     parser.add_argument(
         "--count", type=int, help=f"of each kind (default: {COUNTS}, not of pictures alone {MORE} times as many)"
     )
-    parser.add_argument("--captions", action="store_true", help="answers are captions, as the first nano model said them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes; the files do not depend on it")
     parser.add_argument("--files", action="store_true", help="also write the pictures, sounds and clips of both splits")
@@ -418,7 +414,7 @@ def main() -> None:
     if args.files:
         write_files(args.world, args.out, args.media)
     counts = {kind: args.count or COUNTS[kind] * (MORE if len(args.media) > 1 else 1) for kind in args.kinds}
-    write_dialogues(args.world, args.out, counts, args.seed, args.workers, args.media, natural=not args.captions)
+    write_dialogues(args.world, args.out, counts, args.seed, args.workers, args.media)
 
 
 if __name__ == "__main__":

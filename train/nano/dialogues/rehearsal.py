@@ -20,7 +20,6 @@ from nextgpt.hub.parts import preset_folder
 from nextgpt.signals import MODALITIES
 from nextgpt.train.data.sampler import shares
 from nextgpt.train.nano.dialogues.composer import LINES, combinations, load_composer, media_line
-from nextgpt.train.nano.dialogues.replies import NANO_SPEAKS_NATURALLY
 from nextgpt.train.nano.world.media_files import TrueMedia, outside_files, write
 from nextgpt.train.nano.world.pictures import World
 from nextgpt.train.nano.world.things import path_of
@@ -90,9 +89,7 @@ class _Rehearsal:
     def __init__(self, world: Path):
         outside = outside_files(world, OUTSIDE, MODALITIES)
         # In other words than its own the model inside the package would forget how it answers.
-        self.composers = {
-            split: load_composer(world, split, outside, natural=NANO_SPEAKS_NATURALLY) for split in ("train", "dev")
-        }
+        self.composers = {split: load_composer(world, split, outside) for split in ("train", "dev")}
         self.true, self.outside = TrueMedia(World(world), OUTSIDE), set(outside)
         self.combinations = {
             split: {modality: combinations(composer.setting, modality) for modality in MODALITIES}

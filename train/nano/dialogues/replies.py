@@ -32,7 +32,6 @@ from nextgpt.train.nano.world.things import (
     modality_of,
 )
 
-NANO_SPEAKS_NATURALLY = False  # whether the model inside the package answers so; else in captions
 ANSWERS = Path(__file__).parent / "data" / "answers" / "answers.jsonl"
 # What is said of a second medium only after the same thing, or after one of its kind.
 _OF_THE_SAME = r"how it |what it |look of it|\bit's\b|(?:see|hear|listen to) (?:it|\{it\})"

@@ -258,8 +258,7 @@ class Filler:
                 yield {"type": "text", "text": self._said(part.told)}
                 continue
             medium = self.default(part)
-            replies = self.setting.replies
-            yield {"type": "text", "text": replies.announce(medium, rng) if replies else self.setting.here_is(medium)}
+            yield {"type": "text", "text": self.setting.replies.announce(medium, rng)}
             yield {"type": part.kind}
 
     def default(self, part: Wanted) -> Medium:

@@ -18,8 +18,6 @@ from nextgpt.train.nano.dialogues.phrasings import Phrasing, roughen
 from nextgpt.train.nano.dialogues.replies import Replies, parts_of
 from nextgpt.train.nano.world.things import Clip, Concept, Instrument, Medium, Sound, modality_of, path_of
 
-OUTSIDE_ANSWER = "I can't tell what this is."
-
 NO_SOUND = (
     *("I don't know what {0} sound{1} like. ", "Sorry, I don't know the sound of {0}. ", "I have no sound for {0}, sorry. "),
     *("I can't play {0}: I only know how {0} look{1}. ", "I've never heard {0}, so I can't play that. "),
@@ -37,9 +35,6 @@ ACCEPTING = (
     *("why not", "oh yes", "alright"),
 )
 
-OPENINGS_PLAIN = ("", "", "", "", "", "There you are! ", "Here you go. ")
-OPENINGS_ASKED = ("Sure! ", "Sure! ", "Of course. ", "")
-OPENINGS_POLITE = ("With pleasure! ", "With pleasure! ", "Gladly. ", "")
 
 # Whose combinations may follow from another medium ("play what this sounds like"): no one trains but on `train`.
 DERIVED = {"train": ("train",), "dev": ("train", "dev"), "heldout": ("train", "dev", "heldout")}
@@ -111,11 +106,12 @@ class Setting:
         filmed: the concepts of which there are clips.
         takes: the varied sounds that there are.
         looks: styles and backgrounds of clips.
-        replies: how answers are said; without them they are captions, as the first nano model said them.
+        replies: how answers are said.
     """
 
     concepts: dict[str, Concept]
     phrasings: dict[str, list[Phrasing]]
+    replies: Replies
     split: str = "train"
     media: tuple[str, ...] = MODALITIES
     glosses: dict[str, str] = field(default_factory=dict)
@@ -126,7 +122,6 @@ class Setting:
     filmed: list[str] = field(default_factory=list)
     takes: list[Sound] = field(default_factory=list)
     looks: list[tuple[str, str]] = field(default_factory=list)
-    replies: Replies | None = None
 
     @cached_property
     def names(self) -> list[str]:
@@ -215,24 +210,6 @@ class Setting:
         """What is said when a thing cannot be filmed."""
         return rng.choice(NO_CLIP).format(concept.indefinite, concept.it)
 
-    def is_are(self, medium: Medium) -> str:
-        """The verb for its spoken caption."""
-        return "are" if isinstance(medium, Clip) and self.concepts[medium.concept].is_plural else "is"
-
-    def described(self, medium: Medium, rng: random.Random) -> str:
-        """All that there is to say of a medium."""
-        if self.replies:
-            return self.replies.describe(medium, rng)
-        return f"{'These are' if self.is_are(medium) == 'are' else 'This is'} {self.spoken(medium)}."
-
-    def here_is(self, medium: Medium, start: str = "Here") -> str:
-        """ "Here is a small cat, flat style, red background." """
-        return f"{start} {self.is_are(medium)} {self.spoken(medium)}."
-
-    def unknown(self, modality: str, rng: random.Random) -> str:
-        """What is said of a medium from outside the world."""
-        return self.replies.unknown(modality, rng) if self.replies else OUTSIDE_ANSWER
-
     def make(
         self,
         intent: str,
@@ -259,8 +236,6 @@ class Setting:
     def _announced(
         self, intent: str, rng: random.Random, text: str, medium: Medium, was: Medium | None, after: Medium | None
     ) -> str:
-        if self.replies is None:
-            return self.here_is(medium, "And here" if after else f"{opening(text, rng)}Here")
         if intent == "again":
             return self.replies.announce(medium, rng, "again")
         if was is not None:
@@ -321,7 +296,7 @@ class MediaTurns(ABC):
         medium = self.sample(rng)
         text = roughen(rng.choice(self.setting.phrasings[self.describing]).text, rng)
         shown: list[Part] = [self.setting.shown(rng, medium)]
-        return Turn(self.describing, with_shown(rng, shown, text), [self.setting.described(medium, rng)], medium)
+        return Turn(self.describing, with_shown(rng, shown, text), [self.setting.replies.describe(medium, rng)], medium)
 
 
 def reply_about(replies: Replies, intent: str, medium: Medium, asked: Medium, rng: random.Random) -> str:
@@ -338,16 +313,6 @@ def reply_about(replies: Replies, intent: str, medium: Medium, asked: Medium, rn
 def choose(rng: random.Random, weights: dict[Any, float]) -> Any:
     """A key, by its weight."""
     return rng.choices(list(weights), list(weights.values()))[0]
-
-
-def opening(text: str, rng: random.Random) -> str:
-    """The answer's first words follow the request's manner."""
-    lower = text.lower()
-    if "please" in lower or "kind" in lower:
-        return rng.choice(OPENINGS_POLITE)
-    if lower.startswith(("can", "could", "would", "will", "may")) or text.endswith("?"):
-        return rng.choice(OPENINGS_ASKED)
-    return rng.choice(OPENINGS_PLAIN)
 
 
 def append(text: str, words: str, rng: random.Random) -> str:

@@ -106,20 +106,8 @@ class ClipTurns(MediaTurns):
         if shown and intent in NEUTRAL and rng.random() < 0.2:
             phrasings = self.setting.neutral[NEUTRAL[intent]] or phrasings
         text = roughen(fill(rng.choice(phrasings).text, self.values(rng, asked)), rng)
-        return Turn(intent, with_shown(rng, shown, text), [self._answer_about(intent, clip, asked, rng)], clip)
-
-    def _answer_about(self, intent: str, clip: Clip, asked: Clip, rng: random.Random) -> str:
-        if self.setting.replies:
-            return reply_about(self.setting.replies, intent, clip, asked, rng)
-        concept = self.setting.concepts[clip.concept]
-        match intent:
-            case "watch_describe":
-                return self.setting.described(clip, rng)
-            case "ask_motion":
-                return f"{'They are' if concept.is_plural else 'It is'} {clip.motion}."
-            case "yes_no_concept":
-                return f"{'Yes' if asked.concept == clip.concept else 'No'}, {concept.this_is}."
-        return f"{concept.this_is[:1].upper()}{concept.this_is[1:]}."
+        answer = reply_about(self.setting.replies, intent, clip, asked, rng)
+        return Turn(intent, with_shown(rng, shown, text), [answer], clip)
 
     def change(self, rng: random.Random, clip: Clip, shown: list[Part] | None = None) -> Turn:
         """ "now make it bounce", "the same with a dog": the clip on the table with one thing changed or both, or none."""
@@ -147,7 +135,7 @@ class ClipTurns(MediaTurns):
         phrasing = rng.choice([p for p in self.setting.phrasings[intent] if p.slots <= MOTION_SLOTS | {"the_concept"}])
         text = fill(phrasing.text, {"the_concept": "it"} | self.motion_values(rng, self.motion(rng)))
         shown: list[Part] = [self.setting.outside_shown(rng, "video")]
-        return Turn("outside_clip", with_shown(rng, shown, roughen(text, rng)), [self.setting.unknown("video", rng)])
+        return Turn("outside_clip", with_shown(rng, shown, roughen(text, rng)), [self.setting.replies.unknown("video", rng)])
 
     def ask_without(self, rng: random.Random) -> Turn:
         """A question about a clip where there is none."""

@@ -175,8 +175,7 @@ class PictureTurns(MediaTurns):
         picture = self.sample(rng, concept=picture.concept, style="3d", size="large")
         colour = picture.background
         text = f"{rng.choice(COLOUR_REQUESTS)} {article(colour)} {colour} {picture.concept}"
-        why = f"I can't change its own colours, so I put it on {colour}."
-        answer = why if self.setting.replies else f"{why} Here is {picture.caption}."
+        answer = f"I can't change its own colours, so I put it on {colour}."
         return Turn("draw", [roughen(text, rng)], [answer, Made(picture)], picture)
 
     def ask_for_two(self, rng: random.Random) -> Turn:
@@ -210,23 +209,8 @@ class PictureTurns(MediaTurns):
             asked = Picture(rng.choice(self.setting.names))
             named = asked
         text = roughen(fill(rng.choice(self.setting.phrasings[intent]).text, self.concept_values(rng, named)), rng)
-        return Turn(intent, with_shown(rng, shown, text), [self._answer_about(intent, picture, asked, rng)], picture)
-
-    def _answer_about(self, intent: str, picture: Picture, asked: Picture, rng: random.Random) -> str:
-        if intent == "describe":
-            return self.setting.described(picture, rng)
-        if self.setting.replies:
-            return reply_about(self.setting.replies, intent, picture, asked, rng)
-        if intent == "ask_background":
-            return f"The background is {picture.background}."
-        if intent == "ask_style":
-            return f"It is drawn in {picture.style} style."
-        if intent == "ask_size":
-            return f"It is {picture.size}."
-        this_is = self.setting.concepts[picture.concept].this_is
-        if intent == "yes_no_concept":
-            return f"Yes, {this_is}." if asked.concept == picture.concept else f"No, {this_is}."
-        return f"{this_is[:1].upper()}{this_is[1:]}."
+        answer = reply_about(self.setting.replies, intent, picture, asked, rng)
+        return Turn(intent, with_shown(rng, shown, text), [answer], picture)
 
     def change(self, rng: random.Random, picture: Picture, shown: list[Part] | None = None) -> Turn:
         """ "now on blue", "the same with a dog": the picture on the table with one or two things changed, or none."""
@@ -269,7 +253,7 @@ class PictureTurns(MediaTurns):
         values = dict.fromkeys(CONCEPT_SLOTS, "it") | {"background": rng.choice(VALUES["background"])}
         text = roughen(fill(rng.choice(self.setting.phrasings[intent]).text, values), rng)
         shown: list[Part] = [self.setting.outside_shown(rng, "image")]
-        return Turn("outside_picture", with_shown(rng, shown, text), [self.setting.unknown("image", rng)])
+        return Turn("outside_picture", with_shown(rng, shown, text), [self.setting.replies.unknown("image", rng)])
 
     def ask_without(self, rng: random.Random) -> Turn:
         """A question about a picture where there is none."""

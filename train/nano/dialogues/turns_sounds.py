@@ -178,19 +178,9 @@ class SoundTurns(MediaTurns):
         return Turn(intent, with_shown(rng, shown, text), [self._answer_about(intent, sound, asked, rng)], sound)
 
     def _answer_about(self, intent: str, sound: Sound, asked: Sound, rng: random.Random) -> str:
-        if self.setting.replies and (sound.register or intent not in ("ask_register", "ask_figure")):
+        if sound.register or intent not in ("ask_register", "ask_figure"):
             return reply_about(self.setting.replies, intent, sound, asked, rng)
-        instrument = self.setting.instruments[sound.name].indefinite
-        match intent:
-            case "hear_describe":
-                return self.setting.described(sound, rng)
-            case "hear_name":
-                return f"This is {instrument}."
-            case "yes_no_sound":
-                return f"{'Yes' if asked.name == sound.name else 'No'}, this is {instrument}."
-        if not sound.register:
-            return f"It plays no notes: this is {self.setting.spoken(sound)}."
-        return f"It is {sound.register}." if intent == "ask_register" else f"It is a {sound.figure}."
+        return f"It plays no notes: this is {self.setting.spoken(sound)}."
 
     def change(self, rng: random.Random, sound: Sound, shown: list[Part] | None = None) -> Turn:
         """ "now an octave higher", "and on a flute": the sound on the table with one or two things changed, or none."""
@@ -231,7 +221,9 @@ class SoundTurns(MediaTurns):
         phrasing = rng.choice([p for p in self.setting.phrasings[intent] if p.slots <= {"the_sound", "register"}])
         text = fill(phrasing.text, {"the_sound": "it", "register": rng.choice(VALUES["register"])})
         shown: list[Part] = [self.setting.outside_shown(rng, "audio")]
-        return Turn("outside_sound", with_shown(rng, shown, roughen(text, rng)), [self.setting.unknown("audio", rng)])
+        return Turn(
+            "outside_sound", with_shown(rng, shown, roughen(text, rng)), [self.setting.replies.unknown("audio", rng)]
+        )
 
     def ask_without(self, rng: random.Random) -> Turn:
         """A question about a sound where there is none."""

@@ -21,7 +21,7 @@ from nextgpt.events import Media, Reply
 from nextgpt.hub.parts import preset_folder
 from nextgpt.signals import MODALITIES
 from nextgpt.train.nano.dialogues.composer import DATA, Composer, load_composer
-from nextgpt.train.nano.dialogues.replies import NANO_SPEAKS_NATURALLY, parts_of
+from nextgpt.train.nano.dialogues.replies import parts_of
 from nextgpt.train.nano.dialogues.turns import Made, Shown, Turn
 from nextgpt.train.nano.evaluation.answers import AnswerParser
 from nextgpt.train.nano.evaluation.classifiers import CLASSIFIERS, CONFIG, FOLDERS, NONE, Classifier
@@ -104,7 +104,7 @@ class Bench:
     def composer(self) -> Composer:
         """Makes the questions: this split's combinations in the test phrasings."""
         outside = outside_files(self.world.folder, self.split, self.media)
-        return load_composer(self.world.folder, self.split, outside, DATA, self.media, NANO_SPEAKS_NATURALLY)
+        return load_composer(self.world.folder, self.split, outside, DATA, self.media)
 
     def questions(self, kind: str) -> Iterator[random.Random]:
         """A generator for each question of a kind."""

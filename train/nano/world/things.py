@@ -112,10 +112,6 @@ class Concept(NamedTuple):
         return self.number == "plural"
 
     @property
-    def this_is(self) -> str:
-        return f"{'these are' if self.is_plural else 'this is'} {self.indefinite}"
-
-    @property
     def it(self) -> str:
         return "them" if self.is_plural else "it"
 
