@@ -159,7 +159,7 @@ def test_commands_errors_and_several_media_in_a_chat(terminal) -> None:
     assert "bell" in lines[0] and "red background" in lines[2]
     assert say("x" * 5000).endswith("the model takes 1000: shorten it, or begin anew with /reset")
     say("/reset")
-    words, saved = say("draw a cat\x7f\x7f\x7fdog").splitlines()
+    *_, words, saved = say("draw a cat\x7f\x7f\x7fdog").splitlines()
     assert "dog" in words and saved.startswith("nextgpt-out/image-"), "the line can be edited"
     session.type("\x04")
     assert session.finish() == 0 and not CHATTER.search(session.raw)

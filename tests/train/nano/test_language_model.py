@@ -17,6 +17,7 @@ from nextgpt.train.nano.evaluation import words
 from nextgpt.train.nano.evaluation.answers import AnswerParser
 from nextgpt.train.nano.models import language_model
 from nextgpt.train.nano.world.things import load_concepts, load_instruments
+from tiny_models import save_tiny_language_model
 
 WORLD = preset_folder("nano") / "world"
 
@@ -221,14 +222,14 @@ def test_faults_in_kinds_and_contents_are_told_apart():
 
 
 def test_a_model_of_before_goes_on_with_its_own_words_and_learns_runs(tmp_path):
-    before = preset_folder("nano") / "language_model"
+    before = save_tiny_language_model(tmp_path / "before")
     tokenizer = language_model.prepare_tokenizer(tmp_path, WORLD, tmp_path / "new", before)
     old = language_model.AutoTokenizer.from_pretrained(before)
     assert {*corpus.KINDS.values(), *corpus.MASKS} == set(tokenizer.get_vocab()) - set(old.get_vocab())
     text = "USER: Draw a cat. ASSISTANT: Here's a cat.</s>"
     assert tokenizer(text)["input_ids"] == old(text)["input_ids"] and corpus.Encoder(tokenizer).has_runs
     model, was = language_model.model_before(before, tokenizer), language_model.LlamaForCausalLM.from_pretrained(before)
-    training = language_model.Pretraining(model, tokenizer, torch.arange(300, 320), new=False)
+    training = language_model.Pretraining(model, tokenizer, torch.arange(20, 40), new=False)
     ids = torch.tensor([old(text)["input_ids"]])
     torch.testing.assert_close(training.finish()(ids).logits[..., : len(old)], was.float()(ids).logits)
 
