@@ -44,8 +44,7 @@ input projection, a Llama with LoRA, signal tokens, transformer output projectio
 ({background_names}), in {sizes} sizes: {combinations} pictures of 64 × 64.{more}A tenth of the combinations was held
 out from every part.
 
-It does not know {unknown}photographs, people, or anything else of the world at large. Its English is that of a few
-thousand sentences.
+It does not know {unknown}photographs, people, or anything else of the world at large, and its English is about this world.
 
 ## How it was made
 
