@@ -183,10 +183,8 @@ class Decoder:
             ValueError: the decoder's class declares other tensors than it encodes.
         """
         pipeline, captions = self.pipeline, list(captions)
-        with (
-            self._lock,
-            capture_log_messages(type(pipeline).__module__, "truncated") as cut,
-        ):  # it would repeat every caption
+        # Its warning of what is truncated would repeat every caption.
+        with self._lock, capture_log_messages(type(pipeline).__module__, "truncated") as cut:
             conditioning = self._encode(pipeline, captions)  # locked: fast tokenizers refuse two callers at once
             was_cut = bool(cut) or self._cuts(pipeline, captions)
         projected = {name: tensor for name, tensor in self.conditioning_spec.items() if tensor.is_projected}

@@ -167,9 +167,8 @@ def _meta_component(library: str, class_name: str, location: str, subfolder: str
     where = {"subfolder": subfolder, "revision": revision}
     with torch.device("meta"):
         if hasattr(component_class, "load_config"):  # diffusers
-            with capture_log_messages(
-                "diffusers.configuration_utils", f"were passed to {class_name}"
-            ):  # as its pipeline reads it
+            # As its pipeline reads it.
+            with capture_log_messages("diffusers.configuration_utils", f"were passed to {class_name}"):
                 return component_class.from_config(component_class.load_config(location, **where))
         return component_class(component_class.config_class.from_pretrained(location, **where))
 

@@ -173,9 +173,9 @@ def fill(
                     if isinstance(key, OSError):
                         note(item, key)
                     elif _is_mine(key, share):
-                        under_way.get(key, own.setdefault(key, {}))[item] = None
-                asked = [key for key in own if key not in writer.pending and key not in under_way]
-                new = source.table.cache.missing(asked)
+                        alike = under_way[key] if key in under_way else own.setdefault(key, {})
+                        alike[item] = None
+                new = source.table.cache.missing([key for key in own if key not in writer.pending])
                 under_way.update({key: own[key] for key in new})
                 waiting |= {key: next(iter(own[key])) for key in new}
                 while len(waiting) >= batch_size:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import os
 import shutil
 from collections import Counter
@@ -34,7 +33,7 @@ from nextgpt.signals import SignalVocabulary
 from nextgpt.train.data.files import whole_file
 from nextgpt.train.nano.dialogues.corpus import KINDS, MASKS
 from nextgpt.train.nano.evaluation.classifiers import FOLDERS
-from nextgpt.train.nano.models.loop import LOG_FILE
+from nextgpt.train.nano.models.loop import LOG_FILE, thinned
 from nextgpt.train.nano.world.clips import ClipWorld
 from nextgpt.train.nano.world.pictures import World
 from nextgpt.train.nano.world.sounds import SoundWorld
@@ -246,7 +245,7 @@ def assemble_trained(root: Path, preset: Path) -> None:
     for stage in STAGES:
         state = json.loads((root / stage / "trainer_state.json").read_text(encoding="utf-8"))
         curve = [row for row in state["log_history"] if "loss" in row]
-        log[stage] = {"steps": state["global_step"], "curve": curve[:: math.ceil(len(curve) / CURVE_ROWS) or 1]}
+        log[stage] = {"steps": state["global_step"], "curve": thinned(curve, CURVE_ROWS)}
     (preset / LOG_FILE).write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
     last = root / STAGES[-1]
     for path in last.iterdir():

@@ -1,4 +1,4 @@
-"""What all turns of the nano dialogues share: their parts, the setting that they are made in, and how answers begin.
+"""What all turns of the nano dialogues share: their parts, and the setting that they are made in.
 
 The turns themselves are made in ``turns_*.py``.
 """

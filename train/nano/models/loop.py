@@ -155,12 +155,17 @@ class Loop:
 
     def write_figures(self, out: Path, **figures: Any) -> None:
         """Writes `training_log.json`: the figures, and at most `CURVE_ROWS` rows of the curve."""
-        curve = self.curve[:: math.ceil(len(self.curve) / CURVE_ROWS) or 1]
+        curve = thinned(self.curve, CURVE_ROWS)
         log = {"figures": figures, "minutes": round(self.minutes, 2), "steps": self.step, "samples": self.samples}
         log |= {"started_from": str(self.start_from)} if self.start_from else {}
         log |= {"finished": time.strftime("%Y-%m-%d %H:%M:%S"), "torch": torch.__version__, "curve": curve}
         (out / LOG_FILE).write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
         logger.info("%s", figures)
+
+
+def thinned(curve: list[dict], most: int) -> list[dict]:
+    """At most so many rows of a curve, evenly spread."""
+    return curve[:: math.ceil(len(curve) / most) or 1]
 
 
 def _device_of(optimizer: torch.optim.Optimizer | Together) -> torch.device:
