@@ -1,9 +1,8 @@
 """Puts the nano model together: frozen parts into one folder, then what the three stages trained. Copies, trains nothing.
 
 `python -m nextgpt.train.nano.assemble frozen` copies the frozen parts into `<root>/preset` and writes the configuration
-that the first stage starts from; `… signals` copies that stage's result and gives it the language model's own marks of media
-as signal tokens; `… trained` copies the last stage's result into the preset, which makes it a whole model; `… ship` copies
-that into the package.
+that `models.initial` makes a model of; `… trained` copies the last stage's result into the preset, which makes it a whole
+model; `… ship` copies that into the package.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import save_file
 
 from nextgpt.checkpoint import TRAINED_FILE
 from nextgpt.configuration_nextgpt import NextGPTConfig
@@ -29,9 +27,7 @@ from nextgpt.decoders.sources import SHARED_FILE
 from nextgpt.encoders import ImageBind, ImageBindConfig
 from nextgpt.hub.parts import preset_folder
 from nextgpt.report.info import KNOWN_FILE
-from nextgpt.signals import SignalVocabulary
 from nextgpt.train.data.files import whole_file
-from nextgpt.train.nano.dialogues.corpus import KINDS, MASKS
 from nextgpt.train.nano.evaluation.classifiers import FOLDERS
 from nextgpt.train.nano.models.loop import LOG_FILE, thinned
 from nextgpt.train.nano.world.clips import ClipWorld
@@ -218,27 +214,6 @@ def to_bfloat16(file: Path, out: Path) -> None:
     save_file(halved, out, metadata=metadata)
 
 
-@torch.no_grad()
-def copy_signals(root: Path) -> None:
-    """Copies the first stage's result; its signal tokens begin as the marks that the LLM has learned to make media with.
-
-    The LLM's pretraining has it write a mark of the kind and hold the caption at that and at the masks behind it.
-    """
-    source, out = root / "align_encoders", root / "signals"
-    config = NextGPTConfig.from_pretrained(source)
-    folder = config.part("language_model").local_path(config.base_folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    table = AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight.float()
-    runs = SignalVocabulary.create(config.signal_tokens, config.input_modalities, 0).runs
-    marks = [mark for modality, run in runs.items() for mark in (KINDS[modality], *MASKS[: len(run) - 1])]
-    rows = table[tokenizer.convert_tokens_to_ids(marks)]
-    copy_folder(source, out, [TRAINED_FILE])  # which comes last: where it lies, all is done
-    tensors = load_file(source / TRAINED_FILE)
-    for name in ("signal_rows.input", "signal_rows.output"):
-        tensors[name] = rows.to(tensors[name], copy=True)
-    save_file(tensors, out / TRAINED_FILE, metadata={"format": "pt"})
-
-
 def assemble_trained(root: Path, preset: Path) -> None:
     """Copies what the last stage saved, and adds the stages' curves to the log."""
     log = json.loads((preset / LOG_FILE).read_text(encoding="utf-8"))
@@ -269,9 +244,9 @@ def ship(made_in: Path, preset: Path) -> None:
 
 
 def main() -> None:
-    """Runs one of the four."""
+    """Runs one of the three."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("frozen", "signals", "trained", "ship"))
+    parser.add_argument("what", choices=("frozen", "trained", "ship"))
     parser.add_argument("--root", type=Path, default=Path("runs/nano"))
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -280,8 +255,6 @@ def main() -> None:
     match args.what:
         case "frozen":
             assemble_frozen(args.root, preset)
-        case "signals":
-            copy_signals(args.root)
         case "trained":
             assemble_trained(args.root, preset)
         case "ship":

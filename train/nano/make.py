@@ -112,9 +112,9 @@ STEPS: dict[str, Step] = {
         ),
         "model/config.json",
     ),
-    "align_encoders": _stage("align_encoders", "model", ("frozen",), f"[{DATA}/align_encoders.jsonl]"),
-    "signals": Step("nano.assemble signals --root {root}", ("align_encoders",), "signals/model.safetensors"),
-    "align_decoders": _stage("align_decoders", "signals", ("signals",), f"[{DATA}/align_decoders.jsonl]"),
+    "initial": Step("nano.models.initial --root {root}", ("frozen",), "initial/model.safetensors"),
+    "align_encoders": _stage("align_encoders", "initial", ("initial",), f"[{DATA}/align_encoders.jsonl]"),
+    "align_decoders": _stage("align_decoders", "align_encoders", ("align_encoders",), f"[{DATA}/align_decoders.jsonl]"),
     "instruct": _stage(
         "instruct",
         "align_decoders",

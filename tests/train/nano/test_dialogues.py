@@ -32,7 +32,15 @@ from nextgpt.train.nano.evaluation.answers import AnswerParser
 from nextgpt.train.nano.world.clips import MOTIONS
 from nextgpt.train.nano.world.pictures import CONCEPTS
 from nextgpt.train.nano.world.sounds import load_sounds
-from nextgpt.train.nano.world.things import Clip, Picture, Sound, modality_of, path_of
+from nextgpt.train.nano.world.things import (
+    PICTURE_VALUES,
+    SOUND_DEFAULTS,
+    Clip,
+    Picture,
+    Sound,
+    modality_of,
+    path_of,
+)
 
 OUTSIDE = ["images/outside/0.png", "sounds/outside/0.wav", "clips/outside/0.mp4"]
 
@@ -373,3 +381,32 @@ def test_a_motion_is_said_as_a_verb_for_one_thing_and_for_several(composer):
     replies = composer.setting.replies
     said = {(motion, replies.words(Clip(thing, motion))["moves"]) for motion in MOTIONS for thing in ("cat", "cherries")}
     assert {("bouncing", "bounces"), ("bouncing", "bounce"), ("shrinking", "shrinks"), ("sliding up", "slide up")} <= said
+
+
+def test_everything_is_just_asked_for_though_its_defaults_are_withheld(composer):
+    setting, rng = composer.setting, random.Random(0)
+    withheld = [name for name in setting.names if not setting.permits(Picture(name))]
+    unheard = [name for name in composer.sounds.pitched if not setting.permits(Sound(name, **SOUND_DEFAULTS))]
+    assert withheld and unheard, "some defaults are held out"
+    for name in withheld:
+        usual = setting.usual(Picture(name))
+        assert setting.permits(usual) and usual != Picture(name)
+        assert composer.pictures.tell(rng, "draw it", usual) == "draw it"
+    for name in unheard:
+        assert setting.permits(usual := composer.sounds.plain(rng, name=name))
+        assert composer.sounds.tell(rng, "play it", usual) == "play it"
+
+
+def test_what_people_told_stays_where_defaults_are_withheld(composer, composers):
+    setting = composer.setting
+    picture = next(Picture(name) for name in setting.names if not setting.permits(Picture(name)))
+    assert setting.usual(picture, told=PICTURE_VALUES) == picture
+    assert setting.usual(picture, told=("size",)).size == picture.size
+    assert composers["dev"].setting.usual(picture) == picture, "who measures asks for what is held out"
+
+
+def test_some_conversations_go_on_for_many_turns(composer):
+    lengths = Counter(len(composer.conversation(random.Random(seed), long=0.5)) for seed in range(200))
+    most = dialogues.LONG_TURNS[1]
+    assert max(lengths) <= most + 1 and sum(n for length, n in lengths.items() if length > 4) > 60
+    assert max(len(composer.conversation(random.Random(seed))) for seed in range(100)) <= dialogues.SHORT_TURNS

@@ -7,22 +7,24 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig
 
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders import sources
 from nextgpt.encoders import ImageBind, preprocessor_for
+from nextgpt.hub.parts import preset_folder
 from nextgpt.report.info import known_world
 from nextgpt.train.nano import assemble
 from nextgpt.train.nano.dialogues import corpus
+from nextgpt.train.nano.dialogues.composer import combinations, load_composer, true_media
 from nextgpt.train.nano.evaluation import classifiers
-from nextgpt.train.nano.models import audio_encoder, encoder, loop
+from nextgpt.train.nano.models import audio_encoder, encoder, initial, loop
 from nextgpt.train.nano.models.loop import PatchProjection
 from nextgpt.train.nano.models.targets import OrthogonalTargets
 from nextgpt.train.nano.world import player, sampling, sounds, spectrograms
 from nextgpt.train.nano.world.clips import FPS, ClipRenderer, ClipWorld, KeptClips
+from nextgpt.train.nano.world.media_files import TrueMedia
 from nextgpt.train.nano.world.pictures import Renderer, World
 from nextgpt.train.nano.world.unknown_pictures import UnknownClips, UnknownPictures, augment_clips
 from nextgpt.train.nano.world.unknown_sounds import KINDS, UnknownSounds
@@ -328,27 +330,31 @@ def test_the_audio_tower_learns_to_tell_sounds_apart(small_world, tmp_path, monk
     assert ImageBind.from_pretrained(tmp_path / "made").modalities == ("audio",)
 
 
-def test_signal_tokens_begin_as_the_marks_that_the_language_model_knows(tmp_path):
-    tokenizer = corpus.train_tokenizer(["a cat", "a dog"])
-    tokenizer.save_pretrained(tmp_path / "language_model")
-    llm = LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
-    )
-    llm.save_pretrained(tmp_path / "language_model")
-    stage = tmp_path / "align_encoders"
-    stage.mkdir()
-    decoders = {modality: {"kind": kind, "source": "."} for modality, (kind, _) in assemble.DECODERS.items()}
-    parts = {"language_model": {"source": "../language_model"}, "decoders": decoders}
-    NextGPTConfig(**parts, input_modalities=["image"], name_or_path=str(stage)).save_pretrained(stage)
-    count = sum(corpus.RUN_LENGTHS.values())
-    rows = {f"signal_rows.{name}": torch.zeros(count, 16) for name in ("input", "output")}
-    save_file(rows | {"kept": torch.ones(2)}, stage / "model.safetensors")
-    assemble.copy_signals(tmp_path)
-    found = load_file(tmp_path / "signals" / "model.safetensors")
-    table, ids = llm.get_input_embeddings().weight, tokenizer.convert_tokens_to_ids
-    for name in rows:
-        assert torch.equal(found[name][0], table[ids("<picture>")]), "pictures come first"
-        assert torch.equal(found[name][4 : 4 + 8], table[ids(["<sound>", *corpus.MASKS[:7]])])
-        assert torch.equal(found[name][-23:], table[ids(list(corpus.MASKS))])
-    assert torch.equal(found["kept"], torch.ones(2))
-    assert NextGPTConfig.from_pretrained(tmp_path / "signals").text_config.hidden_size == 16
+def test_ridge_regression_finds_a_linear_map_and_shrinks_what_it_cannot_be_sure_of():
+    torch.manual_seed(0)
+    inputs, weight, bias = torch.randn(200, 5), torch.randn(3, 5), torch.randn(3)
+    targets = inputs @ weight.T + bias
+    found = initial.ridge_regression(inputs, targets, ridge=1e-9)
+    torch.testing.assert_close(found, (weight, bias), atol=1e-4, rtol=1e-4)
+    shrunk, mean = initial.ridge_regression(inputs, targets, ridge=1e6)
+    assert shrunk.abs().max() < 1e-3
+    torch.testing.assert_close(mean, targets.mean(0), atol=1e-2, rtol=1e-2)
+
+
+def test_the_model_begins_with_what_its_language_model_can_read_and_with_its_marks(monkeypatch):
+    given = NextGPTConfig.from_pretrained("nano")
+    config = NextGPTConfig(**given.to_dict() | {"input_modalities": ["image"]}, name_or_path=str(given.base_folder))
+    monkeypatch.setattr(initial, "true_media", lambda *of: true_media(*of)[::8])
+    world = preset_folder("nano") / "world"
+    model = initial.begin(config, world)
+    tokenizer = AutoTokenizer.from_pretrained(preset_folder("nano") / "language_model")
+    table = model.get_input_embeddings().weight.detach()
+    ids = tokenizer.convert_tokens_to_ids(["<picture>", *corpus.MASKS[:3], "<sound>"])
+    assert torch.equal(model.signal_rows.input[:5], table[ids]) and torch.equal(model.signal_rows.output[:5], table[ids])
+    # Pictures of combinations that it did not begin with lie nearest to what they show.
+    setting, true = load_composer(world, "dev").setting, TrueMedia(World(world), "dev")
+    media = combinations(setting, "image")[::2]
+    read = model.input_projection(initial.embed_media(model.encoder, "image", map(true.render, media)))
+    nearest = torch.cdist(read, initial.caption_sums(media, tokenizer, table)).argmin(1)
+    right = (nearest == torch.arange(len(media))).float().mean()
+    assert right > 0.6, f"{right:.0%} of {len(media)} pictures"

@@ -216,3 +216,19 @@ def test_each_direction_has_phrasings_of_its_own(people):
     assert all(len(found) >= 10 for found in people.directions.values())
     part = people._part({"type": "image", "medium": None}, random.Random(0))
     assert isinstance(part["image"], Image.Image)
+
+
+def test_a_tenth_turn_comes_after_nine_that_were_answered(people, monkeypatch):
+    asked = []
+
+    def ask(row, conversations, **options):
+        asked.extend(conversations)
+        return [Reply({"role": "assistant", "content": []})] * len(conversations)
+
+    monkeypatch.setattr(people.bench, "ask", ask)
+    scenario = one(turns=[{"user": "Say {a_concept}.", "answer": [{"text": {"names": ["{concept}"]}}]}])
+    (answered,) = people.ask("tenth turn", [scenario], before=9)
+    (messages,) = asked
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 9 + ["user"]
+    assert all(message["content"] for message in messages) and "Say " in str(messages[-1])
+    assert len(answered.asked.messages) == 19

@@ -71,6 +71,8 @@ SCENARIO_SHARE = 0.6
 ABOUT = {"mixture": 26, "correction": 14, "change": 10, "crossing": 24, "reading": 22, "new subject": 5, "plain": 9}
 ABOUT |= {"refusal": 7, "limited": 4, "abilities": 3, "chat": 2}
 LIMITED = 0.04  # of the other conversations allow some kinds of answer only
+# In a chat people go on and on: how often for more than a few turns, and then for how many.
+SHORT_TURNS, LONG_SHARE, LONG_TURNS = 4, 0.15, (5, 12)
 DEV_WORDINGS = 50  # one in so many scenarios is kept for the development split
 SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -102,13 +104,14 @@ class Composer:
             self.fresh |= {self.crossings.show: CROSSINGS, self.crossings.mix: MIXTURES}
         self.scenarios = ScenarioTurns(self, list(scenarios)) if scenarios else None
 
-    def conversation(self, rng: random.Random) -> list[Turn]:
-        """One to four turns."""
+    def conversation(self, rng: random.Random, long: float = 0.0) -> list[Turn]:
+        """One to four turns; a share `long` of the conversations goes on for more."""
         turns: list[Turn] = []
-        length = rng.choices((1, 2, 3, 4), (45, 33, 15, 7))[0]
+        most = rng.randint(*LONG_TURNS) if rng.random() < long else SHORT_TURNS
+        length = most if most > SHORT_TURNS else rng.choices(range(1, SHORT_TURNS + 1), (45, 33, 15, 7))[0]
         while len(turns) < length:
             try:
-                turns += self._next_turns(rng, turns[-1], 4 - len(turns)) if turns else self._first_turns(rng)
+                turns += self._next_turns(rng, turns[-1], most - len(turns)) if turns else self._first_turns(rng)
             except NoSuchMedium:  # the split has no such combination: let the user want something else
                 continue
         only = turns[0].only
@@ -297,10 +300,10 @@ def align_decoders_line(composer: Composer, media: dict[str, list[Medium]], inde
 
 ASKED = {"image": "draw", "audio": "play", "video": "film"}
 LINES: dict[str, Callable[[Composer, dict[str, list[Medium]], int, random.Random], dict]] = {
-    "text": lambda composer, media, index, rng: caption_line(composer.conversation(rng)),
+    "text": lambda composer, media, index, rng: caption_line(composer.conversation(rng, LONG_SHARE)),
     "align_encoders": align_encoders_line,
     "align_decoders": align_decoders_line,
-    "instruct": lambda composer, media, index, rng: media_line(composer.conversation(rng)),
+    "instruct": lambda composer, media, index, rng: media_line(composer.conversation(rng, LONG_SHARE)),
 }
 COUNTS = {"text": 60_000, "align_encoders": 20_000, "align_decoders": 40_000, "instruct": 40_000}  # of pictures alone
 MORE = 2  # times as many where sounds and clips are talked about too

@@ -41,7 +41,7 @@ RUN_PARTS = {
 }
 READINGS = 2  # words that one position of a run holds
 IN_WORDS = "Write media as words."  # at the end of the system prompt of conversations whose media are spelled out
-SPELLED_SHARE, SOFT_SHARE, SYSTEM_SHARE = 0.5, 0.4, 0.25
+SPELLED_SHARE, SOFT_SHARE, SYSTEM_SHARE = 0.35, 0.6, 0.25
 USER_SHARE, USER_WEIGHT = 0.3, 0.15  # of the conversations learn the user's words too, so much; the assistant's count 1
 BAG = 16  # words' tokens that one soft position can hold
 SHOWN = re.compile(rf"\((?P<word>{'|'.join(WORDS.values())}): (?P<caption>[^)]*)\)")  # a medium, spelled out

@@ -200,7 +200,7 @@ _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _KEYBOARD = {a: b for row in _ROWS for a, b in zip(row, row[1:] + row[-2], strict=True)}
 
 # How often a request is typed so.
-RATES = {"greeting": 0.10, "thanks": 0.10, "filler": 0.03, "slip": 0.12, "capitals": 0.06, "lower case": 0.25}
+RATES = {"greeting": 0.10, "thanks": 0.10, "filler": 0.03, "slip": 0.12, "capitals": 0.10, "lower case": 0.25}
 RATES |= {"first letter": 0.15, "no last mark": 0.20, "another mark": 0.08, "no marks": 0.08, "no apostrophe": 0.08}
 
 

@@ -211,7 +211,7 @@ class Filler:
         for number, (content, wanted) in enumerate(zip(filled.users, filled.wanted, strict=True)):
             asked.messages.append({"role": "user", "content": content})
             if number < len(scenario.turns) - 1:
-                asked.messages.append({"role": "assistant", "content": list(self._answer(wanted, rng))})
+                asked.messages.append({"role": "assistant", "content": list(self.answer(wanted, rng))})
         defaults = scenario.about == "new subject"
         asked.wanted = [_with_defaults(part, self.setting) if defaults else part for part in wanted]
         return asked
@@ -251,8 +251,8 @@ class Filler:
                 return Sound(name, of("register", VALUES["register"]), of("figure", VALUES["figure"]))
         return Clip(of("concept", self.setting.filmed), of("motion", VALUES["motion"]))
 
-    def _answer(self, wanted: list[Wanted], rng: random.Random) -> Iterator[dict]:
-        """An earlier answer, as it should have been."""
+    def answer(self, wanted: list[Wanted], rng: random.Random) -> Iterator[dict]:
+        """The parts of an earlier answer, as it should have been."""
         for part in wanted:
             if part.kind == "text":
                 yield {"type": "text", "text": self._said(part.told)}

@@ -8,15 +8,15 @@ from __future__ import annotations
 import random
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from nextgpt.signals import MODALITIES
 from nextgpt.train.nano.dialogues.phrasings import Phrasing, roughen
 from nextgpt.train.nano.dialogues.replies import Replies, parts_of
-from nextgpt.train.nano.world.things import Clip, Concept, Instrument, Medium, Sound, modality_of, path_of
+from nextgpt.train.nano.world.things import Clip, Concept, Instrument, Medium, Picture, Sound, modality_of, path_of
 
 NO_SOUND = (
     *("I don't know what {0} sound{1} like. ", "Sorry, I don't know the sound of {0}. ", "I have no sound for {0}, sorry. "),
@@ -38,6 +38,11 @@ ACCEPTING = (
 
 # Whose combinations may follow from another medium ("play what this sounds like"): no one trains but on `train`.
 DERIVED = {"train": ("train",), "dev": ("train", "dev"), "heldout": ("train", "dev", "heldout")}
+# What stands for a thing at its defaults where these are withheld: other values of one part, in this order.
+NEXT_BEST = {
+    Picture: (("size", "small"), ("background", "blue"), ("style", "cartoon")),
+    Sound: (("figure", "repeated note"), ("figure", "chord"), ("register", "low")),
+}
 # Words that only fit pictures.
 _PICTURED = re.compile(
     r"draw|pic|paint|sketch|image|illustr|photo|see|show|look|colou?r|background|emoji|art|icon|eye|view|copy|version", re.I
@@ -63,6 +68,7 @@ class Made(NamedTuple):
 
 
 Part = str | Shown | Made
+Named = TypeVar("Named", Picture, Sound)
 
 
 class NoSuchMedium(LookupError):
@@ -148,6 +154,17 @@ class Setting:
         if isinstance(medium, Sound) and not medium.register:
             return True  # an effect is one combination only
         return medium.split in (DERIVED[self.split] if derived else (self.split,))
+
+    def usual(self, medium: Named, told: Collection[str] = ()) -> Named:
+        """What people get who say no more than what is told of a medium; the rest of it is at its defaults.
+
+        Where the training split withholds that, it is the nearest that it holds. Otherwise nobody would ever just ask for
+        some things, and a model that learns from what they say would take them for things that it does not know.
+        """
+        if self.split != "train" or self.permits(medium):
+            return medium
+        others = (medium._replace(**{part: value}) for part, value in NEXT_BEST[type(medium)] if part not in told)
+        return next(filter(self.permits, others), medium)
 
     def find(self, draw: Callable[[], Medium], derived: bool = False) -> Medium:
         """The first of 200 draws that this split may hold. Raises NoSuchMedium."""

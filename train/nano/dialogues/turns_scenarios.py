@@ -141,6 +141,8 @@ class ScenarioTurns:
                 clips = [Clip(told["concept"], motion) for motion in UNSAID_MOTIONS]
                 permitted = [clip for clip in clips if self.setting.permits(clip, derived=True)] or clips
                 medium = Clip(told["concept"], told["motion"]) if "motion" in told else permitted[0]
+        if part.kind != "video":
+            medium = self.setting.usual(medium, told)
         if not self.setting.permits(medium, derived=True):
             raise NoSuchMedium(f"{medium} is not in {self.setting.split}")
         return medium

@@ -215,6 +215,8 @@ def _rows() -> dict[str, Row]:
     for about, bar in ABOUT_BARS.items():
         rows[about.replace(" ", "-")] = needing(scenarios_about, *MODALITIES, name=about, about=about, bar=bar)
     rows["user"] = needing(what_a_user_meets, *MODALITIES, name="what a user meets")
+    row = "tenth turn"
+    rows["tenth-turn"] = needing(partial(what_a_user_meets, row=row, before=9), *MODALITIES, name=row)
     rows["spelling"] = needing(varied, *MODALITIES, name="spelling")
     return rows | {"outside": outside_the_world, "time": speed, "load": loading}
 

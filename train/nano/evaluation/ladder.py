@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextgpt import NextGPTPipeline
-from nextgpt.decoders import DECODERS, Audio, Decoder, Video
+from nextgpt.decoders import DECODERS, Decoder
 from nextgpt.decoders.sources import read_json
 from nextgpt.decoders.vocoder import GriffinLimVocoder
-from nextgpt.encoders import load_encoder, preprocessor_for
+from nextgpt.encoders import load_encoder
 from nextgpt.errors import UserInputError
 from nextgpt.events import Media
 from nextgpt.train.nano import assemble
@@ -34,6 +34,7 @@ from nextgpt.train.nano.evaluation.rows import CROSSING_BAR, MADE_BARS, NAMED_BA
 from nextgpt.train.nano.evaluation.scores import Score
 from nextgpt.train.nano.models.autoencoder import load as load_autoencoder
 from nextgpt.train.nano.models.decoder import KINDS, VOCODER
+from nextgpt.train.nano.models.initial import embed_media
 from nextgpt.train.nano.world.things import MAIN, PARTS, Medium, Sound
 
 CLASSIFIER_BARS = {"image": 0.985, "audio": 0.97, "video": 0.985}
@@ -217,8 +218,9 @@ def encoder(ladder: Ladder, modality: str) -> list[Score]:
         return [Score(row, note="left out: the folder holds nothing of the training split; --root names one that does")]
     taught = random.Random(ladder.seed).sample(taught, min(len(taught), LEARNED_FROM))
     network = load_encoder(ladder.part("encoder"), dtype=torch.float32)
-    known = embed(ladder, network, modality, taught)
-    seen = embed(ladder, network, modality, ladder.true_media[modality])
+    known, seen = (
+        embed_media(network, modality, map(ladder.bench.render, media)) for media in (taught, ladder.true_media[modality])
+    )
     scores = []
     for part in PARTS[modality]:
         names = sorted({expected_parts(medium)[part] for medium in taught})
@@ -229,28 +231,6 @@ def encoder(ladder: Ladder, modality: str) -> list[Score]:
         right = linear_reading(known, targets, len(names))(seen).argmax(1) == true
         scores.append(Score(row, part, int(right.sum()), len(true), READING_BAR))
     return scores
-
-
-@torch.no_grad()
-def embed(ladder: Ladder, network: nn.Module, modality: str, media: list[Medium]) -> Tensor:
-    """Embeddings `[N, D]` of true media."""
-    preprocess = getattr(preprocessor_for(network.config), modality)
-    embeddings = []
-    for start in range(0, len(media), BATCH):
-        rendered = [ladder.bench.render(medium) for medium in media[start : start + BATCH]]
-        values = torch.stack([preprocess(*_arguments(medium)) for medium in rendered])
-        embeddings.append(network.embed(modality, values))
-    return torch.cat(embeddings).float()
-
-
-def _arguments(medium: Media) -> tuple:
-    """What the preprocessing takes of a medium."""
-    match medium:
-        case Audio(array, sampling_rate):
-            return array, sampling_rate
-        case Video(frames, fps):
-            return frames, fps
-    return (medium,)
 
 
 def linear_reading(embeddings: Tensor, targets: Tensor, count: int, rounds: int = 60) -> nn.Linear:

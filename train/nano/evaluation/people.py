@@ -77,16 +77,19 @@ class People:
             found[direction] = [s for about in abouts for s in self.scenarios[about] if len(s.turns) == 1]
         return {direction: found[direction] for direction in DIRECTIONS}
 
-    def ask(self, row: str, scenarios: Sequence[Scenario], how: str | None = None) -> list[Answered]:
+    def ask(self, row: str, scenarios: Sequence[Scenario], how: str | None = None, before: int = 0) -> list[Answered]:
         """Each scenario with its own things: what came of it.
 
         Args:
             how: what is done to the last request (see `vary`); nothing by default.
+            before: turns about other things that have gone before, each with the answer that it should have had.
         """
         asked = [
             self.fill(scenario, random.Random(f"{self.bench.seed}/{row}/{number}"))
             for number, scenario in enumerate(scenarios)
         ]
+        for number, each in enumerate(asked):
+            each.messages[:0] = self._talk(random.Random(f"{self.bench.seed}/{row}/{number}/before"), before)
         if how:
             for number, each in enumerate(asked):
                 for part in each.messages[-1]["content"]:
@@ -107,6 +110,14 @@ class People:
             Answered(each, replies[number], self.fault(each, replies[number], readings[number]))
             for number, each in enumerate(asked)
         ]
+
+    def _talk(self, rng: random.Random, turns: int) -> list[dict]:
+        """Messages of so many turns, each in one of the directions."""
+        messages: list[dict] = []
+        for _ in range(turns):
+            asked = self.fill(rng.choice(self.directions[rng.choice(DIRECTIONS)]), rng)
+            messages += [*asked.messages, {"role": "assistant", "content": list(self.fill.answer(asked.wanted, rng))}]
+        return messages
 
     def _rendered(self, asked: Asked, rng: random.Random) -> list[dict]:
         """The conversation in chat format, media rendered."""
@@ -179,13 +190,16 @@ def _media(reply: Reply) -> list[tuple[str, Media]]:
 # -- rows -------------------------------------------------------------------------------------------------------
 
 
-def what_a_user_meets(bench: Bench) -> list[Score]:
-    """One turn in each of `DIRECTIONS`, as often as any other."""
-    row = "what a user meets"
+def what_a_user_meets(bench: Bench, row: str = "what a user meets", before: int = 0) -> list[Score]:
+    """One turn in each of `DIRECTIONS`, as often as any other.
+
+    Args:
+        before: turns about other things that have gone before.
+    """
     people, rng = People(bench), random.Random(bench.seed)
     order = itertools.islice(itertools.cycle(DIRECTIONS), bench.count)
     chosen = [(direction, rng.choice(people.directions[direction])) for direction in order]
-    answered = people.ask(row, [scenario for _, scenario in chosen])
+    answered = people.ask(row, [scenario for _, scenario in chosen], before=before)
     _keep(bench, row, answered)
     scores = [Score(row, "all of it right", sum(not a.wrong for a in answered), len(answered), MEETS_BAR)]
     for direction in DIRECTIONS:
