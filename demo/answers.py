@@ -66,7 +66,7 @@ class AnswerQueue:
             question = [{"type": guess_modality(path), "path": path} for path in files] + _words(text)
             if not question:
                 raise UserInputError("the message is empty: write something or attach a file")
-            self.pipeline.check(as_messages([*conversation.turns, Turn(question)]))
+            self.pipeline.check(as_messages([*conversation.turns, Turn(question)]), **options)
             kept = [
                 part if part["type"] == "text" else conversation.keep_file(part["path"], part["type"]) for part in question
             ]
@@ -208,7 +208,7 @@ class AnswerQueue:
     ) -> Turn:
         if not question:
             raise UserInputError("the message is empty: write something")
-        self.pipeline.check(as_messages([*conversation.turns[:position], Turn(question)]))
+        self.pipeline.check(as_messages([*conversation.turns[:position], Turn(question)]), **options)
         return self._line_up(conversation, position, Turn(question), options, unlike)
 
     def _line_up(self, conversation: Conversation, position: int, turn: Turn, options: dict, unlike: str = "") -> Turn:
@@ -217,6 +217,7 @@ class AnswerQueue:
             self._check_places()
             conversation.truncate(position)
             conversation.turns.append(turn)
+            turn.options = options
             self._line[conversation] = self._worker.submit(self._answer, conversation, turn, options, unlike)
         return turn
 

@@ -68,7 +68,8 @@ class Endpoints:
         """Answers the last question again with another seed; streams like `ask`."""
         with refusals():
             known = self._with_turns(conversation)
-            turn = await asyncio.to_thread(self._answers.retry, known, len(known.turns) - 1, {})
+            options = known.turns[-1].options | {"seed": None}
+            turn = await asyncio.to_thread(self._answers.retry, known, len(known.turns) - 1, options)
         async for message in self._follow(turn):
             yield message
 

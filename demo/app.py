@@ -42,7 +42,7 @@ def launch(
     model: str = "",
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serves the page until Ctrl-C or SIGTERM; all its files go then.
+    """Serves the page until Ctrl-C, SIGTERM or the end of its terminal; all its files go then.
 
     Args:
         pipeline: what answers.
@@ -56,7 +56,7 @@ def launch(
         ModelLoadError: the list of what the model knows is damaged.
     """
     known = known_world(model) if model else None
-    with _exiting_on_sigterm(), _uploads_in_a_folder_of_our_own():
+    with _exiting_on_signals(), _uploads_in_a_folder_of_our_own():
         chat = Chat(pipeline, model=model, known=known)
         try:
             address = chat.serve(host, port, share)
@@ -105,16 +105,18 @@ def mounted(
 
 
 @contextmanager
-def _exiting_on_sigterm() -> Iterator[None]:
-    """By default SIGTERM ends Python at once, and whatever should be cleaned up stays."""
+def _exiting_on_signals() -> Iterator[None]:
+    """By default SIGTERM, and SIGHUP of a terminal that closes, end Python at once, and what should be cleaned up stays."""
     if threading.current_thread() is not threading.main_thread():  # no other may ask for signals
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, lambda number, frame: sys.exit(128 + number)) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -191,7 +193,7 @@ class Chat:
                 ssr_mode=False,
                 **self.surroundings,
             )
-        except (OSError, OverflowError) as error:
+        except Exception as error:  # Gradio's own are of many kinds, down to plain ones
             raise UserInputError(
                 f"the page cannot listen on {host}, port {port} ({error}): give another --port or --host"
             ) from None

@@ -61,6 +61,7 @@ class Turn:
         timings: of an answer that was begun.
         signals: the runs of signal tokens in it: what each calls for, and its tokens.
         switched_off: kinds that it called for and that were not to be made.
+        options: of its answer, as the pipeline takes them.
     """
 
     question: list[dict]
@@ -72,6 +73,7 @@ class Turn:
     timings: Timings | None = None
     signals: list[tuple[str, list[str]]] = field(default_factory=list)
     switched_off: list[str] = field(default_factory=list)
+    options: dict = field(default_factory=dict)
 
     def forget_answer(self) -> None:
         """The answer goes with its files."""
@@ -365,6 +367,8 @@ def _checked_messages(record: dict) -> list[dict]:
         if message["role"] != expected:
             raise UserInputError(f"message {i} has role {message['role']!r}: expected {expected}")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not parts:
+            raise UserInputError(f"message {i} is empty: expected words or media")
         messages.append({"role": expected, "content": [_checked_part(part) for part in parts]})
     return messages
 

@@ -163,12 +163,12 @@ class Page:
         for button in (self.new.click, self.chatbot.clear):
             enter(button, self.begin, [self.tab, self.visitor], **elsewhere)
         enter(self.past.input, self.go_to, [self.tab, self.past], **elsewhere)
+        enter(self.unpack.upload, self.take_over, [self.tab, self.visitor, self.unpack], **elsewhere)
         enter(self.delete_really.click, self.remove, [self.tab, self.visitor], **elsewhere)
         self.delete.click(lambda: gr.Row(visible=True), None, self.sure, **quiet)
         self.keep.click(lambda: gr.Row(visible=False), None, self.sure, **quiet)
         self.box.stop(self.stop, self.tab, None, queue=False, **private)
         self.chatbot.undo(self.undo, self.tab, answered, **private)
-        self.unpack.upload(self.take_over, [self.tab, self.unpack], answered, **private)
         saved = self.export.click(self.pack, self.tab, [self.refusal, self.exported], **private)
         saved.success(None, self.exported, None, js=scripts.SAVE_FILE, api_visibility="private")
         labels = json.dumps(self.panel.names)
@@ -196,6 +196,18 @@ class Page:
     async def go_to(self, tab: str, other: str) -> AsyncIterator[dict]:
         """Enters another conversation of this browser."""
         yield {self.tab: self.store.get(other).id, self.sure: gr.Row(visible=False)}
+
+    @told_beside_the_box
+    async def take_over(self, tab: str, visitor: str, path: str) -> AsyncIterator[dict]:
+        """Enters a conversation that was exported; the one before stays among the others."""
+        conversation = self._empty(tab, visitor)
+        try:
+            await asyncio.to_thread(self.answers.take_over, conversation, path)
+        except NextGPTError:
+            if conversation.id != tab:
+                self.store.delete(conversation)
+            raise
+        yield {self.tab: conversation.id, self.sure: gr.Row(visible=False)}
 
     @told_beside_the_box
     async def remove(self, tab: str, visitor: str) -> AsyncIterator[dict]:
@@ -284,14 +296,7 @@ class Page:
     @told_beside_the_box
     async def pack(self, tab: str) -> AsyncIterator[dict]:
         """Packs the conversation into a file, which the browser saves."""
-        yield {self.exported: str(self.answers.export(self.store.get(tab)))}
-
-    @told_beside_the_box
-    async def take_over(self, tab: str, path: str) -> AsyncIterator[dict]:
-        """Puts an exported conversation in the place of this one."""
-        conversation = self.store.get(tab)
-        await asyncio.to_thread(self.answers.take_over, conversation, path)
-        yield self._drawn(conversation)
+        yield {self.exported: str(await asyncio.to_thread(self.answers.export, self.store.get(tab)))}
 
     def restore_options(self, kept: dict | None) -> list:
         """The options as this browser had them last, if they were those of this model."""

@@ -25,6 +25,7 @@ from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.hub.loading import check_parts, load_frozen_decoder, read_quantization, replace_parts
 from nextgpt.hub.parts import fetch_model
 from nextgpt.modeling_nextgpt import NextGPTForConditionalGeneration
+from nextgpt.multimodal.generation_modes import check_media_options
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.session import Session
 
@@ -156,12 +157,13 @@ class NextGPTPipeline:
 
     # ------------------------------------------------------------------ answering
 
-    def check(self, messages: str | list[dict]) -> None:
-        """Reads messages and their media as a call does, without answering.
+    def check(self, messages: str | list[dict], **options) -> None:
+        """Reads messages and their media, and the options of an answer, as a call does, without answering.
 
         Raises:
             UserInputError: whatever a call would find wrong with them.
         """
+        check_media_options(self.decoders, GenerationOptions.from_keywords(options))
         read_conversations(self.model, self.processor, _as_messages(messages))
 
     def __call__(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from nextgpt import __version__
 from nextgpt.cli import chat, convert, demo, doctor, download, evaluate, generate, info, params, serve, training
@@ -32,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `nextgpt … | head` has read enough
         sys.stderr.close()
+        with suppress(OSError):  # what is left in the buffer goes nowhere, without a word at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         if options.debug:

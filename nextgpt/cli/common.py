@@ -81,7 +81,8 @@ def add_model_options(parser: argparse.ArgumentParser, positional: bool = False)
 
 def add_answer_options(parser: argparse.ArgumentParser) -> None:
     """How answers are made, and where their media go."""
-    parser.add_argument("--seed", type=int, help="of the first piece of media; the next takes one more (default: random)")
+    seed = "of an answer's first piece of media; the next takes one more (default: random)"
+    parser.add_argument("--seed", type=int, help=seed)
     parser.add_argument("--max-new-tokens", type=positive, default=256, help="length of an answer (default: %(default)s)")
     parser.add_argument("--steps", type=positive, help="diffusion steps of each medium (default: the decoder's own)")
     parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance (default: the decoder's own)")

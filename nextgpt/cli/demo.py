@@ -10,7 +10,7 @@ from nextgpt.cli.common import add_command, add_model_options, load_pipeline
 
 def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     """Adds `nextgpt demo`."""
-    parser = add_command(commands, "demo", run, "open the chat in the browser", debug)
+    parser = add_command(commands, "demo", run, "serve the chat, for the browser", debug)
     add_model_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nextgpt.cli.common import add_below, add_command, add_model_options, load_pipeline, positive
+from nextgpt.cli.common import add_below, add_command, add_model_options, load_pipeline, positive, refuse_unused
 from nextgpt.cli.judge import add_judge
 from nextgpt.cli.status_line import quiet_libraries, status
 from nextgpt.errors import UserInputError
@@ -35,6 +35,7 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
     parser.add_argument("--ablate", action="store_true", help="zero each projection: its row must fall to chance")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write a page with pictures and mistakes into DIR")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
+    parser.set_defaults(parser=parser)
 
 
 CONTEXT_EXAMPLE = """example:
@@ -74,7 +75,14 @@ def run_context(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> None:
     """The table of what a nano model can do, measured on its held-out world; or the ladder of its parts."""
     if options.ladder or options.rung or options.root:
+        refuse_unused(options.parser, options, dict.fromkeys(("part", "ablate", "report"), ("the table",)), "", "--ladder")
         return climb(options)
+    if options.ablate:
+        refuse_unused(options.parser, options, {"part": ("the table",)}, "", "--ablate")
+    if options.report:
+        from nextgpt.cli.terminal import check_folder
+
+        check_folder(options.report, "--report")
     with status("loading the evaluation …"):
         from nextgpt.train.nano.evaluation.evaluate import ROWS, Bench, ablations, table
     from nextgpt.train.nano.evaluation.report import write_report

@@ -17,30 +17,31 @@ from nextgpt.cli.status_line import StatusLine
 from nextgpt.errors import ConversationTooLong, NextGPTError, UserInputError
 from nextgpt.events import Event, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta, not_made
 from nextgpt.media import load_any_media, shortened
-from nextgpt.media.text import whole_characters
+from nextgpt.media.text import listed, whole_characters
 from nextgpt.modalities import MODALITIES
 from nextgpt.pipeline import NextGPTPipeline
 
 HELP = """\
 Write a message and press Enter. Files go with the next message:
   /attach FILE   attach a picture, a sound or a clip (again for more)
+  /detach        leave out what was attached
   /reset         forget the conversation and the attached files
   /help          show this
   /quit          leave (so does Ctrl-D)
-Ctrl-C stops an answer; at the prompt, press it twice to leave."""
+Ctrl-C stops an answer (twice: at once); at the prompt, press it twice to leave."""
 
 
-def check_folder(folder: Path) -> None:
-    """Checks, before any model loads, that media can be saved in `folder`; it is made when it is needed.
+def check_folder(folder: Path, option: str = "--out") -> None:
+    """Checks, before any model loads, that files can be saved in `folder`; it is made when it is needed.
 
     Raises:
         UserInputError: a file bears its name or that of a folder above it, or nothing may be written there.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserInputError(f"{there}: is a file, expected a folder for the media; give another with --out")
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not os.path.isdir(there):
+        raise UserInputError(f"{there}: is a file, expected a folder; give another with {option}")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserInputError(f"{folder}: nothing may be written in {there}; give another folder with --out")
+        raise UserInputError(f"{folder}: nothing may be written in {there}; give another folder with {option}")
 
 
 class AnswerPrinter:
@@ -85,10 +86,12 @@ class AnswerPrinter:
                 self._save(event)
 
     def _save(self, done: MediaDone) -> None:
-        path = _unused_path(self.folder, done.modality)
+        path = self.folder
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            MODALITIES[done.modality].save(done.media, path)
+            path = _new_file(self.folder, done.modality)
+            with _removed_on_error(path):
+                MODALITIES[done.modality].save(done.media, path)
         except OSError as error:
             raise UserInputError(f"{path}: could not be written ({error.strerror or error}); give another folder") from None
         self.files.append(path)
@@ -120,7 +123,7 @@ class Chat:
         self.is_interactive = sys.stdin.isatty()
         if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are not UTF-8 are legal in names of files
             sys.stdin.reconfigure(errors="surrogateescape")
-        self.commands = {"/attach": self.attach, "/help": self.help, "/reset": self.reset}
+        self.commands = {"/attach": self.attach, "/detach": self.detach, "/help": self.help, "/reset": self.reset}
         self._start_afresh()
 
     def reset(self, argument: str = "") -> None:
@@ -147,9 +150,17 @@ class Chat:
             raise UserInputError("/attach takes one file: /attach PATH")
         path = paths[0] if len(paths) == 1 else argument
         modality, media = load_any_media(path)
+        if modality not in self.pipeline.input_modalities:
+            taken = listed([kind for kind in self.pipeline.input_modalities if kind != "text"], "or")
+            raise UserInputError(f"{shortened(path)}: the model takes no {modality}; attach {taken or 'nothing'}")
         # What was read is kept, so that a file that goes away later does not break the conversation.
         self.attached.append({"type": modality, modality: media})
         self._say(f"attached {modality} {shortened(path)}; it goes with your next message")
+
+    def detach(self, argument: str = "") -> None:
+        """Forgets the attached files alone."""
+        self.attached = []
+        self._say("Nothing is attached.")
 
     def run(self) -> None:
         """Leads the conversation until its end.
@@ -178,7 +189,12 @@ class Chat:
         if not line.startswith("/"):
             self._answer(line)
         elif word in self.commands:
-            self.commands[word](argument.strip())
+            try:
+                self.commands[word](argument.strip())
+            except KeyboardInterrupt:
+                if not self.is_interactive:
+                    raise
+                self._say("\n(stopped)")
         else:
             raise UserInputError(f"there is no command {word}; /help lists them")
 
@@ -191,9 +207,9 @@ class Chat:
             reply = AnswerPrinter(self.folder).print(events)
         if cancel.is_set():
             self._say("(stopped)")
-        self.attached = []
         if reply.message["content"]:
             self.messages += [question, reply.message]
+            self.attached = []
 
     def _lines(self) -> Iterator[str]:
         """Lines that are not empty, without the white space around them."""
@@ -239,6 +255,20 @@ def _interrupt_sets(cancel: threading.Event) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _unused_path(folder: Path, modality: str) -> Path:
-    paths = (folder / f"{modality}-{number:03d}{MODALITIES[modality].suffix}" for number in count(1))
-    return next(path for path in paths if not path.exists())
+def _new_file(folder: Path, modality: str) -> Path:
+    """An empty file under the first name that nobody else has, not even one who asks at the same moment."""
+    for number in count(1):
+        path = folder / f"{modality}-{number:03d}{MODALITIES[modality].suffix}"
+        with suppress(FileExistsError):
+            path.touch(exist_ok=False)
+            return path
+
+
+@contextmanager
+def _removed_on_error(path: Path) -> Iterator[None]:
+    """Nothing half-written stays."""
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

@@ -34,9 +34,8 @@ def add_train(commands: Any, debug: argparse.ArgumentParser) -> None:
     for name, summary in SUMMARIES.items():
         stage = add_command(stages, name, train, summary, debug)
         stage.set_defaults(stage=STAGES[name])
-        stage.add_argument(
-            "--config", required=True, help="YAML file, or own, nano or 7b for one that comes with the package"
-        )
+        ours = "own, nano or 7b" if name == "instruct" else "nano or 7b"
+        stage.add_argument("--config", required=True, help=f"YAML file, or {ours} for one that comes with the package")
         stage.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     add_reward(stages, debug)
     add_learning(stages, debug)
@@ -111,7 +110,7 @@ def _add_convert(tools, debug) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object, with the place of every record left out")
     parser.add_argument(
         "--questions",
-        type=int,
+        type=positive,
         default=0,
         metavar="N",
         help="ask for what is said of a single medium in N other ways too, so that any question finds it (default: none)",
@@ -221,7 +220,7 @@ def _add_check(tools, debug) -> None:
     parser = add_command(tools, "check", check_data, "read everything and report what is wrong with it", debug)
     parser.add_argument("files", nargs="+", type=Path, help="JSON-lines files of chat messages")
     parser.add_argument("--model", default="nano", help="whose tokenizer and kinds of media count (default: %(default)s)")
-    parser.add_argument("--max-length", type=int, help="longest conversation in tokens (default: what the model takes)")
+    parser.add_argument("--max-length", type=positive, help="longest conversation in tokens (default: what the model takes)")
     parser.add_argument("--min-length", type=int, default=1, help="shortest answer in tokens (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -251,7 +250,7 @@ def _add_cache(tools, debug) -> None:
     summary = "store what the frozen encoders and text encoders say of a stage's data"
     parser = add_command(tools, "cache", cache_data, summary, debug)
     parser.add_argument("stage", choices=tuple(STAGES), help="whose configuration it is")
-    parser.add_argument("--config", required=True, help="YAML file of the stage, or own, nano or 7b")
+    parser.add_argument("--config", required=True, help="YAML file of the stage, or nano or 7b (of instruct own, too)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     parser.add_argument("--processes", type=int, default=1, help="that share the work (default: %(default)s)")
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: on all machines of a Ray cluster")

@@ -28,7 +28,7 @@ from nextgpt.errors import DeadlineExceeded
 from nextgpt.events import Event, GenerationOptions, Reply, Timings
 from nextgpt.generation import AnswerRow, SignalRun
 from nextgpt.modalities import take_values
-from nextgpt.multimodal.generation_modes import check_decoder_options
+from nextgpt.multimodal.generation_modes import check_media_options
 from nextgpt.processing_nextgpt import NextGPTProcessor
 from nextgpt.session import Session, fingerprint_media
 from nextgpt.streaming import AnswerStreamer, AnyOf, Deadline, Latch
@@ -92,8 +92,7 @@ class Answer:
         self.engine, self.model, self.processor, self.decoders = engine, engine.model, processor, decoders
         self.options, self.cancel, self.streams = options, cancel, streams
         self.started = time.perf_counter()
-        for modality, decoder in decoders.items():
-            check_decoder_options(decoder, options.of_decoder(modality))
+        check_media_options(decoders, options)
         self.abandoned, self.deadline = Latch(), Deadline(options.deadline)
         self.stop = AnyOf(self.abandoned, cancel, self.deadline)
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from nextgpt.errors import UserInputError
 from nextgpt.media.limits import CONTAINERS, MAX_PIXELS
@@ -96,12 +96,12 @@ def open_picture(file: BinaryIO, name: str) -> Image.Image | None:
     Image.init()
     try:
         return Image.open(file, formats=[each for each in PICTURES if each in Image.OPEN])
-    except UnidentifiedImageError:
-        return None
     except Image.DecompressionBombError:
         raise UserInputError(
             f"{name}: the picture has far more than {MAX_PIXELS:,} pixels, the most that are taken; make it smaller"
         ) from None
+    except (OSError, ValueError, SyntaxError):  # what is no picture, and what Pillow cannot unpack
+        return None
     finally:
         file.seek(0)
 

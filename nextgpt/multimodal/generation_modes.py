@@ -6,7 +6,7 @@ exactly one piece of media of that kind, which the frozen decoder makes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from nextgpt.decoders import Decoder
 from nextgpt.errors import ModelLoadError, UserInputError, did_you_mean, first_line
-from nextgpt.events import MAX_SEED
+from nextgpt.events import MAX_SEED, GenerationOptions
 from nextgpt.generation import SignalRun
 from nextgpt.hardware import resolve_dtype
 from nextgpt.hub.loading import load_frozen_decoder
@@ -175,6 +175,12 @@ class _WholeRuns(LogitsProcessor):
                 row.fill_(-torch.inf)
                 row[self.following[last] :][:1] = 0.0
         return scores
+
+
+def check_media_options(decoders: Mapping[str, Decoder], options: GenerationOptions) -> None:
+    """Checks the options of all decoders, as `check_decoder_options` does."""
+    for modality, decoder in decoders.items():
+        check_decoder_options(decoder, options.of_decoder(modality))
 
 
 def check_decoder_options(decoder: Decoder, options: dict) -> None:

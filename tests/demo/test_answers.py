@@ -178,12 +178,14 @@ def test_an_edit_that_is_refused_takes_nothing_back(answers, conversation):
     conversation.turns = [Turn(words("one"), words("1")), Turn(words("two"), words("2"))]
     with pytest.raises(UserInputError, match="tokens"):
         answers.edit(conversation, 0, {}, "long " * 10_000)
+    with pytest.raises(UserInputError, match="seed is -1"):
+        answers.edit(conversation, 0, {"seed": -1}, "short")
     assert [turn.answer for turn in conversation.turns] == [words("1"), words("2")] and not conversation.busy
 
 
 def test_what_is_checked_is_what_is_answered(answers, conversation, pipeline, monkeypatch):
     checked = []
-    monkeypatch.setattr(pipeline, "check", checked.append)
+    monkeypatch.setattr(pipeline, "check", lambda messages, **options: checked.append(messages))
     conversation.turns = [Turn(words("lost"), note="Error: it failed", failed=True)]
     answers.ask(conversation, "hello", [], {})
     wait(conversation)

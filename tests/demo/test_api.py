@@ -105,9 +105,10 @@ def test_the_next_turn_reuses_what_the_model_has_read(client, conversation, serv
     assert second.cached_tokens >= first.prompt_tokens
 
 
-def test_retry_takes_another_seed_and_undo_takes_back(client, conversation):
-    first = client.predict(conversation, "draw", seed=7, api_name="/ask")
+def test_retry_takes_another_seed_and_the_same_options_and_undo_takes_back(client, conversation, pipeline):
+    first = client.predict(conversation, "draw", seed=7, max_new_tokens=9, api_name="/ask")
     second = client.predict(conversation, api_name="/retry")
+    assert pipeline.options["max_new_tokens"] == 9
     seeds = [part["seed"] for message in (first, second) for part in message["content"] if part["type"] == "image"]
     assert seeds[0] == 7 and seeds[1] != 7
     assert [message["role"] for message in client.predict(conversation, api_name="/messages")] == ["user", "assistant"]

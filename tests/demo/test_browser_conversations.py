@@ -149,12 +149,14 @@ def test_an_exported_conversation_can_be_imported_elsewhere(page, visit, tmp_pat
         page.get_by_role("button", name="Export", exact=True).click()
     download.value.save_as(tmp_path / "conversation.zip")
     other = visit()
+    ask(other, "what was here before")
     open_fold(other, "Conversations")
     with other.expect_file_chooser() as chooser:
         other.get_by_role("button", name="Import").click()
     chooser.value.set_files(tmp_path / "conversation.zip")
     assert value_shown(media(other, "bot", "image"), "image") == 32
     expect(said(other, "user")).to_have_text(re.compile("draw"))
+    expect(other.locator("#conversations").get_by_role("radio")).to_have_count(2)
     ask(other, "and again")
 
 

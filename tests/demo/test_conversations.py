@@ -207,6 +207,7 @@ def test_no_name_in_an_archive_leads_out_of_the_folder(store, conversation, tmp_
         ([{"role": "user", "content": [{"type": "image", "path": "fake.png", "seed": "<b>"}]}], "not an exported"),
         ([{"role": "user", "content": [{"type": "image", "path": "fake.png", "seed": math.inf}]}], "not an exported"),
         ([{"role": "user", "content": [{"type": "image", "path": "fake.png", "seconds": math.nan}]}], "not an exported"),
+        ([{"role": "user", "content": []}], "message 0 is empty"),
         (7, "not an exported conversation"),
     ],
 )

@@ -207,6 +207,18 @@ def test_evaluate_refuses_a_row_that_it_does_not_have(capsys):
     assert "--part smell" in (error := capsys.readouterr().err) and "text-to-image" in error
 
 
+@pytest.mark.parametrize("words", ["--ladder --part user", "--ladder --report out", "--ablate --part user"])
+def test_evaluate_refuses_what_would_do_nothing(words, capsys):
+    assert main(["evaluate", "nano", *words.split()]) == 2
+    assert "does nothing with --" in capsys.readouterr().err
+
+
+def test_evaluate_checks_its_report_before_it_asks_anything(tmp_path, capsys):
+    (tmp_path / "out").write_text("a file", encoding="utf-8")
+    assert main(["evaluate", "nano", "--part", "user", "--report", str(tmp_path / "out")]) == 2
+    assert "is a file, expected a folder; give another with --report" in capsys.readouterr().err
+
+
 def test_evaluate_prints_each_row_of_its_json_list_as_soon_as_it_is_there(saved, monkeypatch, capsys):
     from nextgpt.train.nano.evaluation import evaluate
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from nextgpt.cli.terminal import AnswerPrinter
 from nextgpt.decoders.media import Audio
+from nextgpt.errors import UserInputError
 from nextgpt.events import Finished, MediaDone, MediaProgress, MediaStarted, Reply, TextDelta
 from nextgpt.hub.parts import preset_names
 from tiny_terminal import Screen, Terminal
@@ -91,6 +92,17 @@ def test_a_narrow_terminal_keeps_no_rest_of_the_steps(tmp_path, monkeypatch) -> 
     assert shown([TextDelta("A cat."), *image_events(0)[:-1]], tmp_path, monkeypatch, columns=12) == "A cat."
 
 
+def test_a_file_that_could_not_be_written_leaves_nothing(tmp_path, monkeypatch) -> None:
+    def write_half(image, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", lambda image, path, *rest, **more: write_half(image, Path(path)))
+    with pytest.raises(UserInputError, match=r"image-001.png: could not be written \(No space left"):
+        shown(image_events(0), tmp_path, monkeypatch)
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.fixture
 def terminal(tmp_path):
     """Starts `nextgpt …` in an empty folder."""
@@ -151,6 +163,8 @@ def test_commands_errors_and_several_media_in_a_chat(terminal) -> None:
     assert say("/nonsense") == "error: there is no command /nonsense; /help lists them"
     assert say("") == ""
     bell = EXAMPLES / "bell.png"
+    assert say(f"/attach {EXAMPLES / 'violin.flac'}").startswith("attached audio")
+    assert say("/detach") == "Nothing is attached."
     assert say(f"/attach {bell} ") == f"attached image {bell}; it goes with your next message"
     assert "bell" in say("What is this?")
     assert say("/reset") == "The conversation and what was attached are forgotten."

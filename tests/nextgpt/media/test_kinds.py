@@ -239,3 +239,14 @@ def test_a_small_file_of_endless_silence_is_refused_before_it_is_unpacked(tmp_pa
 def test_media_are_written_in_one_form_each(name, tmp_path):
     with pytest.raises(ValueError, match=r"name one that ends in .png, .wav, .mp4"):
         save_media(Audio(TONE, RATE), tmp_path / name)
+
+
+def test_a_picture_that_cannot_be_unpacked_is_refused():
+    file = io.BytesIO()
+    Image.fromarray(FRAMES[1]).save(file, "BMP")
+    strange = bytearray(file.getvalue())
+    strange[30:34] = (99).to_bytes(4, "little")  # a compression that does not exist
+    with pytest.raises(UserInputError, match="that can be read"):
+        guess_modality(bytes(strange))
+    with pytest.raises(UserInputError, match="not a picture that can be read"):
+        load_media("image", bytes(strange))

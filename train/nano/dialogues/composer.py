@@ -70,7 +70,7 @@ TALK, CROSSINGS, MIXTURES = 15, 66, 30
 SCENARIO_SHARE = 0.6
 ABOUT = {"mixture": 26, "correction": 14, "change": 10, "crossing": 24, "reading": 22, "new subject": 5, "plain": 9}
 ABOUT |= {"refusal": 7, "limited": 4, "abilities": 3, "chat": 2}
-LIMITED = 0.04  # of the other conversations allow some kinds of answer only
+LIMITED = 0.10  # of the other conversations allow some kinds of answer only
 # In a chat people go on and on: how often for more than a few turns, and then for how many.
 SHORT_TURNS, LONG_SHARE, LONG_TURNS = 4, 0.15, (5, 12)
 DEV_WORDINGS = 50  # one in so many scenarios is kept for the development split

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedTokenizerFast
 
+from nextgpt.processing_nextgpt import VICUNA_CHAT_TEMPLATE
 from nextgpt.train.nano.dialogues.corpus import (
     BAG,
     KINDS,
@@ -383,6 +384,7 @@ def prepare_tokenizer(data: Path, world: Path, out: Path, before: Path | None = 
     if not (out / "tokenizer.json").exists() and before is not None:
         tokenizer = AutoTokenizer.from_pretrained(before)
         tokenizer.add_tokens([*KINDS.values(), *MASKS], special_tokens=True)
+        tokenizer.chat_template = VICUNA_CHAT_TEMPLATE
         tokenizer.save_pretrained(out)
     if not (out / "tokenizer.json").exists():
         rows = json.loads((world / "world.json").read_text(encoding="utf-8"))["concepts"]
