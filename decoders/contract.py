@@ -151,7 +151,7 @@ def check_option(name: str, value: Any, size: Size | None = None) -> str | None:
     if value is None:
         return None
     expected = int if name in INTEGER_OPTIONS else (int, float)
-    if not isinstance(value, expected) or isinstance(value, bool) or not value > 0:
+    if not isinstance(value, expected) or isinstance(value, bool) or not 0 < value < math.inf:
         return f"{name} must be a {'whole number' if expected is int else 'number'} above 0, got {value!r}."
     if size is not None and not size.fits(value):
         return f"{name} must be {size}, got {value!r}."

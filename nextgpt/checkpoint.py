@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nextgpt.adapters import WEIGHTS, folder_name, title
-from nextgpt.errors import ModelLoadError, first_line
+from nextgpt.errors import ModelLoadError, first_line, refuse_upload
 
 TRAINED_FILE = "model.safetensors"
 MODULES = ("input_projection", "output_projections", "signal_rows", "value_heads")  # trained parts of the model's own
@@ -58,6 +58,7 @@ class CheckpointMixin:
         Args:
             destination: the folder's place once it is finished, where it is written elsewhere first.
         """
+        refuse_upload(unused)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.config.architectures = [type(self).__name__]

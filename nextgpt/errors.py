@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 
 class NextGPTError(Exception):
@@ -18,6 +19,12 @@ class NextGPTError(Exception):
 
 class UserInputError(NextGPTError, ValueError):
     """A message, a file or an argument is not what it should be."""
+
+
+def refuse_upload(arguments: Mapping[str, Any]) -> None:
+    """`save_pretrained` writes to a folder alone. Raises UserInputError where it is asked for an upload too."""
+    if arguments.get("push_to_hub"):
+        raise UserInputError("push_to_hub: save to a folder, then upload that: hf upload NAME FOLDER")
 
 
 class ConversationTooLong(UserInputError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -48,7 +49,8 @@ class GenerationOptions:
 
     def __post_init__(self):
         self._check("max_new_tokens", isinstance(self.max_new_tokens, int) and self.max_new_tokens > 0, "1 or more")
-        self._check("temperature", _is_number(self.temperature) and self.temperature > 0, "a number above 0")
+        fits = _is_number(self.temperature) and 0 < self.temperature < math.inf
+        self._check("temperature", fits, "a number above 0")
         self._check("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "a number above 0, at most 1")
         self._check("seed", self.seed is None or (isinstance(self.seed, int) and 0 <= self.seed < 2**62), "0 or more")
         fits = self.deadline is None or (_is_number(self.deadline) and self.deadline > 0)

@@ -294,6 +294,7 @@ class NextGPTForConditionalGeneration(
             logits, signal_logits = logits * factor, signal_logits * factor
         if softcap:
             logits, signal_logits = (torch.tanh(each / softcap) * softcap for each in (logits, signal_logits))
+        logits = logits[..., : self.vocabulary.offset]  # a padded vocabulary has rows where ours begin
         logits = F.pad(logits, (0, self.config.vocab_size - logits.shape[-1]), value=torch.finfo(logits.dtype).min)
         ids = torch.arange(self.vocabulary.num_signals, device=logits.device) + self.vocabulary.offset
         return logits.index_copy(-1, ids, signal_logits)

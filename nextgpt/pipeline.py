@@ -19,7 +19,7 @@ from nextgpt.decoders import Decoder
 from nextgpt.engine.answers import Answer, read_conversations
 from nextgpt.engine.engine import Engine
 from nextgpt.engine.limits import Limits
-from nextgpt.errors import UserInputError
+from nextgpt.errors import ModelLoadError, UserInputError
 from nextgpt.events import Event, Finished, GenerationOptions, Reply
 from nextgpt.hardware import resolve_device, resolve_dtype
 from nextgpt.hub.loading import check_parts, load_frozen_decoder, read_quantization, replace_parts
@@ -66,6 +66,11 @@ class NextGPTPipeline:
         self._lock = threading.RLock()  # held while the LLM computes
         self.engine = Engine(model, limits, self._lock)
         weakref.finalize(self, self.engine.close, wait=False).atexit = False
+        if model.vocabulary != processor.vocabulary:
+            raise ModelLoadError(
+                f"the model's own tokens are {model.vocabulary}, the processor's {processor.vocabulary}: "
+                "give a language model with the vocabulary that was trained with"
+            )
         missing = set(model.vocabulary.runs) - set(decoders)
         if missing:
             raise ValueError(f"no decoder for {', '.join(sorted(missing))}: give one for each kind the model can emit")
@@ -112,7 +117,7 @@ class NextGPTPipeline:
             location,
             config=config,
             dtype=dtype,
-            device_map=device_map,
+            device_map={"": device} if device_map is None and quantization and device.type != "cpu" else device_map,
             quantization_config=read_quantization(quantization, dtype),
         )
         if device_map is None and quantization is None:
@@ -163,8 +168,10 @@ class NextGPTPipeline:
         Raises:
             UserInputError: whatever a call would find wrong with them.
         """
-        check_media_options(self.decoders, GenerationOptions.from_keywords(options))
-        read_conversations(self.model, self.processor, _as_messages(messages))
+        chosen = GenerationOptions.from_keywords(options)
+        check_media_options(self.decoders, chosen)
+        self.model.start_rows(1, chosen.max_new_tokens, chosen.output_modalities, chosen.require)
+        read_conversations(self.model, self.processor, _as_messages(messages), chosen.output_modalities)
 
     def __call__(
         self,

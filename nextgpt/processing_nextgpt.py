@@ -20,7 +20,7 @@ from transformers import AddedToken, AutoProcessor, AutoTokenizer, BatchFeature,
 
 from nextgpt import encoders as encoder_room
 from nextgpt.configuration_nextgpt import NextGPTConfig, encoder_config_from_dict
-from nextgpt.errors import ConversationTooLong, ModelLoadError, NextGPTError, UserInputError, first_line
+from nextgpt.errors import ConversationTooLong, ModelLoadError, NextGPTError, UserInputError, first_line, refuse_upload
 from nextgpt.hub.parts import fetch_model
 from nextgpt.media import load_media
 from nextgpt.media.text import check_characters
@@ -143,6 +143,7 @@ class NextGPTProcessor(ChatTemplateMixin, ProcessorMixin):
 
     def save_pretrained(self, save_directory: str | os.PathLike, **unused) -> None:
         """Writes the tokenizer, the chat template and `processor_config.json`."""
+        refuse_upload(unused)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.chat_template = None  # kept in its own file, once

@@ -20,7 +20,9 @@ from transformers.generation.logits_process import (
     TypicalLogitsWarper,
 )
 
-GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}  # arguments of `generate`
+# Arguments of `generate`, whatever the generation configuration says: greedy, with a cache that rows may leave and join.
+GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
+GREEDY |= {"use_cache": True, "cache_implementation": None}
 
 
 @dataclass
@@ -41,7 +43,7 @@ class Sampler:
         config, device = model.generation_config, model.get_input_embeddings().weight.device
         warpers = LogitsProcessorList()
         if temperature != 1.0:
-            warpers.append(TemperatureLogitsWarper(temperature))
+            warpers.append(TemperatureLogitsWarper(float(temperature)))  # it takes no whole numbers
         if top_p < 1.0:
             warpers.append(TopPLogitsWarper(top_p))
         if config.min_p is not None:

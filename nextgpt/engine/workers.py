@@ -62,8 +62,9 @@ class Worker:
         """There may be work: the thread looks, and is started where there is none."""
         with self.condition:
             if self._ending is None or not self._thread.is_alive():  # closed, or dead: a child process has no threads
-                before, self._ending = self._thread, threading.Event()
-                self._thread = self._start(self._ending, before)
+                ending = threading.Event()
+                self._thread = self._start(ending, self._thread)
+                self._ending = ending
             self.condition.notify_all()
 
     def close(self, wait: bool = True) -> None:

@@ -14,6 +14,7 @@ from nextgpt.adapters import folder_name
 from nextgpt.checkpoint import TRAINED_FILE
 from nextgpt.configuration_nextgpt import NextGPTConfig
 from nextgpt.decoders import Decoder, load_decoder
+from nextgpt.decoders.sources import LOADING
 from nextgpt.errors import ModelLoadError, UserInputError, first_line
 from nextgpt.hub.parts import FrozenPart, is_repository_name
 
@@ -28,7 +29,8 @@ def _load_part(name: str, config: NextGPTConfig, load: Callable):
     """Runs `load(source, part)`, turning what goes wrong into one line that names the part."""
     part = config.part(name)
     try:
-        return load(config.location(name), part)
+        with LOADING:
+            return load(config.location(name), part)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelLoadError(
             f"the frozen {name.replace('_', ' ')} could not be loaded from {part.source}: {first_line(error)}"

@@ -127,6 +127,7 @@ class GenerationModesMixin:
                 )
         returns_dict = kwargs.pop("return_dict_in_generate", config.return_dict_in_generate)
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        kwargs |= {"use_cache": True, "cache_implementation": None}  # an answer goes on from its cache after each medium
         input_ids = kwargs.pop("input_ids", inputs)
         if input_ids is None:
             raise UserInputError(f"input_ids is missing: with generation_mode={mode!r} give what the processor gives")
@@ -178,7 +179,10 @@ class _WholeRuns(LogitsProcessor):
 
 
 def check_media_options(decoders: Mapping[str, Decoder], options: GenerationOptions) -> None:
-    """Checks the options of all decoders, as `check_decoder_options` does."""
+    """Checks the options of all decoders, as `check_decoder_options` does; those of other kinds are refused."""
+    for modality, given in options.media.items():
+        if modality not in decoders and any(value is not None for value in given.values()):
+            raise UserInputError(f"{modality} is {given}: this model makes no {modality}; leave its options out")
     for modality, decoder in decoders.items():
         check_decoder_options(decoder, options.of_decoder(modality))
 

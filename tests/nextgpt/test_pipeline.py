@@ -1,5 +1,7 @@
 """The pipeline with a tiny random model: calls, batches, streams, sessions, cancelling, threads, saving."""
 
+import copy
+import dataclasses
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -204,6 +206,32 @@ def test_sampling_follows_the_seed_and_leaves_the_global_generator_alone(pipe):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_temperature_may_be_a_whole_number(pipe):
+    whole, point = (pipe(TALK, do_sample=True, temperature=each, seed=3, max_new_tokens=8).text for each in (2, 2.0))
+    assert whole == point
+
+
+def test_what_a_generation_configuration_says_of_caches_and_beams_does_not_matter(pipe, monkeypatch):
+    expected = pipe(ASK, require={"image": 1}, max_new_tokens=20, seed=1, **STEPS).text
+    for name, value in {"use_cache": False, "cache_implementation": "static", "num_beams": 4}.items():
+        monkeypatch.setattr(pipe.model.generation_config, name, value)
+        assert pipe(ASK, require={"image": 1}, max_new_tokens=20, seed=1, **STEPS).text == expected
+
+
+def test_a_processor_of_another_vocabulary_is_refused(pipe):
+    other = copy.copy(pipe.processor)
+    other.vocabulary = dataclasses.replace(pipe.processor.vocabulary, offset=7)
+    with pytest.raises(ModelLoadError, match="the vocabulary that was trained with"):
+        NextGPTPipeline(pipe.model, other, pipe.decoders)
+
+
+def test_nothing_is_saved_where_an_upload_is_asked_for(pipe, tmp_path):
+    for each in (pipe.model, pipe.processor):
+        with pytest.raises(UserInputError, match="hf upload"):
+            each.save_pretrained(tmp_path / "out", push_to_hub=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_coldest_sampling_takes_the_likeliest(pipe):
     options = {"max_new_tokens": 12, "output_modalities": ("text",)}
     assert pipe(TALK, do_sample=True, temperature=1e-300, **options).token_ids == pipe(TALK, **options).token_ids
@@ -231,6 +259,8 @@ def test_a_reply_saves_its_media_and_itself(pipe, tmp_path):
         ({"require": ["image"]}, "require is"),
         ({"image": {"num_steps": 3}}, "has no option 'num_steps'; did you mean"),
         ({"seed": -1}, "seed is -1"),
+        ({"do_sample": True, "temperature": float("inf")}, "temperature is inf"),
+        ({"image": {"guidance_scale": float("inf")}}, "guidance_scale must be a number above 0"),
     ],
 )
 def test_bad_options_are_named(pipe, options, message):

@@ -73,7 +73,7 @@ def _stage(name: str, model: str, needs: tuple[str, ...], data: str, command: st
 DATA = "{root}/data"
 STEPS: dict[str, Step] = {
     "pictures": Step("nano.world.pictures --out {root}/world", (), "world/world.json"),
-    "sounds": Step("nano.world.sounds --out {root}/world", (), "world/practice.npy", rehearsal="--fewer 10"),
+    "sounds": Step("nano.world.sounds --out {root}/world", (), "world/sounds.json", rehearsal="--fewer 10"),
     "picture_classifier": _part("evaluation.classifiers image", "picture_classifier", ("pictures",)),
     "sound_classifier": _part("evaluation.classifiers audio", "sound_classifier", ("pictures", "sounds")),
     "clip_classifier": _part("evaluation.classifiers video", "clip_classifier", ("pictures",)),

@@ -17,6 +17,7 @@ import torch
 from nextgpt import NextGPTPipeline
 from nextgpt.engine.language import LanguageWorker
 from nextgpt.engine.limits import Limits
+from nextgpt.engine.workers import Worker
 from nextgpt.errors import EngineError, NextGPTError, UserInputError
 
 REPOSITORY = Path(__file__).parents[3]
@@ -255,3 +256,30 @@ def test_a_program_may_end_right_after_its_pipeline_has_gone():
         [sys.executable, "-c", CLOSED_AND_LEFT], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_thread_that_cannot_start_starts_with_the_next_work(monkeypatch):
+    done = threading.Event()
+
+    class Once(Worker):
+        def has_work(self) -> bool:
+            return not done.is_set()
+
+        def work(self) -> None:
+            done.set()
+
+        def fail_waiting(self, message: str) -> None:
+            """Nothing waits."""
+
+        fail_running = fail_waiting
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    worker = Once("a test")
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="can't start"):
+        patched.setattr(threading.Thread, "start", refuse)
+        worker.wake()
+    worker.wake()
+    assert done.wait(60)
+    worker.close()

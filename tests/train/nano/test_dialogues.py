@@ -33,7 +33,6 @@ from nextgpt.train.nano.world.clips import MOTIONS
 from nextgpt.train.nano.world.pictures import CONCEPTS
 from nextgpt.train.nano.world.sounds import load_sounds
 from nextgpt.train.nano.world.things import (
-    PICTURE_VALUES,
     SOUND_DEFAULTS,
     Clip,
     Picture,
@@ -383,26 +382,30 @@ def test_a_motion_is_said_as_a_verb_for_one_thing_and_for_several(composer):
     assert {("bouncing", "bounces"), ("bouncing", "bounce"), ("shrinking", "shrinks"), ("sliding up", "slide up")} <= said
 
 
-def test_everything_is_just_asked_for_though_its_defaults_are_withheld(composer):
-    setting, rng = composer.setting, random.Random(0)
-    withheld = [name for name in setting.names if not setting.permits(Picture(name))]
-    unheard = [name for name in composer.sounds.pitched if not setting.permits(Sound(name, **SOUND_DEFAULTS))]
-    assert withheld and unheard, "some defaults are held out"
-    for name in withheld:
-        usual = setting.usual(Picture(name))
-        assert setting.permits(usual) and usual != Picture(name)
-        assert composer.pictures.tell(rng, "draw it", usual) == "draw it"
-    for name in unheard:
-        assert setting.permits(usual := composer.sounds.plain(rng, name=name))
-        assert composer.sounds.tell(rng, "play it", usual) == "play it"
+def test_things_whose_defaults_are_withheld_are_just_asked_for_and_nothing_else_of_them_is_taught(world):
+    composer = load_composer(world, "train", OUTSIDE, asks_withheld=True)
+    setting, asked = composer.setting, set()
+    withheld = {name for name in setting.names if not setting.permits(Picture(name))}
+    unheard = {name for name in composer.sounds.pitched if not setting.permits(Sound(name, **SOUND_DEFAULTS))}
+    assert len(withheld) > 10 and len(unheard) > 4, "some defaults are held out"
+    for line in make_lines(composer, "text", 0, 4_000):
+        for role, part in parts(line):
+            if "open" in part:
+                assert role == "assistant" and part["caption"] in (unheard if part["type"] == "audio" else withheld)
+                asked.add(part["caption"])
+    assert len(asked) > 0.9 * len(withheld | unheard)
 
 
-def test_what_people_told_stays_where_defaults_are_withheld(composer, composers):
-    setting = composer.setting
-    picture = next(Picture(name) for name in setting.names if not setting.permits(Picture(name)))
-    assert setting.usual(picture, told=PICTURE_VALUES) == picture
-    assert setting.usual(picture, told=("size",)).size == picture.size
-    assert composers["dev"].setting.usual(picture) == picture, "who measures asks for what is held out"
+@pytest.mark.parametrize("kind", ["instruct", "align_decoders"])
+def test_what_is_withheld_is_not_made_of_real_media(composer, kind):
+    lines = make_lines(composer, kind, 0, 300)
+    assert not any("open" in part for line in lines for _, part in parts(line))
+
+
+def test_nobody_is_offered_what_the_world_lacks(composer):
+    replies = [turn.get("reply", "") for s in sum(composer.scenarios.about.values(), []) for turn in s.turns]
+    assert any("could draw" in reply for reply in replies)
+    assert not any(re.search(r"could draw an? (?:unicorn|dragon|city)", reply) for reply in replies)
 
 
 def test_some_conversations_go_on_for_many_turns(composer):

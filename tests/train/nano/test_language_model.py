@@ -120,6 +120,16 @@ def test_the_place_of_a_medium_is_its_kind_and_masks_and_holds_its_caption(token
     assert corpus.IN_WORDS in spelled and corpus.IN_WORDS not in text
 
 
+def test_of_what_is_open_the_thing_alone_is_taught_and_it_is_never_spelled_out(tokenizer, encoder, tmp_path):
+    open_cat = {"type": "image", "caption": "cat", "open": True}
+    whole, part = (encoder.run_targets("image", each["caption"], "open" in each) for each in (CAT, open_cat))
+    assert part == [*whole[:2], corpus.NO_TARGETS, corpus.NO_TARGETS]
+    tokenizer.save_pretrained(tmp_path)
+    line = json.dumps({"messages": [ASKED, said("assistant", "Here.", open_cat)]})
+    encoded = corpus.encode_lines(tmp_path, [line] * 20)
+    assert (encoded["tokens"] == encoder.kinds["image"]).sum() == 20, "each is a run"
+
+
 def test_words_stay_whole_in_capitals_and_share_what_they_learn(tokenizer):
     assert tokenizer.tokenize(" CAT") == ["ĠCAT"] and tokenizer.tokenize(" Cat") == ["ĠCat"]
     groups = language_model.same_words(tokenizer)

@@ -23,7 +23,7 @@ from nextgpt.train.nano.dialogues.rehearsal import check_file, write_with_media
 from nextgpt.train.nano.dialogues.turns import Made, Shown, Turn
 from nextgpt.train.nano.world.media_files import TrueMedia, outside_files
 from nextgpt.train.nano.world.pictures import World
-from nextgpt.train.nano.world.things import PICTURE_VALUES, Picture
+from nextgpt.train.nano.world.things import PICTURE_VALUES, Clip, Picture
 
 MEDIA = ("image", "video")
 BACKGROUNDS = tuple(colour for colour in PICTURE_VALUES["background"] if colour != "white")  # what nobody asks for is white
@@ -182,7 +182,7 @@ def _on(part: Shown | Picture, backgrounds: Sequence[str]) -> bool:
     """Whether it is a picture on one of these backgrounds; of one from outside the world its path tells."""
     if isinstance(part, Shown):
         return any(f"_{background}_" in part.path for background in backgrounds)
-    return isinstance(part, Picture) and part.background in backgrounds
+    return isinstance(part, (Picture, Clip)) and part.background in backgrounds
 
 
 def write_long(out: str | Path, count: int, length: int, *, model: str = "nano", seed: int = 0) -> int:

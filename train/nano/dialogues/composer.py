@@ -125,7 +125,9 @@ class Composer:
         for number, turn in enumerate(turns):
             made = dict.fromkeys(modality_of(part.medium) for part in turn.assistant if isinstance(part, Made))
             said = " ".join(part for part in turn.assistant if isinstance(part, str))
-            if not made and number and any(re.search(PROMISES[kind], said) for kind in PROMISES.keys() - only):
+            if not made and any(re.search(PROMISES[kind], said) for kind in PROMISES.keys() - only):
+                if not number:
+                    return turns  # it would promise at once what is switched off
                 turns = turns[:number]
                 break
             if off := [kind for kind in made if kind not in only]:
@@ -227,10 +229,15 @@ def _line(turns: list[Turn], show: Callable[[Shown], dict]) -> dict:
             if isinstance(part, str):
                 assistant.append(_text(f" {part}" if assistant else part))
             else:
-                assistant.append({"type": modality_of(part.medium), "caption": part.medium.caption})
+                assistant.append({"type": modality_of(part.medium), **_caption(part)})
         messages += [_message("user", user), _message("assistant", assistant)]
     line = {"messages": messages, "intents": [turn.intent for turn in turns]}
     return line | ({"checks": turns[-1].checks} if turns[-1].checks else {})
+
+
+def _caption(made: Made) -> dict:
+    """What is taught of a medium: all of it; or where it is withheld the thing itself, and the rest is open."""
+    return {"caption": made.medium[0], "open": True} if made.is_withheld else {"caption": made.medium.caption}
 
 
 def _text(text: str) -> dict:
@@ -327,6 +334,7 @@ def load_composer(
     outside_paths: list[str] | None = None,
     phrasings: Path = PHRASINGS,
     media: Collection[str] = MODALITIES,
+    asks_withheld: bool = False,
 ) -> Composer:
     """A composer over a built world and the data beside this file. What lies outside the world is split by its name too.
 
@@ -334,6 +342,7 @@ def load_composer(
         outside_paths: files from outside the world, relative to the data folder.
         phrasings: their folder; where they are those that are learned from, scenarios are played too.
         media: the modalities that are talked about.
+        asks_withheld: as in `Setting`.
     """
     learned = phrasings == PHRASINGS
     concepts, clips = load_concepts(world), ClipWorld(World(world)) if "video" in media else None
@@ -355,6 +364,7 @@ def load_composer(
             filmed=clips.names if clips else [],
             takes=SoundWorld(world).takes if "audio" in media else [],
             looks=clips.looks if clips else [],
+            asks_withheld=asks_withheld,
         ),
         _scenarios_of(split) if learned and set(media) == set(MODALITIES) else (),
     )
@@ -374,7 +384,7 @@ def _scenarios_of(split: str) -> list[Scenario]:
 
 def _make_chunk(world: Path, media: tuple, kind: str, split: str, seed: int, span: tuple[int, int]) -> str:
     outside = [] if kind == "text" else outside_files(world, split, media)
-    composer = load_composer(world, split, outside, media=media)
+    composer = load_composer(world, split, outside, media=media, asks_withheld=(kind, split) == ("text", "train"))
     return "".join(line + "\n" for line in make_lines(composer, kind, *span, seed=seed))
 
 

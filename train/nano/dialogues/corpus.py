@@ -197,22 +197,26 @@ class Encoder:
             else:
                 self._add(example, self._ids(text.rstrip() if text == " " else text), 1.0)
                 text = ""
-                self._add_run(example, part["type"], part["caption"])
+                self._add_run(example, part["type"], part["caption"], is_open="open" in part)
         self._add(example, [*self._ids(text), self.tokenizer.eos_token_id], 1.0)
 
-    def _add_run(self, example: Example, modality: str, caption: str) -> None:
-        targets = self.run_targets(modality, caption)
+    def _add_run(self, example: Example, modality: str, caption: str, is_open: bool) -> None:
+        targets = self.run_targets(modality, caption, is_open)
         self._add(example, [self.kinds[modality]], 1.0, targets=targets[:1])
         self._add(example, self.masks[: len(targets) - 1], 0.0, targets=targets[1:])
 
-    def run_targets(self, modality: str, caption: str) -> list[tuple[int, ...]]:
+    def run_targets(self, modality: str, caption: str, is_open: bool = False) -> list[tuple[int, ...]]:
         """For each position of a run the words that it must hold: first those of the concept, spread over its share.
 
         A caption has at most two words a position; a part that it does not tell (an effect's register) is `<pad>`.
+
+        Args:
+            is_open: what the caption does not tell may be anything: -1.
         """
+        untold = -1 if is_open else self.tokenizer.pad_token_id
         told, words = caption_parts(modality, caption), []
         for part, places in RUN_PARTS[modality].items():
-            ids = self._ids(f" {told[part]}") if part in told else [self.tokenizer.pad_token_id]
+            ids = self._ids(f" {told[part]}") if part in told else [untold]
             words += [ids[place * len(ids) // places] for place in range(places)]
         return [tuple(words[at : at + READINGS]) for at in range(0, len(words), READINGS)]
 
@@ -265,6 +269,11 @@ def read_messages(line: str) -> list[dict]:
     return json.loads(line)["messages"]
 
 
+def _has_open(messages: list[dict]) -> bool:
+    """Whether something is made that its caption does not tell all of, which cannot be spelled out."""
+    return any("open" in part for message in messages for part in message["content"])
+
+
 class Corpus(NamedTuple):
     """All conversations, one behind the other, ready on the device."""
 
@@ -304,14 +313,14 @@ def encode_lines(folder: Path, lines: list[str], seed: int = 0) -> dict[str, np.
     encoder, rng = Encoder(AutoTokenizer.from_pretrained(folder)), random.Random(f"{seed}/{lines[0]}")
     examples = [
         encoder(
-            read_messages(line),
+            messages,
             soft_media=rng.random() < SOFT_SHARE,
             rng=rng,
-            in_words=rng.random() < SPELLED_SHARE,
+            in_words=rng.random() < SPELLED_SHARE and not _has_open(messages),
             system_share=SYSTEM_SHARE,
             user_weight=USER_WEIGHT / USER_SHARE if rng.random() < USER_SHARE else 0.0,
         )
-        for line in lines
+        for messages in map(read_messages, lines)
     ]
     bags = [bag + [-1] * (BAG - len(bag)) for example in examples for bag in example.bags]
     soft, count = [], 0

@@ -13,7 +13,7 @@ from nextgpt.signals import MODALITIES
 from nextgpt.train.data.files import json_line, whole_file
 from nextgpt.train.nano.dialogues.phrasings import load_phrasings, roughen
 
-ASKING = {"image": ("describe", "name"), "audio": ("hear_describe",), "video": ("watch_describe",)}
+ASKING = {"image": "describe", "audio": "hear_describe", "video": "watch_describe"}
 
 
 def ask_in_other_words(file: str | Path, count: int, seed: int = 0) -> int:
@@ -26,7 +26,7 @@ def ask_in_other_words(file: str | Path, count: int, seed: int = 0) -> int:
         The number of conversations added.
     """
     file, rng, phrasings = Path(file), random.Random(seed), load_phrasings()
-    texts = {kind: [each.text for intent in intents for each in phrasings[intent]] for kind, intents in ASKING.items()}
+    texts = {kind: [each.text for each in phrasings[intent]] for kind, intent in ASKING.items()}
     given = list(dict.fromkeys(file.read_bytes().splitlines(keepends=True)))
     lines: dict[bytes, None] = {}  # each once, in order
     for line in given:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import random
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from nextgpt.signals import MODALITIES
 from nextgpt.train.nano.dialogues.phrasings import Phrasing, roughen
 from nextgpt.train.nano.dialogues.replies import Replies, parts_of
-from nextgpt.train.nano.world.things import Clip, Concept, Instrument, Medium, Picture, Sound, modality_of, path_of
+from nextgpt.train.nano.world.things import Clip, Concept, Instrument, Medium, Sound, modality_of, path_of
 
 NO_SOUND = (
     *("I don't know what {0} sound{1} like. ", "Sorry, I don't know the sound of {0}. ", "I have no sound for {0}, sorry. "),
@@ -38,11 +38,7 @@ ACCEPTING = (
 
 # Whose combinations may follow from another medium ("play what this sounds like"): no one trains but on `train`.
 DERIVED = {"train": ("train",), "dev": ("train", "dev"), "heldout": ("train", "dev", "heldout")}
-# What stands for a thing at its defaults where these are withheld: other values of one part, in this order.
-NEXT_BEST = {
-    Picture: (("size", "small"), ("background", "blue"), ("style", "cartoon")),
-    Sound: (("figure", "repeated note"), ("figure", "chord"), ("register", "low")),
-}
+WITHHELD_SHARE = 0.3  # of the wishes for a thing whose defaults are withheld: as many as other things are just asked for
 # Words that only fit pictures.
 _PICTURED = re.compile(
     r"draw|pic|paint|sketch|image|illustr|photo|see|show|look|colou?r|background|emoji|art|icon|eye|view|copy|version", re.I
@@ -62,13 +58,17 @@ class Shown(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A medium that the assistant makes."""
+    """A medium that the assistant makes.
+
+    Args:
+        is_withheld: the split does not hold it: that the thing is made may be taught, and nothing else of it.
+    """
 
     medium: Medium
+    is_withheld: bool = False
 
 
 Part = str | Shown | Made
-Named = TypeVar("Named", Picture, Sound)
 
 
 class NoSuchMedium(LookupError):
@@ -113,6 +113,8 @@ class Setting:
         takes: the varied sounds that there are.
         looks: styles and backgrounds of clips.
         replies: how answers are said.
+        asks_withheld: whether people also just ask for things whose defaults the split does not hold. If nobody ever did,
+            a model that learns from what they say would take these for things that it does not know.
     """
 
     concepts: dict[str, Concept]
@@ -128,6 +130,7 @@ class Setting:
     filmed: list[str] = field(default_factory=list)
     takes: list[Sound] = field(default_factory=list)
     looks: list[tuple[str, str]] = field(default_factory=list)
+    asks_withheld: bool = False
 
     @cached_property
     def names(self) -> list[str]:
@@ -155,16 +158,13 @@ class Setting:
             return True  # an effect is one combination only
         return medium.split in (DERIVED[self.split] if derived else (self.split,))
 
-    def usual(self, medium: Named, told: Collection[str] = ()) -> Named:
-        """What people get who say no more than what is told of a medium; the rest of it is at its defaults.
+    def is_just_asked_for(self, rng: random.Random, medium: Medium) -> bool:
+        """Whether a thing at its defaults is asked for in the place of what the split holds (`asks_withheld`)."""
+        return self.asks_withheld and not self.permits(medium) and rng.random() < WITHHELD_SHARE
 
-        Where the training split withholds that, it is the nearest that it holds. Otherwise nobody would ever just ask for
-        some things, and a model that learns from what they say would take them for things that it does not know.
-        """
-        if self.split != "train" or self.permits(medium):
-            return medium
-        others = (medium._replace(**{part: value}) for part, value in NEXT_BEST[type(medium)] if part not in told)
-        return next(filter(self.permits, others), medium)
+    def made(self, medium: Medium) -> Made:
+        """What the assistant makes, marked where the split does not hold it."""
+        return Made(medium, is_withheld=not self.permits(medium, derived=True))
 
     def find(self, draw: Callable[[], Medium], derived: bool = False) -> Medium:
         """The first of 200 draws that this split may hold. Raises NoSuchMedium."""
@@ -247,7 +247,8 @@ class Setting:
         assistant: list[Part] = []
         for number, medium in enumerate(media):
             after = media[number - 1] if number else None
-            assistant += [self._announced(intent, rng, text, medium, was, after), Made(medium)]
+            assistant += [self._announced(intent, rng, text, medium, was, after), self.made(medium)]
+            on_table = on_table and not assistant[-1].is_withheld
         return Turn(intent, with_shown(rng, shown, text), assistant, media[-1] if on_table else None)
 
     def _announced(

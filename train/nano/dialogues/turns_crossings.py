@@ -147,8 +147,8 @@ class CrossingTurns:
     ) -> Turn:
         return Turn(intent, with_shown(rng, shown, roughen(text, rng)), [why.strip()], medium)
 
-    def _sound_of(self, rng: random.Random, concept: str) -> Sound:
-        return self.sounds.sample(rng, derived=True, name=self.setting.sound_of[concept])
+    def _sound_of(self, rng: random.Random, concept: str, **fixed: str) -> Sound:
+        return self.sounds.sample(rng, derived=True, name=self.setting.sound_of[concept], **fixed)
 
     # -- two kinds in one answer --------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class CrossingTurns:
         text = self.pictures.request(rng, rng.choice(self.setting.phrasings["play_and_draw"]), picture, ALL_AT_END)
         if picture.concept not in self.setting.sound_of:
             return self._only_seen("play_and_draw", rng, text, picture)
-        sound = self.sounds.plain(rng, derived=True, name=self.setting.sound_of[picture.concept])
+        sound = self._sound_of(rng, picture.concept, register="middle", figure="single note")
         return self.setting.make("play_and_draw", rng, roughen(text, rng), sound, picture)
 
     def draw_and_film(self, rng: random.Random) -> Turn:

@@ -88,7 +88,9 @@ class PictureTurns(MediaTurns):
 
     def ask_for(self, rng: random.Random) -> Turn:
         """A wish for a picture."""
-        picture = self.sample(rng)
+        picture = Picture(rng.choice(self.setting.names))
+        if not self.setting.is_just_asked_for(rng, picture):
+            picture = self.sample(rng)
         draw = rng.random()
         if draw < 0.10:
             text = self._short_request(rng, picture)
@@ -117,8 +119,7 @@ class PictureTurns(MediaTurns):
             more: values of other slots.
         """
         told = {slot.replace("size_word", "size") for slot in phrasing.slots & ATTRIBUTE_SLOTS}
-        unusual = self._unusual(picture)
-        rest = [k for k in VALUES if k not in told and (k in unusual or rng.random() < 0.1)]
+        rest = [k for k in VALUES if k not in told and (getattr(picture, k) != DEFAULTS[k] or rng.random() < 0.1)]
         rng.shuffle(rest)
         ending = [k for k in rest if rng.random() < at_end]
         beside = [k for k in rest if k not in ending]
@@ -161,8 +162,7 @@ class PictureTurns(MediaTurns):
 
     def _short_request(self, rng: random.Random, picture: Picture) -> str:
         """ "cat, blue", "small cat flat red": the way people type when they know the tool."""
-        unusual = self._unusual(picture)
-        told = [k for k in VALUES if k in unusual or rng.random() < 0.15]
+        told = [k for k in VALUES if getattr(picture, k) != DEFAULTS[k] or rng.random() < 0.15]
         words = [say(getattr(picture, k), rng) for k in told]
         if "background" in told and rng.random() < 0.5:
             words[told.index("background")] += rng.choice((" background", " bg", " backdrop"))
@@ -191,11 +191,8 @@ class PictureTurns(MediaTurns):
         while second.concept == first.concept:
             second = self.sample(rng, **shared)
         told = shared if "size" not in phrasing.slots else shared | {"size": first.size}
-        values, others = (
-            self.attribute_values(rng, picture)
-            | self.concept_values(rng, picture, [part for part in self._unusual(picture) if part not in said])
-            for picture, said in ((first, told), (second, shared))
-        )
+        values = self.attribute_values(rng, first) | self.concept_values(rng, first, _told_beside(first, told))
+        others = self.attribute_values(rng, second) | self.concept_values(rng, second, _told_beside(second, shared))
         text = fill(phrasing.text, values | {f"{slot}_2": value for slot, value in others.items()})
         for attribute, value in shared.items():
             if attribute not in phrasing.slots and value != DEFAULTS[attribute]:
@@ -246,15 +243,11 @@ class PictureTurns(MediaTurns):
         return self.setting.make("accept", rng, roughen(text, rng), picture)
 
     def tell(self, rng: random.Random, text: str, picture: Picture) -> str:
-        """What is unusual in a picture, told at the end of a request."""
-        for attribute in self._unusual(picture):
-            text = append(text, _after(rng, attribute, getattr(picture, attribute)), rng)
+        """What is not a picture's default, told at the end of a request."""
+        for attribute, default in DEFAULTS.items():
+            if getattr(picture, attribute) != default:
+                text = append(text, _after(rng, attribute, getattr(picture, attribute)), rng)
         return text
-
-    def _unusual(self, picture: Picture) -> list[str]:
-        """The parts in which a picture is not what people get who only name the thing."""
-        usual = self.setting.usual(Picture(picture.concept))
-        return [part for part in VALUES if getattr(picture, part) != getattr(usual, part)]
 
     def show_outside(self, rng: random.Random) -> Turn:
         """A picture that is none of the world's."""
@@ -290,3 +283,7 @@ def say(value: str, rng: random.Random) -> str:
 def _after(rng: random.Random, attribute: str, value: str) -> str:
     value = rng.choice(SIZE_WORDS[value]) if attribute == "size" else say(value, rng)
     return re.sub(r"\ba(?= [aeiou])", "an", rng.choice(TOLD_AFTER[attribute]).format(value))
+
+
+def _told_beside(picture: Picture, shared: dict[str, str]) -> list[str]:
+    return [k for k in VALUES if k not in shared and getattr(picture, k) != DEFAULTS[k]]

@@ -11,6 +11,7 @@ from nextgpt.train.nano.dialogues.phrasings import fill, roughen
 from nextgpt.train.nano.dialogues.replies import ASKING_BACK, CHATTING, GREETING, NO, WONDERING, YES, parts_of
 from nextgpt.train.nano.dialogues.scenarios import Filled, Filler, NothingHeld, Scenario, Wanted
 from nextgpt.train.nano.dialogues.turns import Made, NoSuchMedium, Part, Shown, Turn, changed_parts
+from nextgpt.train.nano.dialogues.turns_talk import theirs
 from nextgpt.train.nano.world.things import (
     PARTS,
     PICTURE_DEFAULTS,
@@ -29,6 +30,9 @@ TRIES = 200
 KEEPING = frozenset({"change", "correction", "crossing"})  # what these do not name stays as it was
 UNSAID_MOTIONS = ("spinning", "bouncing", "growing")  # the first that the split may hold
 _GOES_BACK = re.compile(r"\b(?:undo|original|back to|go back|take (?:it|that) back|as it was|like before)\b", re.IGNORECASE)
+_OFFERS = re.compile(
+    r"\b(?:could|can) (?:draw|play|film)(?: you)? (?:an? |some )(?!picture|sound|clip|thing|few|lot)([^.,!?]+)"
+)
 _GREETS = re.compile(r"\b(?:hi|hello|hey|hiya|good (?:morning|afternoon|evening|day)|greetings|back)\b", re.IGNORECASE)
 
 
@@ -44,7 +48,11 @@ class ScenarioTurns:
         self.composer, self.setting, self.replies = composer, composer.setting, composer.setting.replies
         self.fill = Filler(composer, self.setting.permits, vary=True)
         self.about: dict[str, list[Scenario]] = defaultdict(list)
-        for scenario in scenarios:
+        setting = self.setting
+        things = [name for each in setting.concepts.values() for name in (each.name, each.plural, *each.synonyms)]
+        sounds = [name for each in setting.instruments.values() for name in each.articles]
+        self._names = tuple(name.lower() for name in (*things, *sounds))
+        for scenario in filter(self._offers_known, scenarios):
             self.about[_group(scenario)].append(scenario)
         turns = [turn for scenario in self.about["abilities"] for turn in scenario.turns]
         told = [turn["reply"] for turn in turns if "reply" in turn and turn["answer"] == [{"text": {"abilities": True}}]]
@@ -58,6 +66,11 @@ class ScenarioTurns:
             except (NoSuchMedium, NothingHeld):
                 continue
         raise NoSuchMedium(f"no {self.setting.split} combinations fill {scenario.turns}")
+
+    def _offers_known(self, scenario: Scenario) -> bool:
+        """Whether the things that its answers offer, if any, are of the world."""
+        offers = [offer for turn in scenario.turns for offer in _OFFERS.findall(turn.get("reply", "").lower())]
+        return all(offer.startswith(self._names) for offer in offers)
 
     def some(self, about: str, rng: random.Random, most: int = 4) -> list[Turn]:
         """A conversation of at most so many turns about something."""
@@ -77,6 +90,8 @@ class ScenarioTurns:
             made = [part.medium for part in assistant if isinstance(part, Made)]
             known += made
             on_table = known[-1] if len(made) == 1 or (known and not made) else None
+            if any(part.is_withheld for part in assistant if isinstance(part, Made)):
+                on_table = None
             intent = f"scenario {scenario.about}"
             checks = tuple(part.told for part in wanted if part.kind == "text")
             turns.append(Turn(intent, user, assistant, on_table, None, None if number else scenario.only, checks))
@@ -103,14 +118,14 @@ class ScenarioTurns:
     ) -> list[Part]:
         turn = scenario.turns[number]
         if "reply" in turn:
-            return [fill(turn["reply"], filled.words)]
+            return [fill(turn["reply"], {slot: theirs(words) for slot, words in filled.words.items()})]
         assistant: list[Part] = []
         for part in wanted:
             if part.kind == "text":
                 assistant.append(self._said(part.told, turn, filled, user, known, rng))
                 continue
             was = self._kept(scenario, part, known, back=bool(_GOES_BACK.search(str(turn["user"]))))
-            medium = self._made(part, was)
+            medium = self._made(part, was, is_last=turn is scenario.turns[-1])
             if was is not None and len(wanted) == 1:
                 changed = changed_parts(was, medium)
                 how = ("correction" if scenario.about == "correction" else "change") if changed else "again"
@@ -118,7 +133,7 @@ class ScenarioTurns:
             else:
                 after = [part.medium for part in assistant if isinstance(part, Made)]
                 assistant.append(self.replies.announce(medium, rng, after=after[-1] if after else None))
-            assistant.append(Made(medium))
+            assistant.append(self.setting.made(medium))
         return assistant
 
     @staticmethod
@@ -128,8 +143,12 @@ class ScenarioTurns:
             return None
         return next((medium for medium in (known if back else reversed(known)) if modality_of(medium) == part.kind), None)
 
-    def _made(self, part: Wanted, was: Medium | None) -> Medium:
-        """The medium that is wanted: what is not told is kept, or at its default. Raises NoSuchMedium."""
+    def _made(self, part: Wanted, was: Medium | None, is_last: bool) -> Medium:
+        """The medium that is wanted: what is not told is kept, or at its default. Raises NoSuchMedium.
+
+        Args:
+            is_last: no later turn says more of it.
+        """
         told = (parts_of(was) if was else {}) | part.told
         match part.kind:
             case "image":
@@ -141,9 +160,8 @@ class ScenarioTurns:
                 clips = [Clip(told["concept"], motion) for motion in UNSAID_MOTIONS]
                 permitted = [clip for clip in clips if self.setting.permits(clip, derived=True)] or clips
                 medium = Clip(told["concept"], told["motion"]) if "motion" in told else permitted[0]
-        if part.kind != "video":
-            medium = self.setting.usual(medium, told)
-        if not self.setting.permits(medium, derived=True):
+        is_bare = is_last and was is None and len(part.told) == 1 and part.kind != "video"
+        if not self.setting.permits(medium, derived=True) and not (is_bare and self.setting.asks_withheld):
             raise NoSuchMedium(f"{medium} is not in {self.setting.split}")
         return medium
 

@@ -80,26 +80,20 @@ class SoundTurns(MediaTurns):
 
         return self.setting.find(draw, derived)
 
-    def plain(self, rng: random.Random, derived: bool = False, name: str = "") -> Sound:
-        """A sound of this split of which people say its name alone."""
-
-        def draw() -> Sound:
-            chosen = name or rng.choice(list(self.setting.instruments))
-            return self._usual(chosen) if chosen in self.pitched else Sound(chosen)
-
-        return self.setting.find(draw, derived)
-
     def ask_for(self, rng: random.Random) -> Turn:
         """A wish for a sound."""
-        sound = self.sample(rng)
+        sound = Sound(rng.choice(self.pitched), **DEFAULTS)
+        if not self.setting.is_just_asked_for(rng, sound):
+            sound = self.sample(rng)
         text = self._short_request(rng, sound) if rng.random() < 0.05 else self.request_for(rng, sound)
         return self.setting.make("play", rng, roughen(text, rng), sound)
 
     def ask_for_two(self, rng: random.Random) -> Turn:
         """Two sounds in one answer, what is not said of them at its default."""
-        first, second = self.plain(rng), self.plain(rng)
+        first = self.sample(rng, **DEFAULTS)
+        second = self.sample(rng, **DEFAULTS)
         while second.name == first.name:
-            second = self.plain(rng)
+            second = self.sample(rng, **DEFAULTS)
         phrasing = self._phrasing(rng, "play_two", first, second)
         shared = {k: rng.choice(VALUES[k]) for k in VALUES if _slots(k) & phrasing.slots}
         first, second = (self.setting.find(lambda sound=sound: sound._replace(**shared)) for sound in (first, second))
@@ -122,27 +116,16 @@ class SoundTurns(MediaTurns):
         if not sound.register:
             return []
         open_ones = [k for k in VALUES if not _slots(k) & phrasing.slots]
-        unusual = self._unusual(sound)
-        told = [k for k in open_ones if k in unusual or rng.random() < 0.1]
+        told = [k for k in open_ones if getattr(sound, k) != DEFAULTS[k] or rng.random() < 0.1]
         rng.shuffle(told)
         return told
 
     def tell(self, rng: random.Random, text: str, sound: Sound, attributes: Iterable[str] = tuple(VALUES)) -> str:
-        """Register and figure told at the end of a request, where they are unusual."""
-        for attribute in self._unusual(sound):
-            if attribute in attributes:
+        """Register and figure told at the end of a request, where they are not the default."""
+        for attribute in attributes:
+            if sound.register and getattr(sound, attribute) != DEFAULTS[attribute]:
                 text = append(text, rng.choice(TOLD_AFTER[attribute]).format(_said(rng, attribute, sound)), rng)
         return text
-
-    def _usual(self, name: str) -> Sound:
-        return self.setting.usual(Sound(name, **DEFAULTS))
-
-    def _unusual(self, sound: Sound) -> list[str]:
-        """The parts in which a sound is not what people get who only name its instrument; an effect has no parts."""
-        if not sound.register:
-            return []
-        usual = self._usual(sound.name)
-        return [part for part in VALUES if getattr(sound, part) != getattr(usual, part)]
 
     def values(self, rng: random.Random, sound: Sound, beside: Iterable[str] = ()) -> dict[str, str]:
         """The sound slots, with some attributes said beside the thing: "a low trumpet playing a chord"."""
@@ -169,8 +152,7 @@ class SoundTurns(MediaTurns):
 
     def _short_request(self, rng: random.Random, sound: Sound) -> str:
         """ "trumpet, low, chord": the way people type when they know the tool."""
-        unusual = self._unusual(sound)
-        told = [k for k in VALUES if sound.register and (k in unusual or rng.random() < 0.15)]
+        told = [k for k in VALUES if sound.register and (getattr(sound, k) != DEFAULTS[k] or rng.random() < 0.15)]
         rng.shuffle(told)
         words = [self.setting.instruments[sound.name].say(rng), *(getattr(sound, k) for k in told)]
         words[0] += rng.choice((" sound", " sound", " noise", " audio"))

@@ -90,7 +90,8 @@ _OFFER = re.compile(
 )
 _BEFORE_NAME = r"\s+(?:a|an|the|some|one|two)?\s*(?:\w+\s+)?$"
 _COMPARED = re.compile(
-    r"\b(?:(?:a bit|a little|just|rather|somewhat|much|almost|kind of|sort of)\s+like|reminds me of|unlike|than|as|has|have|"
+    r"\b(?:(?:a bit|a little|just|rather|somewhat|much|almost|kind of|sort of)\s+like|reminds me of|unlike|than|as|"
+    r"(?:has|have)(?!\s+(?:drawn|filmed|sent|shown|made|played|painted))|"
     r"(?:similar|close|related|cousin|relative|next)\s+(?:to|of)|(?:confused|mixed up) with|made of|(?<!asked )for|called)"
     + _BEFORE_NAME,
     re.IGNORECASE,

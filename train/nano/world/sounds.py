@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nextgpt.train.data.files import whole_file
 from nextgpt.train.nano.world.player import (
     FIGURES,
     REGISTERS,
@@ -376,11 +377,12 @@ def build(out: Path, soundfont: Path, fewer: int = 1) -> None:
         np.save(out / f"{name}.npy", as_integers(played))
         (out / f"{name}.json").write_text(json.dumps(known) + "\n", encoding="utf-8")
     np.save(out / "practice.npy", as_integers(list(practice(player, sounds))))
-    (out / "sounds.json").write_text(json.dumps(sounds, indent=1) + "\n", encoding="utf-8")
     attribution = out / "ATTRIBUTION.md"
     text = attribution.read_text(encoding="utf-8") if attribution.is_file() else "# Where the nano world comes from\n\n"
     if ATTRIBUTION not in text:
         attribution.write_text(f"{text}{ATTRIBUTION}\n", encoding="utf-8")
+    with whole_file(out / "sounds.json") as beside:  # which comes last: where it lies, all is done
+        beside.write_text(json.dumps(sounds, indent=1) + "\n", encoding="utf-8")
     logger.info("%d sounds of %d instruments and effects in %s", len(waveforms), len(sounds), out)
 
 
