@@ -20,4 +20,4 @@ def run(options: argparse.Namespace) -> None:
     pipeline = load_pipeline(options)
     from nextgpt.cli.terminal import Chat
 
-    Chat(pipeline, options.out, answer_options(options)).run()
+    Chat(pipeline, options.out, answer_options(options, pipeline)).run()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from nextgpt.cli.status_line import quiet_libraries, status
 from nextgpt.errors import UserInputError
-from nextgpt.modalities import MODALITIES
 
 if TYPE_CHECKING:
     from nextgpt.pipeline import NextGPTPipeline
@@ -172,13 +171,13 @@ def load_pipeline(options: argparse.Namespace) -> NextGPTPipeline:
         return NextGPTPipeline.from_pretrained(options.model, device=options.device, dtype=options.dtype)
 
 
-def answer_options(options: argparse.Namespace) -> dict:
-    """The options of an answer as the pipeline takes them."""
+def answer_options(options: argparse.Namespace, pipeline: NextGPTPipeline) -> dict:
+    """The options of an answer as the pipeline takes them: those of media for each kind that it makes."""
     media = {"num_inference_steps": options.steps, "guidance_scale": options.guidance_scale}
     return {
         "seed": options.seed,
         "max_new_tokens": options.max_new_tokens,
-        **{modality: dict(media) for modality in MODALITIES},
+        **{modality: dict(media) for modality in pipeline.decoders},
     }
 
 

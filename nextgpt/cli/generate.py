@@ -40,9 +40,10 @@ def add(commands: Any, debug: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """One answer: its text and the paths of its media, as they come, or one JSON object at the end."""
-    arguments = answer_options(options) | _contract(options)
+    contract = _contract(options)
     message = {"role": "user", "content": _content(options)}
     pipeline = load_pipeline(options)
+    arguments = answer_options(options, pipeline) | contract
     from nextgpt.cli.terminal import AnswerPrinter
 
     printer = AnswerPrinter(options.out, quiet=options.json)

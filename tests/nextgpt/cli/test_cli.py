@@ -120,6 +120,8 @@ def test_chat_with_a_bad_attachment_ends_with_code_2(short, monkeypatch, capsys)
 class Scripted:
     """Stands for a pipeline: tells what it was asked, and is interrupted when the text says so."""
 
+    input_modalities = ("text", "image", "audio")
+
     def __init__(self):
         self.asked: list[list[dict]] = []
 

@@ -100,6 +100,8 @@ def test_a_part_may_hold_base64_as_in_transformers(processor):
 class Silent:
     """Stands for a pipeline that is never asked."""
 
+    input_modalities = ("text", "image", "audio", "video")
+
     def new_session(self):
         return object()
 

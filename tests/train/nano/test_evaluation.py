@@ -95,6 +95,7 @@ class Oracle:
             self.asked.append(fill(*arguments))
             return self.asked[-1]
 
+        listening.answer = fill.answer
         return listening
 
     def answer(self, row, conversations, **_):

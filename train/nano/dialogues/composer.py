@@ -126,10 +126,11 @@ class Composer:
             made = dict.fromkeys(modality_of(part.medium) for part in turn.assistant if isinstance(part, Made))
             said = " ".join(part for part in turn.assistant if isinstance(part, str))
             if not made and any(re.search(PROMISES[kind], said) for kind in PROMISES.keys() - only):
-                if not number:
+                if number:
+                    turns = turns[:number]
+                    break
+                if turns[0].only is None:
                     return turns  # it would promise at once what is switched off
-                turns = turns[:number]
-                break
             if off := [kind for kind in made if kind not in only]:
                 answer: list[Part] = [self.setting.replies.off(off, rng)]
                 turns = [*turns[:number], Turn(turn.intent, turn.user, answer, checks=({"refuses": True},))]

@@ -177,7 +177,8 @@ class PictureTurns(MediaTurns):
         picture = self.sample(rng, concept=picture.concept, style="3d", size="large")
         colour = picture.background
         text = f"{rng.choice(COLOUR_REQUESTS)} {article(colour)} {colour} {picture.concept}"
-        answer = f"I can't change its own colours, so I put it on {colour}."
+        concept = self.setting.concepts[picture.concept]
+        answer = f"I can't change the colours of {concept.indefinite}, so I put {concept.it} on {colour}."
         return Turn("draw", [roughen(text, rng)], [answer, Made(picture)], picture)
 
     def ask_for_two(self, rng: random.Random) -> Turn:

@@ -329,8 +329,9 @@ class AnswerParser:
         before, after = sentence[:start], sentence[end:]
         if _DENIED.search(before) or _OFFER.search(before):
             return False
-        if _OTHER_THINGS.match(sentence, re.search(r"(?:\w+\s)?$", before).start()) or _OTHER_THINGS.match(sentence, start):
-            return False
+        for place in (re.search(r"(?:\w+\s)?$", before).start(), start):
+            if (other := _OTHER_THINGS.match(sentence, place)) and other.span() != (start, end):
+                return False
         follows = re.match(r"(-|\s+)([^\W\d_]+)", after)
         if follows and (follows[1] == "-" or not _may_follow(follows[2].lower())):
             return False  # another noun: "bell pepper"
