@@ -12,8 +12,6 @@ from nextgpt.pipeline import NextGPTPipeline
 if TYPE_CHECKING:
     from gradio.components import Component
 
-    from nextgpt.decoders import Decoder
-
 
 @dataclass(frozen=True)
 class Number:
@@ -82,7 +80,7 @@ class Panel:
                         continue
                     option = _decoder_option(name)
                     own = "the model's own" if default is None else f"{default:g}"
-                    placeholder = f"{own}, at most {_bound(decoder, name):g}"
+                    placeholder = f"{own}, at most {_bound(pipeline, modality, name):g}"
                     self.components.append(gr.Textbox(label=option.label, placeholder=placeholder, **number))
                     self._decoder_options.append((modality, name))
         self.names = [component.label for component in self.components[:FIRST]]
@@ -149,7 +147,7 @@ def _check_decoder_options(pipeline: NextGPTPipeline, kind: str, options: dict) 
             label, value = f"{option.label} of the {kind}", options[name]
             if name in pipeline.decoders[kind].fixed_options and value != default:
                 raise UserInputError(f"{label} is {value!r}: this model makes {default:g} only")
-            _check_bound(label, value, _bound(pipeline.decoders[kind], name))
+            _check_bound(label, value, _bound(pipeline, kind, name))
 
 
 def _check_bound(label: str, value: float, most: float) -> None:
@@ -157,8 +155,9 @@ def _check_bound(label: str, value: float, most: float) -> None:
         raise UserInputError(f"{label} is {value!r}: expected more than 0, at most {most:g}")
 
 
-def _bound(decoder: Decoder, name: str) -> float:
+def _bound(pipeline: NextGPTPipeline, modality: str, name: str) -> float:
     """The highest value of an option that is taken: of what the decoder can make, what does not hold up the others."""
+    decoder = pipeline.decoders[modality]
     bound = _decoder_option(name).bound(decoder.generation_defaults[name])
     size = decoder.sizes.get(name)
     return bound if size is None or size.most is None else min(bound, size.most)

@@ -179,10 +179,7 @@ class _WholeRuns(LogitsProcessor):
 
 
 def check_media_options(decoders: Mapping[str, Decoder], options: GenerationOptions) -> None:
-    """Checks the options of all decoders, as `check_decoder_options` does; those of other kinds are refused."""
-    for modality, given in options.media.items():
-        if modality not in decoders and any(value is not None for value in given.values()):
-            raise UserInputError(f"{modality} is {given}: this model makes no {modality}; leave its options out")
+    """Checks the options of all decoders, as `check_decoder_options` does."""
     for modality, decoder in decoders.items():
         check_decoder_options(decoder, options.of_decoder(modality))
 

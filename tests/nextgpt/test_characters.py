@@ -88,6 +88,8 @@ def test_files_whose_names_are_not_utf8_are_read_and_written(options, tmp_path, 
 class Echo:
     """Stands for a pipeline: keeps what it was asked."""
 
+    input_modalities = ("text", "image")
+
     def __init__(self):
         self.asked: list[str] = []
 
