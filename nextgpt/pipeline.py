@@ -166,7 +166,7 @@ class NextGPTPipeline:
         """Reads messages and their media, and the options of an answer, as a call does, without answering.
 
         Raises:
-            UserInputError: whatever a call would find wrong with them.
+            UserInputError, ContractError: whatever a call would find wrong with them.
         """
         chosen = GenerationOptions.from_keywords(options)
         check_media_options(self.decoders, chosen)

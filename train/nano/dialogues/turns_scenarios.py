@@ -48,9 +48,8 @@ class ScenarioTurns:
         self.composer, self.setting, self.replies = composer, composer.setting, composer.setting.replies
         self.fill = Filler(composer, self.setting.permits, vary=True)
         self.about: dict[str, list[Scenario]] = defaultdict(list)
-        setting = self.setting
-        things = [name for each in setting.concepts.values() for name in (each.name, each.plural, *each.synonyms)]
-        sounds = [name for each in setting.instruments.values() for name in each.articles]
+        things = [name for each in self.setting.concepts.values() for name in (each.name, each.plural, *each.synonyms)]
+        sounds = [name for each in self.setting.instruments.values() for name in each.articles]
         self._names = tuple(name.lower() for name in (*things, *sounds))
         for scenario in filter(self._offers_known, scenarios):
             self.about[_group(scenario)].append(scenario)
